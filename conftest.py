@@ -1,0 +1,19 @@
+"""What every test shares: a folder of its own to work in, and the names that examples in docstrings use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go to `runs/` below the working directory: never into the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _names_of_examples(doctest_namespace: dict[str, Any], tmp_path: Path) -> None:
+    doctest_namespace["tmp"] = tmp_path / "run"

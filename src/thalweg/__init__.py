@@ -1,0 +1,70 @@
+"""Thalweg: gradient descent that chooses its rate, sees why a training goes wrong, and knows when it is done.
+
+The public words, each loaded when it is first used; the rooms behind them, from the ground up:
+
+    records      numbers that a run writes down            tensors   sets of tensors as vectors, seeds, devices
+    step         forward, loss, backward, update           optim     rules by name, schedules, averages
+    diagnosis    records → verdict                         loop      one training: step, watch, stop, save
+    report       records → pictures                        run       fit, resume, load, export
+    tasks        ready applications                        cli       the command line
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thalweg.loop.evaluate import evaluate, predict
+    from thalweg.records.action import Action
+    from thalweg.records.finding import Finding
+    from thalweg.records.history import History
+    from thalweg.records.run import RunRecord
+    from thalweg.records.settings import Settings
+    from thalweg.records.step import StepRecord
+    from thalweg.records.verdict import Verdict
+    from thalweg.run.callback import Callback
+    from thalweg.run.fit import fit
+    from thalweg.run.recipe import Recipe, recipe, tasks
+    from thalweg.run.resume import resume
+    from thalweg.run.run import Run, report
+    from thalweg.run.weights import export, load, save
+
+__version__ = "0.1.0"
+
+_WORDS = {
+    "Action": "records.action",
+    "Callback": "run.callback",
+    "Finding": "records.finding",
+    "History": "records.history",
+    "Recipe": "run.recipe",
+    "Run": "run.run",
+    "RunRecord": "records.run",
+    "Settings": "records.settings",
+    "StepRecord": "records.step",
+    "Verdict": "records.verdict",
+    "evaluate": "loop.evaluate",
+    "export": "run.weights",
+    "fit": "run.fit",
+    "load": "run.weights",
+    "predict": "loop.evaluate",
+    "recipe": "run.recipe",
+    "report": "run.run",
+    "resume": "run.resume",
+    "save": "run.weights",
+    "tasks": "run.recipe",
+}
+
+__all__ = [*sorted(_WORDS), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WORDS:
+        raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
+    word = getattr(import_module(f"thalweg.{_WORDS[name]}"), name)
+    globals()[name] = word  # replaces a submodule of the same name, and spares the next look-up
+    return word
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

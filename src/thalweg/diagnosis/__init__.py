@@ -1,0 +1,1 @@
+"""What the numbers of a run say: records in, verdict out; never torch."""

@@ -1,0 +1,129 @@
+"""Where a training stands: a statement about its loss and the noise in it, from the numbers alone.
+
+The newest third of the evaluations (at least `WINDOW`) is fitted by a straight line. Its slope with standard error says
+what as many epochs again would still gain: at most 1 % of the level, with 95 % confidence, is converged. A validation
+loss that has risen off its best by more than its own noise while the training loss falls is overfitting.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from thalweg.records.history import History
+from thalweg.records.verdict import Verdict
+
+#: Fewer evaluations than this do not show a trend against noise.
+WINDOW = 8
+#: What further training must still be able to gain, as a share of the loss's level.
+WORTHWHILE = 0.01
+#: One-sided 95 % of the normal distribution.
+CONFIDENCE = 1.645
+#: A rise counts as overfitting from this many standard errors on, and this share of the level.
+SURE = 3.0
+RISE = 0.02
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """A straight line through the newest values: `slope` a value, its standard error, `noise` about the line."""
+
+    level: float
+    slope: float
+    slope_error: float
+    noise: float
+    count: int
+
+    @property
+    def possible_gain(self) -> float:
+        """The most that as many values again would lower the level, with 95 % confidence."""
+        return (CONFIDENCE * self.slope_error - self.slope) * self.count
+
+
+def trend(values: Floats) -> Trend:
+    """Fit the newest values `[evaluations]` by least squares."""
+    count = len(values)
+    time = np.arange(count) - (count - 1) / 2
+    slope = float(time @ values / (time @ time))
+    residuals = values - values.mean() - slope * time
+    noise = math.sqrt(float(residuals @ residuals) / max(1, count - 2))
+    level = float(values.mean() + slope * time[-1])
+    return Trend(level, slope, noise / math.sqrt(float(time @ time)), noise, count)
+
+
+def judge(history: History, epochs: float, watched: str | None = None, annealing: bool = False) -> Verdict:
+    """Say where a training stands.
+
+    `epochs` [passes] have been trained, `watched` is the series judged (the validation loss where there is one, else
+    the training loss by epochs), `annealing` says that the learning rate has yet to come down, which ends
+    most plateaus.
+    """
+    watched = watched or ("validation_loss" if "validation_loss" in history.names else "epoch_loss")
+    if watched not in history.names:
+        return Verdict("improving", "Nothing has been measured yet.")
+    values = history.series(watched)[1]
+    what = "training loss" if watched == "epoch_loss" else watched.replace("_", " ")
+    if not math.isfinite(values[-1]) or not math.isfinite(history.last("loss") or 0.0):
+        return Verdict("diverged", f"Diverged at epoch {_shown(epochs)}: the loss is no longer a finite number.")
+    if _exploded(values):
+        times = values[-1] / values[0]
+        return Verdict("diverged", f"Diverged: {what} is {times:.3g} times what it was at the start.")
+    if len(values) < WINDOW:
+        return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, too early to say where {what} is heading.")
+    now = trend(values[-max(WINDOW, len(values) // 3) :])
+    evidence = {"level": now.level, "slope": now.slope, "noise": now.noise, "possible_gain": now.possible_gain}
+    if watched == "validation_loss" and _overfits(values, history):
+        best = int(values.argmin()) + 1
+        return Verdict(
+            "overfitting",
+            f"Overfitting since epoch {best}: validation loss rises from its best there while training loss falls.",
+            evidence=evidence,
+        )
+    flat = now.possible_gain < WORTHWHILE * abs(now.level)
+    if flat and not annealing:
+        return _flat(values, now, what, epochs, evidence)
+    gain = max(0.0, -now.slope * now.count)
+    return Verdict(
+        "improving",
+        f"Still improving at epoch {_shown(epochs)}: {now.count} more epochs would lower {what} by about {gain:.2g}.",
+        evidence=evidence,
+    )
+
+
+def _flat(values: Floats, now: Trend, what: str, epochs: float, evidence: dict[str, float]) -> Verdict:
+    """Flat: where it should be, or where it began."""
+    learned = values[0] - now.level
+    if learned < SURE * now.noise or learned < WORTHWHILE * abs(values[0]):
+        sentence = f"Stuck: after {_shown(epochs)} epochs {what} is where it was after the first."
+        return Verdict("stuck", sentence, cause="plateau", evidence=evidence)
+    return Verdict(
+        "converged",
+        f"Converged at epoch {_shown(epochs)}: {what} has been flat within its noise for {now.count} epochs.",
+        evidence=evidence,
+    )
+
+
+def _overfits(values: Floats, history: History) -> bool:
+    """A rise since the best that its noise does not explain, while the training loss still falls."""
+    best = int(values.argmin())
+    after = values[best:]
+    if len(after) < WINDOW:
+        return False
+    rise = trend(after)
+    if rise.slope < SURE * rise.slope_error or rise.level - values[best] < max(RISE * values[best], SURE * rise.noise):
+        return False
+    training = history.series("epoch_loss")[1]
+    return len(training) < 2 or training[-1] <= training[len(training) // 2] * (1 + RISE)
+
+
+def _exploded(values: Floats) -> bool:
+    return bool(values[0] > 0 and values[-1] > 10 * values[0] and values[-1] > 10 * values.min())
+
+
+def _shown(epochs: float) -> str:
+    return f"{epochs:.0f}" if abs(epochs - round(epochs)) < 1e-9 else f"{epochs:.2g}"

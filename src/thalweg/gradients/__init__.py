@@ -1,0 +1,1 @@
+"""What else a backward pass knows: products with curvature, spectra, norms of single examples, factors, checks."""

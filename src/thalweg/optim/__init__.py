@@ -1,0 +1,1 @@
+"""Update rules by name, learning-rate schedules, weight averages."""

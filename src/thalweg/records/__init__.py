@@ -1,0 +1,1 @@
+"""Numbers that a run writes down: standard library and numpy, never torch."""

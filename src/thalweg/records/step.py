@@ -1,0 +1,30 @@
+"""What one step reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: The unit of every series that a run may record; metrics and layers add their own names.
+UNITS: dict[str, str] = {
+    "loss": "mean over the batches since the last report, in the loss's own unit",
+    "learning_rate": "of the first parameter group",
+    "gradient_norm": "Euclidean, all trainable parameters, before clipping",
+    "epoch_loss": "mean over the updates of one epoch, in the loss's own unit",
+    "validation_loss": "mean over the validation set, in the loss's own unit",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One reported step, or one evaluation made after a step.
+
+    `step` counts updates made so far, `epoch` passes over the training data (fractional inside one), `seconds` is
+    wall-clock time in training (the one field that two identical runs do not share), `values` maps a series name
+    (see `UNITS`) to its number.
+    """
+
+    step: int
+    epoch: float
+    seconds: float
+    values: Mapping[str, float]

@@ -1,0 +1,1 @@
+"""What users call: fit, resume, load, export, and where a run's model and data come from."""

@@ -1,0 +1,224 @@
+"""What the user left open is chosen here: batches, rule, rate, schedule, limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from thalweg.loop.evaluate import BATCH_SIZE, model_dtype
+from thalweg.loop.train import Limits
+from thalweg.optim import catalogue, schedules
+from thalweg.optim.averages import WeightAverage
+from thalweg.optim.schedules import Schedule
+from thalweg.records.settings import Settings
+from thalweg.run.inputs import check_values, has_batch_norm, trial
+from thalweg.step import keras
+from thalweg.step.batches import Batches, Order, automatic_size
+from thalweg.step.data import Arrays, Data, Stream, cast, read
+from thalweg.step.forward import Forward
+from thalweg.step.losses import Loss
+from thalweg.step.update import Clip, Update
+from thalweg.tensors.named import num_bytes
+from thalweg.tensors.seeds import generator
+
+#: Passes over the data at most, where no limit was given.
+EPOCHS = 100
+#: Schedules that end low: a plateau before their end says little.
+ANNEALING = ("cosine", "one_cycle", "warmup_stable_decay")
+#: Weight averaging by equal parts begins after this share of a training of known length (Izmailov et al. 2018, 4.1).
+SWA_START = 0.75
+
+
+@dataclass(slots=True)
+class Chosen:
+    """The parts of a training that follow from the settings and the data."""
+
+    batches: Batches
+    validation: Batches | None
+    optimizer: Optimizer
+    update: Update
+    schedule: Schedule
+    average: WeightAverage | None
+    limits: Limits
+    has_norm: bool
+    anneals: bool
+    decided: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, device: torch.device) -> Chosen:
+    """Read and check the data, then choose a rule and its schedule for it.
+
+    Raises:
+        ValueError, TypeError: see `fit`.
+    """
+    dtype = model_dtype(forward.model)
+    has_norm = has_batch_norm(forward.model)
+    training, held_out = _data(data, settings, dtype)
+    order = _order(training, settings, keep_single=not has_norm)
+    batches = Batches(_placed(training, dtype, device), order, dtype, device)
+    if forward.is_keras:
+        keras.build(forward.model, batches.first(1)[0])
+    trial(forward, loss, batches)
+    validation = None
+    if held_out is not None:
+        validation = Batches(held_out, Order(BATCH_SIZE, shuffle=False), dtype, device)
+        trial(forward, loss, validation)
+    limits, total = _limits(settings, batches)
+    optimizer = _optimizer(forward, settings)
+    schedule = schedules.build(settings.schedule, optimizer, total, batches.per_epoch)
+    chosen = Chosen(
+        batches=batches,
+        validation=validation,
+        optimizer=optimizer,
+        update=Update(optimizer, Clip(settings.clip_norm, settings.clip_value)),
+        schedule=schedule,
+        average=_average(forward, settings, batches, total),
+        limits=limits,
+        has_norm=has_norm,
+        anneals=settings.schedule in ANNEALING or (settings.schedule == "auto" and total is not None),
+        decided={},
+    )
+    chosen.decided = _decided(forward, settings, chosen, total)
+    if has_norm and (order.accumulate > 1 or order.batch_size is None):
+        chosen.notes.append(
+            "Batch norm normalises each micro-batch by itself, so the gradient differs from that of the whole batch."
+        )
+    return chosen
+
+
+def _data(data: Any, settings: Settings, dtype: torch.dtype) -> tuple[Data, Data | None]:
+    """Training and held-out data, values checked."""
+    training = read(data, dtype)
+    check_values(training, "")
+    if settings.validation_data is not None:
+        held_out = read(settings.validation_data, dtype)
+        check_values(held_out, "validation")
+        if isinstance(held_out, Stream) and held_out.once:
+            raise ValueError("validation_data can be iterated only once; give a list, a DataLoader or arrays")
+        return training, held_out
+    if not settings.validation_split:
+        return training, None
+    if isinstance(training, Stream):
+        raise ValueError("validation_split needs arrays or a Dataset to draw from; give validation_data instead")
+    held = round(len(training) * settings.validation_split)
+    if not 0 < held < len(training):
+        raise ValueError(
+            f"validation_split={settings.validation_split} of {len(training)} examples leaves one part empty; "
+            f"give validation_data, or another share"
+        )
+    drawn = torch.randperm(len(training), generator=generator(settings.seed, "validation")).tolist()
+    return training.part(sorted(drawn[held:])), training.part(sorted(drawn[:held]))
+
+
+def _order(data: Data, settings: Settings, keep_single: bool) -> Order:
+    count = None if isinstance(data, Stream) else len(data)
+    size: int | None
+    if settings.batch_size == "full":
+        if count is None:
+            raise ValueError('batch_size="full" needs arrays or a Dataset: an iterable brings batches of its own')
+        size = None
+    elif settings.batch_size == "auto":
+        size = automatic_size(count)
+    else:
+        assert isinstance(settings.batch_size, int)
+        size = settings.batch_size if count is None else min(settings.batch_size, count)
+    return Order(size, settings.shuffle, settings.seed, settings.accumulate, keep_single)
+
+
+def _placed(data: Data, dtype: torch.dtype, device: torch.device) -> Data:
+    """Arrays are kept on the device where they take less than half of what is free there."""
+    if device.type != "cuda" or not isinstance(data, Arrays):
+        return data
+    free, _ = torch.cuda.mem_get_info(device)
+    if num_bytes((data.x, data.y)) > free // 2:
+        return data
+    return Arrays(*cast((data.x, data.y), dtype, device))
+
+
+def _limits(settings: Settings, batches: Batches) -> tuple[Limits, int | None]:
+    """When to stop, and the number of updates where that is known beforehand."""
+    asked = (settings.epochs, settings.steps, settings.time_budget)
+    epochs = EPOCHS if all(limit is None for limit in asked) else settings.epochs
+    limits = Limits(
+        settings.steps,
+        epochs,
+        settings.time_budget,
+        settings.target or {},
+        settings.patience,
+        settings.checkpoint_every,
+    )
+    known = [settings.steps] if settings.steps is not None else []
+    if settings.epochs is not None and batches.per_epoch is not None:
+        known.append(settings.epochs * batches.per_epoch)
+    return limits, min(known) if known else None
+
+
+def _optimizer(forward: Forward, settings: Settings) -> Optimizer:
+    given = settings.optimizer
+    if isinstance(given, Optimizer):
+        return _own_optimizer(given, forward, settings)
+    if not isinstance(given, str):
+        raise TypeError(f"optimizer takes a rule's name or a torch.optim.Optimizer, got {given!r}")
+    return catalogue.build(given, forward.parameters().items(), settings.learning_rate, settings.optimizer_options)
+
+
+def _own_optimizer(given: Optimizer, forward: Forward, settings: Settings) -> Optimizer:
+    """A user's own optimizer, as it is: it must own what is trained."""
+    if settings.optimizer_options or settings.learning_rate != "auto":
+        raise ValueError("an optimizer object brings its own learning rate and options; set them on it")
+    owned = {id(p) for group in given.param_groups for p in group["params"]}
+    trained = forward.parameters()
+    missing = [name for name, p in trained.items() if id(p) not in owned]
+    if len(missing) == len(trained):
+        raise ValueError("the optimizer holds none of the model's parameters; make it from model.parameters()")
+    for group in given.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return given
+
+
+def _average(forward: Forward, settings: Settings, batches: Batches, total: int | None) -> WeightAverage | None:
+    """Exponential averages follow every update; equal-part ones take the end of each epoch, late in the training."""
+    kind = settings.weight_average
+    if kind is None:
+        return None
+    tensors = list(forward.weights().values())
+    if kind == "ema":
+        return WeightAverage("ema", tensors, start_step=1, every=1)
+    every = batches.per_epoch or 100
+    begin = int(SWA_START * total) if total is not None else 5 * every
+    return WeightAverage("swa", tensors, start_step=max(1, begin), every=min(every, max(1, (total or every) // 20)))
+
+
+def _decided(forward: Forward, settings: Settings, chosen: Chosen, total: int | None) -> dict[str, Any]:
+    """What was chosen, for `run.json`, the summary and the report."""
+    order, batches = chosen.batches.order, chosen.batches
+    rule = settings.optimizer if isinstance(settings.optimizer, str) else type(settings.optimizer).__name__
+    x = batches.first(1)[0]
+    return {
+        "optimizer": "adamw" if rule == "auto" else rule,
+        "learning_rate": chosen.optimizer.param_groups[0]["initial_lr"],
+        "schedule": settings.schedule if isinstance(settings.schedule, str) else "own",
+        "batch_size": order.batch_size or "full",
+        "device": str(batches.device),
+        "plan": "eager",
+        "num_parameters": sum(p.numel() for p in forward.parameters().values()),
+        "num_examples": batches.num_examples,
+        "num_validation_examples": chosen.validation.num_examples if chosen.validation else None,
+        "steps_per_epoch": batches.per_epoch,
+        "total_steps": total,
+        "total_epochs": chosen.limits.epochs,
+        "inputs": _shapes(x),
+    }
+
+
+def _shapes(x: Any) -> Any:
+    """Inputs of one example, as shape and dtype: what an export needs to know."""
+    if isinstance(x, torch.Tensor):
+        return {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")}
+    if isinstance(x, dict):
+        return {"names": {str(name): _shapes(part) for name, part in x.items()}}
+    return [_shapes(part) for part in x]

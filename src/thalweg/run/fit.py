@@ -1,0 +1,262 @@
+"""Train a model on data: everything is checked, chosen and prepared here, then `loop` runs it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from thalweg.loop.checkpoint import Checkpoints
+from thalweg.loop.metrics import resolve_metrics
+from thalweg.loop.saver import Saver
+from thalweg.loop.train import Setup, Training
+from thalweg.records.history import History
+from thalweg.records.run import RunRecord
+from thalweg.records.settings import Settings
+from thalweg.run import directory as directories
+from thalweg.run.choices import Chosen, choose
+from thalweg.run.finish import finish
+from thalweg.run.inputs import check_model
+from thalweg.run.interrupts import interruptible
+from thalweg.run.run import Run
+from thalweg.run.telling import Telling
+from thalweg.step import keras
+from thalweg.step.forward import Forward
+from thalweg.step.losses import Loss, resolve
+from thalweg.step.whole import Step
+from thalweg.tensors import devices, seeds
+
+
+def fit(model: nn.Module, data: Any, loss: Any = None, **settings: Any) -> Run:
+    """Train a model until it has converged, or until a limit is reached.
+
+    The model is trained in place. Afterwards it holds the best validation weights if there is validation data, else
+    the last ones, and is the stock module it was before.
+
+    Args:
+        model: a `torch.nn.Module`, or a Keras 3 model on the torch backend.
+        data: `(x, y)` of arrays or tensors, examples along axis 0 (x may be a tuple or dict of them); a `Dataset`; a
+            `DataLoader`; any iterable of `(x, y)` batches that can be iterated again.
+        loss: a name (`cross_entropy`, `categorical_cross_entropy`, `binary_cross_entropy`, `mse`, `mae`, `huber`,
+            `nll`, `kl_divergence`, `ctc`), a callable `(output, target) -> scalar`, or None where the model returns
+            its loss.
+        **settings: the keywords of `thalweg.Settings`, each described there.
+
+    Returns:
+        The run: its history, verdict, metrics and report.
+
+    Raises:
+        ValueError: something does not fit, said in one sentence before any training.
+        TypeError: something is of a kind that is not understood, or a keyword is unknown.
+
+    >>> x = torch.linspace(-1, 1, 64)[:, None]
+    >>> run = fit(nn.Linear(1, 1), (x, 2 * x + 1), "mse", steps=300, learning_rate=0.1, run_dir=tmp, verbose=False)
+    >>> run.stopped_because, round(run.model.weight.item(), 2)
+    ('steps', 2.0)
+    """
+    return start({"model": model, "data": data, "loss": loss, **settings})
+
+
+def start(arguments: Mapping[str, Any], source: dict[str, Any] | None = None) -> Run:
+    """Train from the keywords of `fit` in one mapping; `source` says which task or script made them."""
+    given = dict(arguments)
+    model, data, loss = given.pop("model"), given.pop("data"), given.pop("loss", None)
+    settings, hints = Settings.of(given)
+    with ExitStack() as stack:
+        prepared = prepare(stack, model, data, loss, settings)
+        directory = directories.make(settings.run_dir, run_name(model, source))
+        stack.enter_context(directories.locked(directory))
+        old = _earlier_run(directory, settings)
+        record = old or new_record(directory.name, given, prepared, source)
+        record.notes += [note for note in [*hints, *prepared.notes] if note not in record.notes]
+        return carry_out(stack, prepared, settings, record, directory, resuming=old is not None)
+
+
+class Prepared:
+    """A checked model and data with everything that was chosen for them."""
+
+    def __init__(self, forward: Forward, loss: Loss | None, chosen: Chosen) -> None:
+        self.forward = forward
+        self.loss = loss
+        self.chosen = chosen
+        self.notes = chosen.notes
+
+
+def prepare(stack: ExitStack, model: Any, data: Any, loss: Any, settings: Settings) -> Prepared:
+    """Check what the user gave, and choose what was left open; global random state is seeded until the stack ends."""
+    keras.require_torch_backend(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the model must be a torch.nn.Module (or a Keras 3 model on torch), got {type(model).__name__}"
+        )
+    rule = resolve(loss) if loss is not None else None
+    device = devices.choose(settings.device)
+    stack.enter_context(seeds.seeded(settings.seed))
+    stack.enter_context(_modes(model))
+    if settings.deterministic:
+        stack.enter_context(_deterministic())
+    model.to(device)
+    forward = Forward(model)
+    if forward.is_keras:
+        stack.enter_context(keras.seeded(settings.seed))
+    chosen = choose(forward, rule, data, settings, device)
+    check_model(forward)
+    return Prepared(forward, rule, chosen)
+
+
+def carry_out(
+    stack: ExitStack, prepared: Prepared, settings: Settings, record: RunRecord, directory: Path, resuming: bool
+) -> Run:
+    """Train what was prepared in a directory that is held, from the start or from where it was left."""
+    chosen, forward = prepared.chosen, prepared.forward
+    telling = Telling(record, settings)
+    checkpoints = Checkpoints(directory, telling.warn)
+    checkpoint = checkpoints.latest() if resuming else None
+    history = History(directory / "history.sqlite", telling.warn)
+    stack.callback(history.close)
+    run = Run(forward.model, chosen.optimizer, history, record, directory)
+    telling.run = run
+    metrics = resolve_metrics(settings.metrics, prepared.loss.name if prepared.loss else None)
+    setup = Setup(
+        step=Step(forward, prepared.loss, chosen.update),
+        optimizer=chosen.optimizer,
+        schedule=chosen.schedule,
+        batches=chosen.batches,
+        validation=chosen.validation,
+        metrics=metrics,
+        held_out_metrics=copy.deepcopy(metrics),
+        average=chosen.average,
+        history=history,
+        saver=Saver(checkpoints, before=history.flush),
+        events=telling,
+        has_norm=chosen.has_norm,
+        anneals=chosen.anneals,
+    )
+    training = Training(setup, chosen.limits)
+    if resuming:
+        _go_back(training, checkpoints, checkpoint, telling)
+    record.stopped_because, record.verdict = None, None
+    record.write(directory)
+    telling.start()
+    with interruptible(training):
+        record.stopped_because = training.run()
+        finish(run, training, checkpoints)
+        telling.end()
+    return run
+
+
+def _go_back(training: Training, checkpoints: Checkpoints, checkpoint: Any, telling: Telling) -> None:
+    """Set a training to its last whole checkpoint, and its history with it."""
+    history = training.setup.history
+    if checkpoint is None:
+        telling.warn("Nothing was saved yet; the run starts from its beginning.")
+        history.truncate(-1)
+        return
+    training.restore(checkpoint)
+    checkpoints.forget_after(checkpoint.step)
+    history.truncate(checkpoint.step)
+    best = checkpoints.best()
+    if best is not None and best.step == training.at.best_step:
+        training.best = dict(best.model)
+    elif training.at.best_step is not None and training.at.best_step != checkpoint.step:
+        training.at.best_step = training.at.best_value = None
+    elif training.at.best_step == checkpoint.step:
+        training.best = dict(checkpoint.model)
+    if not training.setup.batches.repeatable and training.at.position:
+        telling.warn(
+            f"Resumed inside epoch {training.at.epoch + 1}: the data is an iterable of its own, and the first "
+            f"{training.at.position} batches it gives are skipped; whether they are the same is up to it."
+        )
+
+
+def _earlier_run(directory: Path, settings: Settings) -> RunRecord | None:
+    """The run that the directory holds, if it is to be resumed.
+
+    Raises:
+        ValueError: it holds one and resuming was not asked for.
+    """
+    if not directories.holds_run(directory):
+        return None
+    if not settings.resume:
+        raise ValueError(
+            f"the run directory {directory} holds a run already; give resume=True to go on with it, or another run_dir"
+        )
+    return RunRecord.read(directory)
+
+
+def new_record(name: str, given: Mapping[str, Any], prepared: Prepared, source: dict[str, Any] | None) -> RunRecord:
+    """What is known before the first step."""
+    return RunRecord(
+        name=name,
+        asked={key: _plain(value) for key, value in given.items()},
+        decided=prepared.chosen.decided,
+        source=source,
+        versions=directories.versions(),
+        machine=directories.machine(),
+        started=directories.now(),
+    )
+
+
+def run_name(model: nn.Module, source: Mapping[str, Any] | None) -> str:
+    """What a run is called: after its task, its script or its model, in lower-case words."""
+    if source is not None:
+        name = source.get("task") or Path(source["script"]).stem
+    else:
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(model).__name__)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
+
+
+def _plain(value: Any) -> Any:
+    """A keyword's value as JSON holds it, objects by what they print."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple) and len(value) < 20:
+        return [_plain(entry) for entry in value]
+    return f"<{type(value).__name__}>"
+
+
+@contextmanager
+def _modes(model: nn.Module) -> Any:
+    """Every module is in its old mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _deterministic() -> Any:
+    """Operations whose result depends on thread timing are refused inside."""
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+def _signature() -> inspect.Signature:
+    """The signature that help and editors show: model, data, loss and every setting with its default."""
+    leading = list(inspect.signature(fit).parameters.values())[:3]
+    words = [
+        inspect.Parameter(s.name, inspect.Parameter.KEYWORD_ONLY, default=s.default, annotation=s.type)
+        for s in fields(Settings)
+    ]
+    return inspect.Signature([*leading, *words], return_annotation="Run")
+
+
+fit.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,0 +1,175 @@
+"""What is wrong with model, data or loss is said before training, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.loop.evaluate import evaluating
+from thalweg.step import keras
+from thalweg.step.batches import Batches
+from thalweg.step.data import Arrays, Batch, Data
+from thalweg.step.forward import Forward
+from thalweg.step.losses import Loss
+from thalweg.step.targets import IGNORED
+from thalweg.tensors.named import assign, copied, leaves
+from thalweg.tensors.seeds import untouched
+
+#: Rows of the trial before training; and rows whose targets are looked at together.
+TRIAL_ROWS = 4
+CHECKED_ROWS = 1 << 16
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether batches are normalised, so that examples depend on each other and one alone cannot be trained on."""
+    modules = keras.layers(model) if keras.is_keras(model) else model.modules()
+    return any(isinstance(module, _NORMS) or type(module).__name__ == "BatchNormalization" for module in modules)
+
+
+def check_model(forward: Forward) -> None:
+    """Something must be left to train, in finite numbers.
+
+    Raises:
+        ValueError: there are no parameters, all are frozen, or some are not finite.
+    """
+    if not any(True for _ in forward.model.parameters()):
+        raise ValueError("the model has no parameters: there is nothing to train")
+    parameters = forward.parameters()
+    if not parameters:
+        raise ValueError(
+            "nothing to train: every parameter of the model is frozen; set requires_grad_(True) on those to train"
+        )
+    for name, p in parameters.items():
+        if not bool(torch.isfinite(p).all()):
+            raise ValueError(f"parameter {name!r} holds NaN or Inf before training; initialise the model anew")
+
+
+def check_values(data: Data, name: str) -> None:
+    """Arrays must be finite.
+
+    Raises:
+        ValueError: NaN or Inf; the message names the first row and how many there are.
+    """
+    if not isinstance(data, Arrays):
+        return
+    for part, tree in (("x", data.x), ("y", data.y)):
+        for t in leaves(tree):
+            if t.is_floating_point() and not bool(torch.isfinite(t.sum(dtype=torch.float64))):
+                _name_bad_rows(t, f"{part} of the {name} data" if name else part)
+
+
+def _name_bad_rows(t: Tensor, where: str) -> None:
+    finite = torch.isfinite(t).reshape(len(t), -1).all(dim=1)
+    bad = (~finite).nonzero().flatten()
+    if not len(bad):
+        return
+    count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    raise ValueError(f"{where} holds NaN or Inf in {count}, the first is row {int(bad[0])}; remove or fill them")
+
+
+def trial(forward: Forward, loss: Loss | None, batches: Batches) -> None:
+    """Send a few examples through model and loss; nothing of it stays.
+
+    Raises:
+        ValueError: the model cannot take the inputs (the layer is named, with shapes), or the loss not the outputs.
+        TypeError: the inputs are of a kind that the model does not compute in.
+    """
+    batch = batches.first(TRIAL_ROWS)
+    state = copied(forward.state())
+    try:
+        with untouched(), torch.no_grad(), evaluating(forward.model):
+            if loss is None:
+                with _named_failure(forward.model, batch):
+                    forward.own_loss(*batch, training=False)
+                return
+            if batch[1] is None:
+                raise ValueError("there are no targets, only inputs; give data as (x, y), or loss=None")
+            with _named_failure(forward.model, batch):
+                output = forward(batch[0], training=False)
+            check_loss(loss, output, batch[1])
+            check_targets(loss, batches, output)
+    finally:
+        assign(forward.state(), state)
+
+
+def check_loss(loss: Loss, output: Any, target: Any) -> None:
+    """Targets and outputs must belong together.
+
+    Raises:
+        ValueError: they do not; the message shows both shapes.
+    """
+    if not any(True for _ in leaves(output)):
+        raise ValueError(f"the model returned {type(output).__name__}, no tensor; the loss needs one")
+    loss.check(output, target)
+    value = loss(output, target)
+    if value.ndim or not value.is_floating_point():
+        raise ValueError(f"the loss must return one number, it returned shape {list(value.shape)}; average over it")
+
+
+def check_targets(loss: Loss, batches: Batches, output: Any) -> None:
+    """All labels of arrays, against what the model puts out.
+
+    Raises:
+        ValueError: one is out of range; the message names it and its row.
+    """
+    data = batches.data
+    if not isinstance(data, Arrays) or not isinstance(output, Tensor) or not isinstance(data.y, Tensor):
+        return
+    if not data.y.is_floating_point():
+        _check_labels(loss, data.y, output)
+
+
+def _check_labels(loss: Loss, y: Tensor, output: Tensor) -> None:
+    """The rows with the largest and the smallest label: what fits them fits all between."""
+    if loss.name not in ("cross_entropy", "categorical_cross_entropy", "nll") or y.shape[1:] == output.shape[1:]:
+        return
+    labels = y.masked_fill(y == IGNORED, 0).reshape(len(y), -1)
+    for row in {int(labels.amax(dim=1).argmax()), int(labels.amin(dim=1).argmin())}:
+        try:
+            loss.check(output[:1], y[row : row + 1].to(output.device))
+        except ValueError as error:
+            raise ValueError(f"{error} (seen in row {row} of y)") from error
+
+
+@contextmanager
+def _named_failure(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """If a layer cannot take what it gets, say which layer, what it got and what it computes with."""
+    entered: list[tuple[str, nn.Module, Any]] = []
+    names = {module: name for name, module in model.named_modules()}
+    handle = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: entered.append((names.get(module, ""), module, args)) if module in names else None
+    )
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        raise _explained(error, entered, batch) from error
+    finally:
+        handle.remove()
+
+
+def _explained(error: Exception, entered: list[tuple[str, nn.Module, Any]], batch: Batch) -> Exception:
+    shapes = ", ".join(f"{list(t.shape)} {_plain(t)}" for t in leaves(batch[0]))
+    if not entered:
+        return type(error)(f"the model cannot be called with inputs of shape {shapes}: {_first_line(error)}")
+    name, module, args = entered[-1]
+    got = ", ".join(f"{list(t.shape)} {_plain(t)}" for t in leaves(args)) or shapes
+    weight = next((f", its weight is {list(p.shape)} {_plain(p)}" for p in module.parameters(recurse=False)), "")
+    layer = f"layer {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+    hint = ""
+    if any(not t.is_floating_point() for t in leaves(args)) and "dtype" in str(error):
+        hint = "; give inputs as floats, e.g. x.astype('float32')"
+    return ValueError(f"{layer} cannot take inputs of shape {got}{weight}: {_first_line(error)}{hint}")
+
+
+def _plain(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,93 @@
+"""Go on with a run that ended early."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from thalweg.records.run import RunRecord
+from thalweg.records.settings import OTHER_WORDS, Settings
+from thalweg.run import directory as directories
+from thalweg.run.fit import carry_out, prepare
+from thalweg.run.recipe import recipe_of
+from thalweg.run.run import Run
+
+
+def resume(
+    run_dir: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    loss: Any = None,
+    **changes: Any,
+) -> Run:
+    """Go on with a run from its last whole checkpoint, with the settings it was started with.
+
+    On the CPU the result is the one that the run would have had without the interruption, to the last bit, where the
+    order of batches is Thalweg's own (arrays, tensors, datasets); an iterable of the user's is taken up in its epoch.
+
+    Args:
+        run_dir: the directory of the run.
+        model: the model the run was started with (its weights are replaced), `data` and `loss` likewise; all three are
+            needed unless the run came from a task or a script.
+        data: see `model`.
+        loss: see `model`.
+        **changes: keywords of `fit` that are to differ from now on, say more `epochs`.
+
+    Raises:
+        FileNotFoundError: there is no run in the directory.
+        ValueError: the run is in use, or its model, data or script are not the ones it was started with.
+    """
+    directory = Path(run_dir)
+    record = RunRecord.read(directory)
+    arguments: dict[str, Any] = {}
+    if model is None or data is None:
+        if record.source is None:
+            missing = "model" if model is None else "data"
+            raise ValueError(f"{directory} was not started from a task or script: give {missing}= (and loss=) again")
+        arguments = dict(recipe_of(record.source, directory).arguments)
+    given = {**_asked(record, arguments), **{OTHER_WORDS.get(word, word): value for word, value in changes.items()}}
+    settings, _ = Settings.of({**given, "run_dir": directory, "resume": True})
+    with ExitStack() as stack:
+        prepared = prepare(
+            stack,
+            arguments.get("model") if model is None else model,
+            arguments.get("data") if data is None else data,
+            arguments.get("loss") if loss is None and "loss" in arguments else loss,
+            settings,
+        )
+        stack.enter_context(directories.locked(directory))
+        record.decided = prepared.chosen.decided
+        return carry_out(stack, prepared, settings, record, directory, resuming=True)
+
+
+def _asked(record: RunRecord, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The keywords the run was started with; objects that JSON could not hold come from the recipe or are missing.
+
+    Raises:
+        ValueError: an object was given then, and is not given now.
+    """
+    names = {setting.name for setting in fields(Settings)}
+    asked: dict[str, Any] = {}
+    for word, value in record.asked.items():
+        name = OTHER_WORDS.get(word, word)
+        if name not in names or name in ("run_dir", "resume"):
+            continue
+        if _is_object(value):
+            if name in arguments:
+                asked[name] = arguments[name]
+            continue
+        asked[name] = value
+    return {**{k: v for k, v in arguments.items() if k in names and k not in asked}, **asked}
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value stands for an object that JSON could not hold, as `<Adam>`."""
+    if isinstance(value, list):
+        return any(_is_object(entry) for entry in value)
+    return isinstance(value, str) and value.startswith("<") and value.endswith(">")

@@ -1,0 +1,113 @@
+"""A training as its user sees it: live while it runs, readable ever after."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from thalweg.records.action import Action
+from thalweg.records.finding import Finding
+from thalweg.records.history import History
+from thalweg.records.run import RunRecord
+from thalweg.records.verdict import Verdict
+
+REPORT = "report.html"
+
+
+class Run:
+    """What `fit` returns. It needs its directory no more: all numbers are in memory.
+
+    Attributes:
+        model: the trained module, with the best validation weights if there is validation data, else the last.
+        optimizer: the torch optimizer as the last update left it.
+        history: all that was reported; `history.series("loss")`.
+        verdict: where the training stands; `verdict.sentence` for a person. None while it runs.
+        record: what was asked and decided, versions and machine; the content of `run.json`.
+        directory: where the run is kept.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, history: History, record: RunRecord, directory: Path):
+        self.model = model
+        self.optimizer = optimizer
+        self.history = history
+        self.record = record
+        self.directory = directory
+        self.verdict: Verdict | None = None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found wrong, the likeliest cause first."""
+        weight = {"critical": 0, "warning": 1, "note": 2}
+        return sorted(self.history.findings, key=lambda finding: (weight[finding.severity], -finding.confidence))
+
+    @property
+    def actions(self) -> list[Action]:
+        """What was changed while it ran."""
+        return self.history.actions
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Final numbers by name: `loss`, `validation_loss`, each metric and its `validation_` twin."""
+        return self.record.metrics
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that was asked for or chosen: the peak of its schedule."""
+        return float(self.record.decided["learning_rate"])
+
+    @property
+    def plan(self) -> str:
+        """How a step was run."""
+        return str(self.record.decided["plan"])
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time in training so far, over all resumed parts [s]."""
+        return self.record.seconds
+
+    @property
+    def steps(self) -> int:
+        """Updates so far."""
+        return self.record.steps
+
+    @property
+    def stopped_because(self) -> str | None:
+        """converged, epochs, steps, time, target, patience, diverged or interrupted; None while it runs."""
+        return self.record.stopped_because
+
+    def report(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write the page with all pictures; by default `report.html` in the run's directory."""
+        from thalweg.report.page import write
+
+        target = Path(path) if path is not None else self.directory / REPORT
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return write(self.record, self.history, target)
+
+    def plot(self) -> Any:
+        """The curves of the run as a plotly figure."""
+        from thalweg.report.chart import charts
+        from thalweg.report.figures import figure
+
+        return figure(charts(self.history, self.record), self.record.name)
+
+    def __repr__(self) -> str:
+        state = self.verdict.sentence if self.verdict else "training"
+        return f"<Run {self.record.name}: {self.steps} steps. {state}>"
+
+
+def report(run_dir: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page of a run directory, also while it trains; by default into the directory.
+
+    Raises:
+        FileNotFoundError: there is no run in it.
+    """
+    from thalweg.report.page import write
+
+    directory = Path(run_dir)
+    record = RunRecord.read(directory)
+    history = History.open(directory / "history.sqlite")
+    return write(record, history, Path(path) if path is not None else directory / REPORT)

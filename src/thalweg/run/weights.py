@@ -1,0 +1,120 @@
+"""Weights out of a run and into files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from thalweg.loop.checkpoint import Checkpoint, Checkpoints
+from thalweg.loop.evaluate import evaluating, model_device, model_dtype
+from thalweg.records.run import RunRecord
+from thalweg.records.settings import unknown
+from thalweg.run.recipe import recipe_of
+from thalweg.step.forward import Forward
+from thalweg.tensors.named import assign
+
+FORMATS = ("onnx", "safetensors")
+
+
+def load(run_dir: str | os.PathLike[str], which: str | int = "best", model: nn.Module | None = None) -> nn.Module:
+    """The model of a run with the weights of its best, last or numbered checkpoint, in evaluation mode.
+
+    Without validation there is no best one, and the last is taken. `model` is needed unless the run came from a task
+    or a script; its weights are replaced.
+
+    Raises:
+        FileNotFoundError: no run, or no such checkpoint.
+        ValueError: the weights are of another model, or damaged.
+    """
+    directory = Path(run_dir)
+    record = RunRecord.read(directory)
+    if model is None:
+        if record.source is None:
+            raise ValueError(f"{directory} was not started from a task or script: give model=")
+        model = recipe_of(record.source, directory).arguments["model"]
+    assert model is not None
+    assign(Forward(model).state(), _checkpoint(directory, which).model)
+    return model.eval()
+
+
+def _checkpoint(directory: Path, which: str | int) -> Checkpoint:
+    said: list[str] = []
+    checkpoints = Checkpoints(directory, said.append)
+    if isinstance(which, int):
+        return checkpoints.at(which)
+    if which not in ("best", "last"):
+        raise ValueError(unknown("checkpoint", which, ("best", "last")) + ", or the number of a step")
+    found = checkpoints.best() if which == "best" else None
+    found = found or checkpoints.latest()
+    if found is None:
+        raise FileNotFoundError(" ".join([f"{directory} holds no whole checkpoint.", *said]))
+    return found
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Write a model's weights as safetensors: tensors by name, nothing that could run.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    target = Path(path)
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in Forward(model).state().items()}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, target)
+    except Exception as error:
+        raise ValueError(f"{target} cannot be written: {error}") from error
+    return target
+
+
+def export(model: nn.Module, path: str | os.PathLike[str], format: str = "onnx", *, example: Any = None) -> Path:
+    """Write a model for use elsewhere: `onnx` (its computation, any number of rows) or `safetensors` (its weights).
+
+    `example` is an input batch `[rows, …]` (a tuple for several inputs), needed for ONNX.
+
+    Raises:
+        ValueError: an unknown format, or no example where one is needed; ImportError: the extra `export` is missing.
+    """
+    if format not in FORMATS:
+        raise ValueError(unknown("format", format, FORMATS))
+    if format == "safetensors":
+        return save(model, path)
+    if example is None:
+        raise ValueError("an ONNX export follows one input through the model: give example=, a batch of two rows")
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError('an ONNX export needs two more packages: pip install "thalweg[export]"') from error
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    inputs = example if isinstance(example, tuple) else (example,)
+    rows = torch.export.Dim("rows")
+    with evaluating(model), torch.no_grad():
+        program = torch.onnx.export(
+            model, inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: rows} for _ in inputs)
+        )
+    assert program is not None
+    program.save(str(target))
+    return target
+
+
+def example_of(record: RunRecord, model: nn.Module, rows: int = 2) -> Any:
+    """A batch of zeros like the inputs that a run was trained on."""
+    return _zeros(record.decided["inputs"], model, rows)
+
+
+def _zeros(shapes: Any, model: nn.Module, rows: int) -> Any:
+    if isinstance(shapes, list):
+        return tuple(_zeros(part, model, rows) for part in shapes)
+    if "names" in shapes:
+        return {name: _zeros(part, model, rows) for name, part in shapes["names"].items()}
+    dtype: torch.dtype = getattr(torch, shapes["dtype"])
+    if dtype.is_floating_point:
+        dtype = model_dtype(model)
+    zeros: Tensor = torch.zeros([rows, *shapes["shape"]], dtype=dtype, device=model_device(model))
+    return zeros

@@ -1,0 +1,1 @@
+"""The four steps of gradient descent: forward, loss, backward, update; and the batches they take."""

@@ -1,0 +1,78 @@
+"""Step one: model, batch → outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from thalweg.step import keras
+from thalweg.tensors import named
+
+
+class Forward:
+    """Calls a model as it wants to be called: several inputs as arguments, a dict by name, Keras with its flag."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.is_keras = keras.is_keras(model)
+
+    def __call__(self, x: Any, training: bool = True) -> Any:
+        """Outputs for inputs `x`: a tensor `[batch, …]`, a tuple or a dict of them."""
+        if self.is_keras:
+            return keras.call(self.model, x, training)
+        if isinstance(x, Tensor):
+            return self.model(x)
+        if isinstance(x, Mapping):
+            return self.model(**x)
+        if isinstance(x, tuple):
+            return self.model(*x)
+        return self.model(x)
+
+    def own_loss(self, x: Any, y: Any, training: bool = True) -> Tensor:
+        """The loss of a model that makes its own: it is called with inputs and target, and returns the loss.
+
+        Understood are a scalar tensor, an object with `.loss`, a dict with "loss", a tuple that begins with the loss.
+
+        Raises:
+            ValueError: none of these came back.
+        """
+        if isinstance(x, Mapping):
+            output = self(x if y is None else {**x, "target": y}, training)
+        else:
+            inputs = x if isinstance(x, tuple) else (x,)
+            output = self(inputs if y is None else (*inputs, y), training)
+        if isinstance(output, Mapping):
+            output = output.get("loss")
+        elif isinstance(output, tuple | list):
+            output = output[0]
+        elif not isinstance(output, Tensor):
+            output = getattr(output, "loss", None)
+        if not isinstance(output, Tensor) or output.ndim:
+            shape = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else f"{output!r}"
+            raise ValueError(f"without a loss the model must return a scalar loss, it returned {shape}; give loss=")
+        return output
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the model that a training may change or read, by a name that the next process knows too."""
+        if not self.is_keras:
+            return named.state(self.model)
+        return {**keras.state_tensors(self.model), "keras.global_seed": keras.global_seed()}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name; a tied parameter once."""
+        if self.is_keras:
+            return keras.trainable_parameters(self.model)
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a prediction depends on, by name, and an average is taken over: no seeds, no counters."""
+        tensors = dict(self.state())
+        seeds = {id(t) for t in keras.seed_tensors(self.model)} if self.is_keras else set()
+        tensors.pop("keras.global_seed", None)
+        return {name: t for name, t in tensors.items() if t.is_floating_point() and id(t) not in seeds}
+
+    def added_loss(self) -> Tensor | None:
+        """What the model itself adds to the loss: a Keras model's regularisers."""
+        return keras.regularisation(self.model) if self.is_keras else None

@@ -1,0 +1,54 @@
+"""The four steps of gradient descent in order: forward, loss, backward, update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from thalweg.step import keras
+from thalweg.step.backward import BatchLoss, Watcher, accumulate, objective
+from thalweg.step.batches import Parts
+from thalweg.step.data import Batch
+from thalweg.step.forward import Forward
+from thalweg.step.update import Update
+
+
+class Step:
+    """One update from one batch. Never waits for the device: what it returns are tensors."""
+
+    def __init__(self, forward: Forward, loss: BatchLoss | None, update: Update) -> None:
+        self.forward = forward
+        self.loss = loss
+        self.update = update
+        self.constrained = forward.is_keras and keras.is_constrained(forward.model)
+
+    def __call__(
+        self, batch: Batch | Parts, measure: bool = False, watcher: Watcher | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Make one update.
+
+        Returns:
+            The loss on the batch before the update (a detached scalar), and the norm of its gradient before clipping
+            (None unless `measure` or clipping by norm).
+        """
+        if self.update.needs_closure:
+            loss, norm = self.update.with_closure(lambda: self.gradients(batch, watcher))
+        else:
+            loss = self.gradients(batch, watcher)
+            norm = self.update(measure)
+        if self.constrained:
+            keras.apply_constraints(self.forward.model)
+        return loss, norm
+
+    def gradients(self, batch: Any, watcher: Watcher | None = None) -> Tensor:
+        """Forward, loss, backward: adds the gradient to the parameters' `.grad` and returns the loss."""
+        if type(batch) is Parts:
+            return accumulate(self.forward, self.loss, batch, watcher)
+        loss, output = objective(self.forward, self.loss, batch)
+        if self.forward.is_keras and (added := self.forward.added_loss()) is not None:
+            loss = loss + added
+        loss.backward()  # type: ignore[no-untyped-call]
+        if watcher is not None and output is not None:
+            watcher.update(output, batch[1])
+        return loss.detach()

@@ -1,0 +1,1 @@
+"""Ready applications: each module's `make(**options)` returns the keyword arguments of `fit`."""

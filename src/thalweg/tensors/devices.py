@@ -1,0 +1,23 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+
+def choose(device: str) -> torch.device:
+    """The device by name; `"auto"` is the first accelerator, else the CPU.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({first}); try device='auto'") from error
+    return chosen
