@@ -64,12 +64,12 @@ def judge(history: History, epochs: float, watched: str | None = None, annealing
     most plateaus.
     """
     watched = watched or ("validation_loss" if "validation_loss" in history.names else "epoch_loss")
-    if watched not in history.names:
-        return Verdict("improving", "Nothing has been measured yet.")
-    values = history.series(watched)[1]
     what = "training loss" if watched == "epoch_loss" else watched.replace("_", " ")
-    if not math.isfinite(values[-1]) or not math.isfinite(history.last("loss") or 0.0):
+    if not all(math.isfinite(history.last(name) or 0.0) for name in ("loss", watched)):
         return Verdict("diverged", f"Diverged at epoch {_shown(epochs)}: the loss is no longer a finite number.")
+    if watched not in history.names:
+        return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, before {what} was measured once.")
+    values = history.series(watched)[1]
     if _exploded(values):
         times = values[-1] / values[0]
         return Verdict("diverged", f"Diverged: {what} is {times:.3g} times what it was at the start.")

