@@ -5,7 +5,7 @@ The public words, each loaded when it is first used; the rooms behind them, from
     records      numbers that a run writes down            tensors   sets of tensors as vectors, seeds, devices
     step         forward, loss, backward, update           optim     rules by name, schedules, averages
     diagnosis    records → verdict                         loop      one training: step, watch, stop, save
-    report       records → pictures                        run       fit, resume, load, export
+    reports      records → pictures                        run       fit, resume, load, export
     tasks        ready applications                        cli       the command line
 """
 

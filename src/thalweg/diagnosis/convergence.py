@@ -1,8 +1,8 @@
 """Where a training stands: a statement about its loss and the noise in it, from the numbers alone.
 
 The newest third of the evaluations (at least `WINDOW`) is fitted by a straight line. Its slope with standard error says
-what as many epochs again would still gain: at most 1 % of the level, with 95 % confidence, is converged. A validation
-loss that has risen off its best by more than its own noise while the training loss falls is overfitting.
+what as many epochs again would gain: converged is a gain below 1 % of the level, or one that the noise would hide. A
+validation loss that has risen off its best by more than its own noise while the training loss falls is overfitting.
 """
 
 from __future__ import annotations
@@ -40,9 +40,15 @@ class Trend:
     count: int
 
     @property
-    def possible_gain(self) -> float:
-        """The most that as many values again would lower the level, with 95 % confidence."""
-        return (CONFIDENCE * self.slope_error - self.slope) * self.count
+    def gain(self) -> float:
+        """By how much as many values again would lower the level, if the line went on."""
+        return -self.slope * self.count
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether that gain is not worth it: a small share of the level, or neither sure nor above the noise."""
+        is_sure = self.slope < -CONFIDENCE * self.slope_error
+        return self.gain < WORTHWHILE * abs(self.level) or (self.gain < self.noise and not is_sure)
 
 
 def trend(values: Floats) -> Trend:
@@ -76,7 +82,7 @@ def judge(history: History, epochs: float, watched: str | None = None, annealing
     if len(values) < WINDOW:
         return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, too early to say where {what} is heading.")
     now = trend(values[-max(WINDOW, len(values) // 3) :])
-    evidence = {"level": now.level, "slope": now.slope, "noise": now.noise, "possible_gain": now.possible_gain}
+    evidence = {"level": now.level, "slope": now.slope, "noise": now.noise, "gain": now.gain}
     if watched == "validation_loss" and _overfits(values, history):
         best = int(values.argmin()) + 1
         return Verdict(
@@ -84,15 +90,10 @@ def judge(history: History, epochs: float, watched: str | None = None, annealing
             f"Overfitting since epoch {best}: validation loss rises from its best there while training loss falls.",
             evidence=evidence,
         )
-    flat = now.possible_gain < WORTHWHILE * abs(now.level)
-    if flat and not annealing:
+    if now.is_flat and not annealing:
         return _flat(values, now, what, epochs, evidence)
-    gain = max(0.0, -now.slope * now.count)
-    return Verdict(
-        "improving",
-        f"Still improving at epoch {_shown(epochs)}: {now.count} more epochs would lower {what} by about {gain:.2g}.",
-        evidence=evidence,
-    )
+    gained = f"{now.count} more epochs would lower {what} by about {max(0.0, now.gain):.2g}"
+    return Verdict("improving", f"Still improving at epoch {_shown(epochs)}: {gained}.", evidence=evidence)
 
 
 def _flat(values: Floats, now: Trend, what: str, epochs: float, evidence: dict[str, float]) -> Verdict:

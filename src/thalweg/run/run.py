@@ -81,7 +81,7 @@ class Run:
 
     def report(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write the page with all pictures; by default `report.html` in the run's directory."""
-        from thalweg.report.page import write
+        from thalweg.reports.page import write
 
         target = Path(path) if path is not None else self.directory / REPORT
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,8 @@ class Run:
 
     def plot(self) -> Any:
         """The curves of the run as a plotly figure."""
-        from thalweg.report.chart import charts
-        from thalweg.report.figures import figure
+        from thalweg.reports.chart import charts
+        from thalweg.reports.figures import figure
 
         return figure(charts(self.history, self.record), self.record.name)
 
@@ -105,7 +105,7 @@ def report(run_dir: str | os.PathLike[str], path: str | os.PathLike[str] | None 
     Raises:
         FileNotFoundError: there is no run in it.
     """
-    from thalweg.report.page import write
+    from thalweg.reports.page import write
 
     directory = Path(run_dir)
     record = RunRecord.read(directory)

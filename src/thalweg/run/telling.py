@@ -26,7 +26,7 @@ class Telling:
     def start(self) -> None:
         """Before the first update."""
         if self.verbose:
-            from thalweg.report.terminal import Terminal
+            from thalweg.reports.terminal import Terminal
 
             assert self.run is not None
             self.callbacks = [Terminal(report=self.run.directory / REPORT), *self.callbacks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], format: str = "onnx",
     target.parent.mkdir(parents=True, exist_ok=True)
     inputs = example if isinstance(example, tuple) else (example,)
     rows = torch.export.Dim("rows")
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter about torch itself: nothing a user could act on
         program = torch.onnx.export(
             model, inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: rows} for _ in inputs)
         )

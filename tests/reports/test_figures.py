@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import made_up
 
-from thalweg.report.chart import Chart, Line, Mark, charts
-from thalweg.report.figures import figure
+from thalweg.reports.chart import Chart, Line, Mark, charts
+from thalweg.reports.figures import figure
 
 
 def test_every_chart_has_its_axes_and_curves() -> None:

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from html import escape
 from itertools import groupby, pairwise
 
-from thalweg.report.chart import Chart, Line, Mark
-from thalweg.report.words import brief, measured
+from thalweg.reports.chart import Chart, Line, Mark
+from thalweg.reports.words import brief, measured
 
 #: The inner coordinate system; whole numbers in it are finer than a pixel.
 _WIDE, _HIGH = 2000, 1000

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import made_up
 import pytest
+from thalweg.reports import terminal
 
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
@@ -15,9 +16,8 @@ from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
 from thalweg.records.verdict import Verdict
-from thalweg.report import terminal
-from thalweg.report.summary import summary
-from thalweg.report.terminal import Terminal, opening, progress, table
+from thalweg.reports.summary import summary
+from thalweg.reports.terminal import Terminal, opening, progress, table
 
 
 @dataclass
@@ -224,9 +224,7 @@ def test_brackets_are_no_markup_in_colour() -> None:
 
 
 def test_heavy_packages_wait_until_they_are_used() -> None:
-    code = (
-        "import sys, thalweg.report.page, thalweg.report.terminal; print({'rich', 'plotly', 'torch'} & {*sys.modules})"
-    )
+    code = "import sys, thalweg.reports.page, thalweg.reports.terminal; print({'rich', 'plotly', 'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

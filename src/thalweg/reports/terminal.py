@@ -16,8 +16,8 @@ from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
-from thalweg.report.summary import RunView, rule, summary
-from thalweg.report.words import (
+from thalweg.reports.summary import RunView, rule, summary
+from thalweg.reports.words import (
     VALIDATION,
     changed,
     clock,

@@ -11,7 +11,7 @@ from pathlib import Path
 import made_up
 import pytest
 
-from thalweg.report.page import page
+from thalweg.reports.page import page
 
 CHROMIUM = Path("/usr/bin/chromium")
 HEIGHT = 1600

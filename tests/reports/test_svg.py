@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from thalweg.report.chart import Chart, Line, Mark
-from thalweg.report.svg import figure, log_ticks, ticks
+from thalweg.reports.chart import Chart, Line, Mark
+from thalweg.reports.svg import figure, log_ticks, ticks
 
 NAN = float("nan")
 #: The elements that a figure is made of.

@@ -15,7 +15,7 @@ from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
-from thalweg.report.page import page, write
+from thalweg.reports.page import page, write
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(1)>"
 

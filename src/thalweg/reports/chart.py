@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
-from thalweg.report.words import VALIDATION, share, spoken
+from thalweg.reports.words import VALIDATION, share, spoken
 
 #: Points of a line: more than a phone has pixels across.
 LIMIT = 500

@@ -8,7 +8,7 @@ from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
-from thalweg.report.chart import LIMIT, Line, charts, needs_log, smooth, thin
+from thalweg.reports.chart import LIMIT, Line, charts, needs_log, smooth, thin
 
 
 def told(name: str, values: list[float]) -> History:

@@ -11,7 +11,7 @@ from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.verdict import Verdict
-from thalweg.report.words import (
+from thalweg.reports.words import (
     STOPPED,
     VALIDATION,
     by_weight,

@@ -8,7 +8,7 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thalweg.report.chart import Chart, Line
+from thalweg.reports.chart import Chart, Line
 
 #: Okabe and Ito's blue and vermilion, told apart by every kind of colour blindness; then their green and purple.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

@@ -19,9 +19,9 @@ from thalweg.records.action import Action
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
-from thalweg.report import style, svg
-from thalweg.report.chart import charts
-from thalweg.report.words import (
+from thalweg.reports import style, svg
+from thalweg.reports.chart import charts
+from thalweg.reports.words import (
     STOPPED,
     VALIDATION,
     by_weight,
