@@ -12,7 +12,7 @@ import thalweg
 
 WORDS = """
     Action Callback Finding History Recipe Run RunRecord Settings StepRecord Verdict __version__
-    evaluate export fit load predict recipe report resume save tasks
+    evaluate export fit load predict recipe report resume save task_names
 """.split()  # noqa: SIM905
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from thalweg.records.verdict import Verdict
     from thalweg.run.callback import Callback
     from thalweg.run.fit import fit
-    from thalweg.run.recipe import Recipe, recipe, tasks
+    from thalweg.run.recipe import Recipe, recipe, task_names
     from thalweg.run.resume import resume
     from thalweg.run.run import Run, report
     from thalweg.run.weights import export, load, save
@@ -52,7 +52,7 @@ _WORDS = {
     "report": "run.run",
     "resume": "run.resume",
     "save": "run.weights",
-    "tasks": "run.recipe",
+    "task_names": "run.recipe",
 }
 
 __all__ = [*sorted(_WORDS), "__version__"]

@@ -170,3 +170,18 @@ def test_a_run_directory_that_cannot_be_made() -> None:
     Path("file").write_text("")
     with pytest.raises(ValueError, match="cannot be made"):
         thalweg.fit(net(), (x(), y()), "cross_entropy", run_dir="file/run", verbose=False)
+
+
+def test_a_later_batch_that_cannot_be_trained_on_is_named() -> None:
+    batches = [(x(), y()), (x(), y(classes=9))]
+    with pytest.raises(ValueError, match="batch 2 of epoch 1 cannot be trained on.*out of bounds"):
+        thalweg.fit(net(), batches, "cross_entropy", verbose=False)
+    wide = [(x(), y()), (x(), y()), (x(columns=5), y())]
+    with pytest.raises(ValueError, match="batch 3 of epoch 1 cannot be trained on.*shapes"):
+        thalweg.fit(net(), wide, "cross_entropy", verbose=False)
+    assert thalweg.History.open("runs/sequential-2/history.sqlite").series("loss")[0].tolist() == [1, 2]
+
+
+def test_not_a_number_in_a_stream_is_seen_in_its_first_batch() -> None:
+    with pytest.raises(ValueError, match="first batch holds NaN"):
+        thalweg.fit(net(), [(holed(float("nan")), y())], "cross_entropy", verbose=False)

@@ -48,9 +48,20 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_a_header_that_promises_too_much_asks_for_no_memory(tmp_path):
+    with open(tmp_path / "x.npy", "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**9)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(b"1234")
+    with pytest.raises(ValueError, match="cannot be read as an array of numbers"):
+        read_array(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("place", [20, 60])
+def test_a_damaged_header_is_one_sentence(tmp_path, place):
     np.save(tmp_path / "x.npy", X)
-    content = (tmp_path / "x.npy").read_bytes().replace(b"(2, 2), }      ", b"(2, 2000000000), }"[:15].ljust(15))
-    path = written(tmp_path / "x.npy", content.replace(b"(2, 20000", b"(90000, 9"))
+    content = bytearray((tmp_path / "x.npy").read_bytes())
+    content[place : place + 5] = b"((((("
+    path = written(tmp_path / "x.npy", bytes(content))
     with pytest.raises(ValueError, match="cannot be read as an array of numbers"):
         read_array(path)
 

@@ -61,7 +61,8 @@ def _fit(asked: argparse.Namespace) -> int:
     if asked.help:
         return _help(asked)
     if asked.source is None:
-        raise Usage(f"fit needs a task ({', '.join(thalweg.tasks())}) or a script of yours, as script.py:function")
+        raise Usage(f"fit needs a task ({', '.join(thalweg.task_names())}) or a script of yours, as script.py:function")
+    _check(given(asked))
     with output_aside():
         make = _found(asked.source)
         settings, options = _sorted(asked, make)
@@ -151,7 +152,7 @@ def _help(asked: argparse.Namespace) -> int:
     """The flags of `fit`; with a task or script, its own options and what it says about itself."""
     print(asked.parser.format_help())
     if asked.source is None:
-        print(f"tasks: {', '.join(thalweg.tasks())}; `thalweg fit TASK --help` lists the options of one")
+        print(f"tasks: {', '.join(thalweg.task_names())}; `thalweg fit TASK --help` lists the options of one")
         return 0
     with output_aside():
         make = _found(asked.source)

@@ -90,15 +90,24 @@ def _report(asked: argparse.Namespace) -> int:
 
 
 def _export(asked: argparse.Namespace) -> int:
-    from thalweg.run.weights import example_of
-
     form = asked.format or ("safetensors" if asked.path.suffix == ".safetensors" else "onnx")
     with output_aside():
         model = thalweg.load(asked.directory)
-        example = example_of(thalweg.RunRecord.read(asked.directory), model)
+        inputs = thalweg.RunRecord.read(asked.directory).decided["inputs"]
         try:
-            thalweg.export(model, asked.path, form, example=example)
+            thalweg.export(model, asked.path, form, example=_zeros(inputs) if form == "onnx" else None)
         except ImportError as error:
             raise ValueError(str(error)) from error
     print(asked.path)
     return 0
+
+
+def _zeros(inputs: Any) -> Any:
+    """Two rows like the inputs that the run was trained on: an export to ONNX follows them through the model."""
+    import torch
+
+    if isinstance(inputs, list):
+        return tuple(_zeros(part) for part in inputs)
+    if "names" in inputs:
+        raise ValueError("the model takes inputs by name: call thalweg.export from Python, with an example")
+    return torch.zeros([2, *inputs["shape"]], dtype=getattr(torch, inputs["dtype"]))

@@ -4,7 +4,8 @@
     LATEST  BEST        the names of two of them
 
 A checkpoint is written to `step-N.tmp`, its files and folder are forced to the disk, the manifest (sizes and sha256)
-comes last, then the folder is renamed. A reader takes the newest one whose manifest holds.
+comes last, then the folder is renamed. One of the same step that it replaces waits as `step-N.old` until then. A reader
+takes the newest one whose manifest holds.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +31,28 @@ FOLDER = "checkpoints"
 #: The newest ones that are kept beside the best.
 KEPT = 2
 FORMAT = 1
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+MANIFEST = "MANIFEST.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that the next step depends on: weights by name, and the rest as a tree of tensors and values."""
+    """Everything that the next step depends on: weights by name, and the rest as a tree of tensors and values.
+
+    `best_step` is the step of the best weights so far, which lie in a checkpoint of their own.
+    """
 
     step: int
     model: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    best_step: int | None = None
 
 
 class Damaged(ValueError):
     """A checkpoint that does not hold what its manifest says."""
+
+
+_NAME = re.compile(r"step-(\d{8,15})(\.old)?")
 
 
 class Checkpoints:
@@ -86,11 +97,16 @@ class Checkpoints:
         _save(checkpoint.model, temporary / "model.safetensors")
         _save(tensors, temporary / "optimizer.safetensors")
         _durable(temporary / "state.json", json.dumps({"format": FORMAT, "step": checkpoint.step, "state": plain}))
-        files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
-        _durable(temporary / "MANIFEST.json", json.dumps({"step": checkpoint.step, "files": files}, indent=1))
+        manifest = {
+            "step": checkpoint.step,
+            "best_step": checkpoint.best_step,
+            "files": {name: _fingerprint(temporary / name) for name in FILES},
+        }
+        _durable(temporary / MANIFEST, json.dumps(manifest, indent=1))
         _sync(temporary)
-        if final.exists():  # of a run that went further before it was set back
-            shutil.rmtree(final)
+        if final.exists():  # at the same step again, say after its evaluation
+            shutil.rmtree(self._path(checkpoint.step, ".old"), ignore_errors=True)
+            os.rename(final, self._path(checkpoint.step, ".old"))
         os.rename(temporary, final)
         _sync(self.folder)
         point(self.directory / "LATEST", final.name)
@@ -99,17 +115,22 @@ class Checkpoints:
         self._prune(KEPT)
 
     def _prune(self, kept: int) -> None:
-        """Remove all but the newest ones and the best."""
-        best = self.named("BEST")
-        for path in sorted(self._all(), reverse=True)[kept:]:
-            if path != best:
+        """Remove all but the newest ones, the best, and what was the best when one of these was taken."""
+        paths = self._all()
+        pointed = self.named("BEST")
+        best = {_step(pointed) if pointed is not None else None, *map(_best_step, paths[:kept])}
+        for path in paths[kept:]:
+            if _step(path) not in best:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in [*self.folder.glob("step-*.tmp"), *self.folder.glob("step-*.old")]:  # of writes that were cut off
+            if path.suffix == ".tmp" or path.with_suffix("").exists():
                 shutil.rmtree(path, ignore_errors=True)
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; says so when a newer one had to be passed over."""
-        for path in sorted(self._all(), reverse=True):
+        for path in self._all():
             try:
                 return self.read(path)
             except Damaged as error:
@@ -120,6 +141,8 @@ class Checkpoints:
         """The checkpoint that `BEST` points to, if it is whole."""
         path = self.named("BEST")
         if path is None:
+            if (self.directory / "BEST").exists():
+                self.warn(f"{self.directory / 'BEST'} names no checkpoint; the best weights are lost.")
             return None
         try:
             return self.read(path)
@@ -134,10 +157,12 @@ class Checkpoints:
             FileNotFoundError: there is none; the message names those there are.
             ValueError: it is damaged.
         """
-        if not self._path(step).is_dir():
-            steps = [int(path.name.split("-")[1]) for path in sorted(self._all())]
-            raise FileNotFoundError(f"no checkpoint of step {step} in {self.directory}; there are {steps or 'none'}")
-        return self.read(self._path(step))
+        paths = {_step(path): path for path in reversed(self._all())}
+        if step not in paths:
+            raise FileNotFoundError(
+                f"no checkpoint of step {step} in {self.directory}; there are {list(paths) or 'none'}"
+            )
+        return self.read(paths[step])
 
     def read(self, path: Path) -> Checkpoint:
         """Read and verify one checkpoint.
@@ -146,34 +171,46 @@ class Checkpoints:
             Damaged: a file is missing, cut short or changed.
         """
         try:
-            manifest = json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))
-            for name, expected in manifest["files"].items():
-                if Path(name).name != name or _fingerprint(path / name) != expected:
+            manifest = _json(path / MANIFEST)
+            for name in FILES:
+                if _fingerprint(path / name) != manifest["files"][name]:
                     raise Damaged(f"The checkpoint {path.name} is damaged ({name} is not what was written)")
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            tensors = load_file(path / "optimizer.safetensors")
-            model = load_file(path / "model.safetensors")
-            return Checkpoint(state["step"], model, unpack(state["state"], tensors))
-        except (OSError, SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise Damaged(f"The checkpoint {path.name} is damaged ({type(error).__name__}: {error})") from error
+            saved = _json(path / "state.json")
+            if saved["format"] != FORMAT or saved["step"] != _step(path):
+                raise Damaged(f"The checkpoint {path.name} is damaged (state.json is of another step or format)")
+            state = unpack(saved["state"], load_file(path / "optimizer.safetensors"))
+            return Checkpoint(saved["step"], load_file(path / "model.safetensors"), state, manifest.get("best_step"))
+        except Damaged:
+            raise
+        except (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise Damaged(f"The checkpoint {path.name} is damaged ({_what(error)})") from error
 
     def named(self, pointer: str) -> Path | None:
         """The folder that a text pointer (`LATEST`, `BEST`) names, if it exists."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             name = (self.directory / pointer).read_text(encoding="utf-8").strip()
-            path = self.folder / name
-            if Path(name).name == name and path.is_dir():
-                return path
+            return next((path for path in self._all() if path.with_suffix("").name == name), None)
         return None
 
-    def forget_after(self, step: int) -> None:
-        """Remove checkpoints newer than a step: a resumed run makes them again."""
-        for path in list(self._all()):
-            if int(path.name.split("-")[1]) > step:
+    def go_back_to(self, step: int, best_step: int | None) -> None:
+        """Remove checkpoints newer than a step, which a resumed run makes again, and let the pointers follow."""
+        for path in self._all():
+            if _step(path) > step:
                 shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a full disk: they are only for people and `load`
+            point(self.directory / "LATEST", self._path(step).name)
+            if best_step is not None and self.named("BEST") != self._path(best_step):
+                point(self.directory / "BEST", self._path(best_step).name)
 
-    def _all(self) -> Iterator[Path]:
-        return (path for path in self.folder.glob("step-????????") if path.is_dir())
+    def _all(self) -> list[Path]:
+        """The folders of checkpoints, the newest first; nothing that leads out of the run directory."""
+        found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name) and not path.is_symlink()]
+        names = {path.name for path in found if path.is_dir()}
+        return sorted(
+            (path for path in found if path.name in names and not (path.suffix and path.stem in names)),
+            key=_step,
+            reverse=True,
+        )
 
     def _path(self, step: int, suffix: str = "") -> Path:
         return self.folder / f"step-{step:08d}{suffix}"
@@ -206,8 +243,38 @@ def _durable(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match, "paths come from _all and _path"
+    return int(match[1])
+
+
+def _best_step(path: Path) -> int | None:
+    """What a checkpoint's manifest says of the best one then, where it can be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        step = _json(path / MANIFEST).get("best_step")
+        return step if isinstance(step, int) else None
+    return None
+
+
+def _json(path: Path) -> Any:
+    return json.loads(_inside(path).read_text(encoding="utf-8"))
+
+
+def _inside(path: Path) -> Path:
+    """A file of a checkpoint itself: a link may lead anywhere."""
+    if path.is_symlink():
+        raise Damaged(f"The checkpoint {path.parent.name} is damaged ({path.name} is a link)")
+    return path
+
+
+def _what(error: BaseException) -> str:
+    """An exception in a few words, whatever it holds."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+
+
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
+    with open(_inside(path), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"size": file.tell(), "sha256": digest}
 

@@ -19,8 +19,10 @@ PACE_SECONDS = 1.0
 class Saver:
     """Takes the state of a training at a step and brings it to the disk."""
 
-    def __init__(self, checkpoints: Checkpoints, before: Callable[[], object]) -> None:
-        """`before` is called ahead of each write: a checkpoint must not be on the disk without its history."""
+    def __init__(self, checkpoints: Checkpoints, before: Callable[[], bool]) -> None:
+        """`before` is called ahead of each write, since a checkpoint must not be on the disk without its history; it
+        returns whether it succeeded.
+        """
         self.checkpoints = checkpoints
         self.before = before
         self._waiting: dict[str, Checkpoint] = {}
@@ -37,9 +39,9 @@ class Saver:
         """
         if num_bytes((live.model, live.state)) > COPY_BYTES:
             self.finish()
-            self.before()
-            return self.checkpoints.write(live, best)
-        taken = Checkpoint(live.step, copied(live.model), mapped(lambda t: t.detach().clone(), live.state))
+            return self._write(live, best)
+        state = mapped(lambda t: t.detach().clone(), live.state)
+        taken = Checkpoint(live.step, copied(live.model), state, live.best_step)
         with self._changed:
             if self._failure is not None:
                 raise self._failure
@@ -68,7 +70,15 @@ class Saver:
         if self._failure is not None:
             raise self._failure
 
+    def _write(self, checkpoint: Checkpoint, best: bool) -> bool:
+        is_told = self.before()
+        is_written = self.checkpoints.write(checkpoint, best)
+        if not is_told:  # a full disk, on which the checkpoint may have made room
+            self.before()
+        return is_written
+
     def _write_behind(self) -> None:
+        owed: Checkpoint | None = None  # the best so far, which the disk did not take
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -78,8 +88,11 @@ class Saver:
                 kind = "best" if "best" in self._waiting else "latest"
                 checkpoint = self._waiting.pop(kind)
             try:
-                self.before()
-                self.checkpoints.write(checkpoint, best=kind == "best")
+                if kind == "best":
+                    owed = None if self._write(checkpoint, best=True) else checkpoint
+                elif owed is None or self._write(owed, best=True):
+                    owed = None
+                    self._write(checkpoint, best=False)
             except BaseException as failure:  # handed to the training's thread
                 self._failure = failure
                 return

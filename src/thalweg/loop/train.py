@@ -7,7 +7,7 @@ repeats and resumes exactly; the clock decides only when to save and when a time
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from thalweg.loop.evaluate import measure
 from thalweg.loop.metrics import Metrics, higher_is_better
 from thalweg.loop.saver import Saver
 from thalweg.loop.statistics import averaged_model
+from thalweg.loop.tree import require_like
 from thalweg.optim.averages import WeightAverage
 from thalweg.optim.schedules import Schedule
 from thalweg.records.history import History
@@ -33,6 +34,8 @@ from thalweg.tensors.named import assign, copied
 
 #: Every step is reported up to the first of these, then one in so many.
 REPORT_FIRST, REPORT_EVERY = 20, 10
+#: The series of reported steps; all others come from evaluations.
+REPORTED = ("loss", "learning_rate", "gradient_norm")
 #: Updates between two evaluations where an epoch has no known end.
 EVALUATE_EVERY = 500
 SAVE_SECONDS = 30.0
@@ -91,6 +94,23 @@ class Standing:
     best_step: int | None = None
     best_value: float | None = None
 
+    def check(self, step: int, per_epoch: int | None) -> None:
+        """Refuse numbers that no training has; types are checked by `require_like`.
+
+        Raises:
+            ValueError: the message names the field.
+        """
+        if self.step != step:
+            raise ValueError(f"it stands at step {self.step}")
+        for name in ("step", "epoch", "position", "epoch_count", "evaluated_at", "best_step"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or not 0 <= value < 2**53):
+                raise ValueError(f"{name} is {value!r:.40}, not a count")
+        if per_epoch is not None and self.position > per_epoch:
+            raise ValueError(f"it stands at batch {self.position} of an epoch, which has {per_epoch}")
+        if not all(isinstance(value, float | int) for value in self.window):
+            raise ValueError("a loss since the last report is no number")
+
 
 class Training:
     """Runs a setup until a limit is reached. `interrupt` may be set at any time, by a signal's handler."""
@@ -144,7 +164,10 @@ class Training:
             apply(optimizer, at.step)
             number = at.step + 1
             report = number <= REPORT_FIRST or number % REPORT_EVERY == 0 or number == last
-            loss, norm = step(batch, report, watcher)
+            try:
+                loss, norm = step(batch, report, watcher)
+            except (RuntimeError, IndexError) as error:
+                raise self._failed_on_batch(error) from error
             self._pending.append(loss)
             at.step = number
             at.position += 1
@@ -157,7 +180,7 @@ class Training:
                 reason = reason or "steps"
             if self.interrupt:
                 reason = reason or "interrupted"
-            if save_every and number % save_every == 0:
+            if save_every and number % save_every == 0 and reason is None:  # else it is saved when it has stopped
                 self.save()
             if time.perf_counter() >= wake:
                 reason = reason or self._wake()
@@ -168,16 +191,23 @@ class Training:
             return "epochs"  # a stream that cannot start again has ended
         return self._end_of_epoch(None)
 
+    def _failed_on_batch(self, error: Exception) -> ValueError:
+        """A batch that model or loss cannot take, as one sentence; what the trial before training could not see."""
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = f"batch {self.at.position + 1} of epoch {self.at.epoch + 1}"
+        return ValueError(f"{where} cannot be trained on: {first}")
+
     def _batches(self) -> Any:
         """The batches still to come in this epoch; a stream that draws its own order sees the state it saw before."""
         at, setup = self.at, self.setup
         if setup.batches.repeatable:
             return setup.batches.epoch(at.epoch, at.position)
         if at.position == 0 or self._epoch_rng is None:
-            self._epoch_rng = seeds.capture()
+            self._epoch_rng = self._random()
             return setup.batches.epoch(at.epoch, at.position)
         now = seeds.capture()
         seeds.restore(self._epoch_rng)
+        _set_states(self._generators, self._epoch_rng["own"])
         batches = setup.batches.epoch(at.epoch, at.position)
         first = next(batches, None)
         seeds.restore(now)
@@ -200,6 +230,8 @@ class Training:
             return "steps"
         if limits.epochs is not None and at.epoch >= limits.epochs:
             return "epochs"
+        if limits.seconds is not None and at.seconds >= limits.seconds:
+            return "time"
         return None
 
     # ── reports and evaluations ──────────────────────────────────────────────────────────────────────────────────
@@ -251,12 +283,16 @@ class Training:
         return self._patience_spent(values)
 
     def _decided_before(self) -> str | None:
-        """What the evaluation decided at the step from which a run is resumed: it was saved before it decided."""
+        """What was decided at the step from which a run is resumed, seen what was reported and evaluated there: it was
+        saved before it decided, or after it had stopped.
+        """
         at, history = self.at, self.setup.history
-        if at.step == 0 or at.evaluated_at != at.step:
-            return None
         series = {name: history.series(name) for name in history.names}
-        return self._decide({name: float(v[-1]) for name, (steps, v) in series.items() if steps[-1] == at.step})
+        now = {name: float(v[-1]) for name, (steps, v) in series.items() if steps[-1] == at.step}
+        reported = {name: now.pop(name) for name in REPORTED if name in now}
+        if self._target_reached(reported):
+            return "target"
+        return self._decide(now) if at.step and at.evaluated_at == at.step else None
 
     def _validate(self) -> tuple[dict[str, float], bool]:
         """Held-out loss and metrics of the weights that would be handed over now; kept if they are the best so far."""
@@ -342,6 +378,8 @@ class Training:
 
     def save(self, best: bool = False) -> bool:
         """Have the training as it stands brought to the disk; True if it is there already."""
+        if not best and self.best is None and self.at.best_step == self.at.step:
+            return True  # since the evaluation; it is the only place where the best weights are
         self._read_losses()
         self._saved = time.perf_counter()
         self.at.seconds = self._saved - self._started
@@ -349,29 +387,50 @@ class Training:
 
     def _checkpoint(self) -> Checkpoint:
         setup, at = self.setup, self.at
-        live = self.forward.state()
+        live, saved = self.forward.state(), self._state()
+        if setup.average is None:
+            return Checkpoint(at.step, live, saved, at.best_step)
+        saved["live"] = copied(live)
+        if self.best is not None and at.best_step == at.step:  # as they were measured, norms and all
+            return Checkpoint(at.step, self.best, saved, at.best_step)
+        with averaged_model(setup.average, self.forward, setup.batches, has_norm=False):
+            return Checkpoint(at.step, copied(live), saved, at.best_step)
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next step depends on but the weights."""
+        setup = self.setup
         saved: dict[str, Any] = {
-            "standing": {name: getattr(at, name) for name in Standing.__slots__},
+            "standing": {name: getattr(self.at, name) for name in Standing.__slots__},
             "optimizer": setup.optimizer.state_dict(),
             "schedule": setup.schedule.state_dict(),
             "metrics": setup.metrics.state_dict(),
-            "random": seeds.capture(),
+            "random": self._random(),
             "epoch_random": self._epoch_rng,
         }
-        if setup.average is None:
-            return Checkpoint(at.step, live, saved)
-        saved["average"] = setup.average.state_dict()
-        saved["live"] = copied(live)
-        with averaged_model(setup.average, self.forward, setup.batches, has_norm=False):
-            return Checkpoint(at.step, copied(live), saved)
+        if setup.average is not None:
+            saved["average"] = setup.average.state_dict()
+        return saved
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was taken: weights, optimizer, schedule, random state, sums.
 
         Raises:
-            ValueError: it is of another model or optimizer.
+            ValueError: it is of another model or optimizer, or holds what no training has saved.
         """
+        try:
+            self._restore(checkpoint)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            what = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+            raise ValueError(f"the checkpoint of step {checkpoint.step} does not fit this training: {what}") from error
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         setup, saved = self.setup, checkpoint.state
+        like = self._state()
+        del like["schedule"]  # whose numbers change their kind: it holds infinities, which JSON does not
+        require_like(saved, like)
+        standing = Standing(**saved["standing"])
+        standing.check(checkpoint.step, setup.batches.per_epoch)
         assign(self.forward.state(), saved.get("live", checkpoint.model))
         _restore_optimizer(setup.optimizer, saved["optimizer"])
         setup.schedule.load_state_dict(saved["schedule"])
@@ -379,8 +438,20 @@ class Training:
         if setup.average is not None and "average" in saved:
             setup.average.load_state_dict(saved["average"])
         seeds.restore(saved["random"])
+        _set_states(self._generators, saved["random"]["own"])
         self._epoch_rng = saved["epoch_random"]
-        self.at = Standing(**saved["standing"])
+        self.at = standing
+
+    def _random(self) -> dict[str, Any]:
+        """The state of everything that draws: the global generators, and those that a stream brings along."""
+        return {**seeds.capture(), "own": [generator.get_state() for generator in self._generators]}
+
+    @property
+    def _generators(self) -> list[torch.Generator]:
+        """Those of a `DataLoader` and its sampler, if they have any of their own."""
+        source = getattr(self.setup.batches.data, "source", None)
+        found = [getattr(holder, "generator", None) for holder in (source, getattr(source, "sampler", None))]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
     def _next_wake(self) -> float:
         """The moment when the clock has something to say: a save is due, or the time is up."""
@@ -406,6 +477,11 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         for name, value in entries.items():
             if isinstance(value, Tensor) and optimizer.state[parameters[number]][name].dtype != value.dtype:
                 optimizer.state[parameters[number]][name] = value.to(parameters[number].device)
+
+
+def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 def _chain(first: Any, rest: Any) -> Any:

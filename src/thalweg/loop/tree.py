@@ -38,6 +38,33 @@ def unpack(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: unpack(value, tensors) for key, value in plain.items()}
 
 
+def require_like(tree: Any, like: Any, path: str = "it") -> None:
+    """Refuse a tree that was read where a value is of another kind than the one of the same path in `like`.
+
+    Tensors and numbers stand for each other (a sum is 0 before it is a tensor), and `None` for what may be missing;
+    keys and lengths may differ.
+
+    Raises:
+        ValueError: the message names the path.
+
+    >>> require_like({"rate": "0.1"}, {"rate": 0.2})
+    Traceback (most recent call last):
+    ValueError: it.rate is a str where a float is expected
+    """
+    kinds: tuple[Any, ...] = (Mapping, tuple | list, str, bool | int | float | Tensor)
+    kind = next((kind for kind in kinds if isinstance(like, kind)), None)
+    if like is None or (tree is None and not isinstance(like, Mapping)) or kind is None:
+        return
+    if not isinstance(tree, kind):
+        raise ValueError(f"{path} is a {type(tree).__name__} where a {type(like).__name__} is expected")
+    if isinstance(like, Mapping):
+        for key in like.keys() & tree.keys():
+            require_like(tree[key], like[key], _join(path, key))
+    elif isinstance(like, tuple | list):
+        for i, (value, expected) in enumerate(zip(tree, like, strict=False)):
+            require_like(value, expected, _join(path, i))
+
+
 def _pack(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, Tensor):
         # A tensor that needs a gradient is a parameter held by some state: its value is what counts.

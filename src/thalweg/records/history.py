@@ -58,6 +58,7 @@ class History:
         self._found: list[tuple[int, Finding]] = []
         self._acted: list[tuple[int, Action]] = []
         self._columns: dict[str, tuple[array[int], array[float]]] = {}
+        self._evaluated: set[str] = set()
         self._pending: list[_Waiting] = []
         self._warn = warn
         self._warned = False
@@ -67,7 +68,7 @@ class History:
         self._thread: threading.Thread | None = None
         if self.path is not None:
             self._connection = _connect(self.path)
-            self._read()
+            self._load()
             self._thread = threading.Thread(target=self._write_behind, name="thalweg-history", daemon=True)
             self._thread.start()
 
@@ -79,16 +80,15 @@ class History:
 
         Raises:
             FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or no history.
         """
         history = cls()
         history.path = Path(path)
         if not history.path.exists():
             raise FileNotFoundError(f"no history at {path}: give a run directory that `fit` has made")
         history._connection = sqlite3.connect(f"{history.path.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            history._read()
-        finally:
-            history._connection.close()
+        history._load()
+        history._connection.close()
         return history
 
     @property
@@ -135,6 +135,7 @@ class History:
 
     def evaluate(self, record: StepRecord) -> None:
         """Add what an evaluation measured after a step."""
+        self._evaluated.update(record.values)
         self._add(record)
         self._queue("evaluations", record.step, record)
 
@@ -169,19 +170,20 @@ class History:
             self._warned = False
             return True
 
-    def truncate(self, step: int) -> None:
-        """Drop everything after a step: what a resumed run will report again."""
+    def truncate(self, step: int, evaluated: int | None = None) -> None:
+        """Drop everything after a step: what a resumed run will report again; of evaluations, all after `evaluated`."""
+        last = {"steps": step, "evaluations": step if evaluated is None else evaluated}
         self._columns = {
             name: (steps[:kept], values[:kept])
             for name, (steps, values) in self._columns.items()
-            if (kept := sum(1 for s in steps if s <= step))
+            if (kept := sum(1 for s in steps if s <= last["evaluations" if name in self._evaluated else "steps"]))
         }
         self._found = [(seen, finding) for seen, finding in self._found if seen <= step]
         self._acted = [(done, action) for done, action in self._acted if done <= step]
         if self.path is not None:
             with self._writing, self._connection:
                 for table in ("steps", "evaluations", "findings", "actions"):
-                    self._connection.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
+                    self._connection.execute(f"DELETE FROM {table} WHERE step > ?", (last.get(table, step),))
 
     def close(self) -> None:
         """Write what waits and let the file go; the numbers stay readable in memory."""
@@ -212,10 +214,20 @@ class History:
         while not self._closing.wait(FLUSH_SECONDS):
             self.flush()
 
+    def _load(self) -> None:
+        try:
+            self._read()
+        except (sqlite3.Error, ValueError, TypeError, AttributeError, RecursionError) as error:
+            self._connection.close()
+            raise ValueError(f"{self.path} cannot be read as the history of a run: {error}") from error
+
     def _read(self) -> None:
         for table in ("steps", "evaluations"):
             for row in self._connection.execute(f'SELECT step, epoch, seconds, "values" FROM {table} ORDER BY step'):
-                self._add(StepRecord(row[0], row[1], row[2], json.loads(row[3])))
+                record = StepRecord(row[0], row[1], row[2], json.loads(row[3]))
+                self._add(record)
+                if table == "evaluations":
+                    self._evaluated.update(record.values)
         self._found = [(step, Finding(**record)) for step, record in self._records("findings")]
         self._acted = [(step, Action(**record)) for step, record in self._records("actions")]
 
@@ -232,7 +244,14 @@ def _row(step: int, record: StepRecord | Finding | Action) -> tuple[object, ...]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.executescript(_TABLES)
+    try:
+        connection = sqlite3.connect(path, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise ValueError(f"the history {path} cannot be opened: {error}") from error
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(_TABLES)
+    except sqlite3.Error as error:
+        connection.close()
+        raise ValueError(f"the history {path} cannot be opened: {error}") from error
     return connection

@@ -18,7 +18,7 @@ from thalweg.records.settings import Settings
 from thalweg.run.inputs import check_model, check_values, has_batch_norm, trial
 from thalweg.step import keras
 from thalweg.step.batches import Batches, Order, automatic_size
-from thalweg.step.data import Arrays, Data, Stream, cast, read
+from thalweg.step.data import Arrays, Data, Stream, cast, num_examples, read
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 from thalweg.step.update import Clip, Update
@@ -86,7 +86,9 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
         anneals=settings.schedule in ANNEALING or (settings.schedule == "auto" and total is not None),
         decided={},
     )
-    chosen.decided = _decided(forward, settings, chosen, total)
+    chosen.decided = _decided(forward, loss, settings, chosen, total)
+    if isinstance(training, Stream) and settings.batch_size != "auto":
+        chosen.notes.append("The data brings batches of its own: batch_size was not used.")
     if has_norm and (order.accumulate > 1 or order.batch_size is None):
         chosen.notes.append(
             "Batch norm normalises each micro-batch by itself, so the gradient differs from that of the whole batch."
@@ -197,16 +199,19 @@ def _average(forward: Forward, settings: Settings, batches: Batches, total: int 
     return WeightAverage("swa", tensors, start_step=max(1, begin), every=min(every, max(1, (total or every) // 20)))
 
 
-def _decided(forward: Forward, settings: Settings, chosen: Chosen, total: int | None) -> dict[str, Any]:
+def _decided(
+    forward: Forward, loss: Loss | None, settings: Settings, chosen: Chosen, total: int | None
+) -> dict[str, Any]:
     """What was chosen, for `run.json`, the summary and the report."""
-    order, batches = chosen.batches.order, chosen.batches
+    batches = chosen.batches
     rule = settings.optimizer if isinstance(settings.optimizer, str) else type(settings.optimizer).__name__
     x = batches.first(1)[0]
     return {
         "optimizer": "adamw" if rule == "auto" else rule,
+        "loss": loss.name if loss is not None else None,
         "learning_rate": chosen.optimizer.param_groups[0]["initial_lr"],
         "schedule": settings.schedule if isinstance(settings.schedule, str) else "own",
-        "batch_size": order.batch_size or "full",
+        "batch_size": _batch_size(batches),
         "device": str(batches.device),
         "plan": "eager",
         "num_parameters": sum(p.numel() for p in forward.parameters().values()),
@@ -217,6 +222,13 @@ def _decided(forward: Forward, settings: Settings, chosen: Chosen, total: int | 
         "total_epochs": chosen.limits.epochs,
         "inputs": _shapes(x),
     }
+
+
+def _batch_size(batches: Batches) -> int | str:
+    """Examples of an update; an iterable says it by its first batch."""
+    if isinstance(batches.data, Stream):
+        return num_examples(batches.first(1))
+    return batches.order.batch_size or "full"
 
 
 def _shapes(x: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from thalweg.loop.checkpoint import Checkpoints
+from thalweg.loop.checkpoint import Checkpoints, Damaged
 from thalweg.loop.saver import Saver
 from thalweg.loop.train import Setup, Training
 from thalweg.records.history import History
@@ -121,6 +121,8 @@ def carry_out(
     stack.callback(history.close)
     run = Run(forward.model, chosen.optimizer, history, record, directory)
     telling.run = run
+    saver = Saver(checkpoints, before=history.flush)
+    stack.callback(saver.finish)
     setup = Setup(
         step=Step(forward, prepared.loss, chosen.update),
         optimizer=chosen.optimizer,
@@ -131,7 +133,7 @@ def carry_out(
         held_out_metrics=copy.deepcopy(chosen.metrics),
         average=chosen.average,
         history=history,
-        saver=Saver(checkpoints, before=history.flush),
+        saver=saver,
         events=telling,
         has_norm=chosen.has_norm,
         anneals=chosen.anneals,
@@ -157,15 +159,16 @@ def _go_back(training: Training, checkpoints: Checkpoints, checkpoint: Any, tell
         history.truncate(-1)
         return
     training.restore(checkpoint)
-    checkpoints.forget_after(checkpoint.step)
-    history.truncate(checkpoint.step)
-    best = checkpoints.best()
-    if best is not None and best.step == training.at.best_step:
-        training.best = dict(best.model)
-    elif training.at.best_step is not None and training.at.best_step != checkpoint.step:
-        training.at.best_step = training.at.best_value = None
-    elif training.at.best_step == checkpoint.step:
-        training.best = dict(checkpoint.model)
+    at = training.at
+    if at.best_step is not None:
+        try:
+            best = checkpoint if at.best_step == checkpoint.step else checkpoints.at(at.best_step)
+            training.best = dict(best.model)
+        except (FileNotFoundError, Damaged) as error:
+            telling.warn(f"{error}; the best weights so far are lost, from here on they are looked for anew.")
+            at.best_step = at.best_value = None
+    checkpoints.go_back_to(checkpoint.step, at.best_step)
+    history.truncate(checkpoint.step, at.evaluated_at)
     if not training.setup.batches.repeatable and training.at.position:
         telling.warn(
             f"Resumed inside epoch {training.at.epoch + 1}: the data is an iterable of its own, and the first "
@@ -192,7 +195,7 @@ def new_record(name: str, given: Mapping[str, Any], prepared: Prepared, source: 
     """What is known before the first step."""
     return RunRecord(
         name=name,
-        asked={key: _plain(value) for key, value in given.items()},
+        asked={key: plain(value) for key, value in given.items()},
         decided=prepared.chosen.decided,
         source=source,
         versions=directories.versions(),
@@ -210,16 +213,16 @@ def run_name(model: nn.Module, source: Mapping[str, Any] | None) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A keyword's value as JSON holds it, objects by what they print."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple) and len(value) < 20:
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return f"<{type(value).__name__}>"
 
 

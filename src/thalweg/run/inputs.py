@@ -81,6 +81,10 @@ def trial(forward: Forward, loss: Loss | None, batches: Batches) -> None:
         TypeError: the inputs are of a kind that the model does not compute in.
     """
     batch = batches.first(TRIAL_ROWS)
+    for part, tree in zip(("x", "y"), batch, strict=True):
+        for t in leaves(tree):
+            if t.is_floating_point():
+                _name_bad_rows(t, f"{part} of the first batch")
     state = copied(forward.state())
     try:
         with untouched(), torch.no_grad(), evaluating(forward.model):

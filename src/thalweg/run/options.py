@@ -72,5 +72,7 @@ def from_text(name: str, value: Any, hint: Any, default: Any = None) -> Any:
 
 def _kinds(hint: Any, default: Any) -> tuple[Any, ...]:
     if hint is None:
-        return () if default is None or default is inspect.Parameter.empty else (type(default),)
+        if default is None or default is inspect.Parameter.empty:
+            return ()
+        return (Path if isinstance(default, Path) else type(default),)
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -135,7 +135,7 @@ class MakeFunction:
                 raise ValueError(f"{self.spec} returned no {word}{guess}")
 
 
-def tasks() -> list[str]:
+def task_names() -> list[str]:
     """The names of the tasks that are installed: the entry points of the group `thalweg.tasks`."""
     return sorted({entry.name for entry in entry_points(group=GROUP)})
 
@@ -164,7 +164,7 @@ def recipe_of(source: Mapping[str, Any], run_directory: Path | str) -> Recipe:
     if not isinstance(options, dict) or not isinstance(source.get("task", source.get("script")), str):
         raise ValueError(f"the record in {run_directory} does not say where its model came from: {BY_HAND}")
     if "task" in source:
-        if source["task"] not in tasks():
+        if source["task"] not in task_names():
             raise ValueError(f"the run came from the task {source['task']!r}, which is not installed: {BY_HAND}")
         return _of_task(source["task"]).make(**options)
     path, name = Path(source["script"]), str(source.get("function"))

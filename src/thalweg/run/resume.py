@@ -13,7 +13,7 @@ from torch import nn
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import OTHER_WORDS, Settings
 from thalweg.run import directory as directories
-from thalweg.run.fit import carry_out, prepare
+from thalweg.run.fit import carry_out, plain, prepare
 from thalweg.run.recipe import recipe_of
 from thalweg.run.run import Run
 
@@ -63,6 +63,7 @@ def resume(
         )
         stack.enter_context(directories.locked(directory))
         record.decided = prepared.chosen.decided
+        record.asked |= {word: plain(value) for word, value in changes.items()}  # to be gone on with, once more
         return carry_out(stack, prepared, settings, record, directory, resuming=True)
 
 

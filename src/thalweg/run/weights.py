@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from thalweg.loop.checkpoint import Checkpoint, Checkpoints
-from thalweg.loop.evaluate import evaluating, model_device, model_dtype
+from thalweg.loop.evaluate import evaluating
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import unknown
 from thalweg.run.recipe import recipe_of
@@ -54,6 +55,8 @@ def _checkpoint(directory: Path, which: str | int) -> Checkpoint:
     found = found or checkpoints.latest()
     if found is None:
         raise FileNotFoundError(" ".join([f"{directory} holds no whole checkpoint.", *said]))
+    for sentence in said:
+        print(f"thalweg: {sentence} Taken: step {found.step}.", file=sys.stderr)
     return found
 
 
@@ -103,20 +106,3 @@ def export(model: nn.Module, path: str | os.PathLike[str], format: str = "onnx",
     assert program is not None
     program.save(str(target))
     return target
-
-
-def example_of(record: RunRecord, model: nn.Module, rows: int = 2) -> Any:
-    """A batch of zeros like the inputs that a run was trained on."""
-    return _zeros(record.decided["inputs"], model, rows)
-
-
-def _zeros(shapes: Any, model: nn.Module, rows: int) -> Any:
-    if isinstance(shapes, list):
-        return tuple(_zeros(part, model, rows) for part in shapes)
-    if "names" in shapes:
-        return {name: _zeros(part, model, rows) for name, part in shapes["names"].items()}
-    dtype: torch.dtype = getattr(torch, shapes["dtype"])
-    if dtype.is_floating_point:
-        dtype = model_dtype(model)
-    zeros: Tensor = torch.zeros([rows, *shapes["shape"]], dtype=dtype, device=model_device(model))
-    return zeros

@@ -60,6 +60,7 @@ class Batches:
         self.order = order
         self.dtype = dtype
         self.device = device
+        self._seen: Batch | None = None
         self._bounds = None if isinstance(data, Stream) else _bounds(len(data), order)
 
     @property
@@ -96,12 +97,14 @@ class Batches:
         data = self.data
         if not isinstance(data, Stream):
             return self._cast(data.take(torch.arange(min(rows, len(data)))))
-        batch = next(data.batches(), None)
-        if batch is None:
-            raise ValueError("the data is empty: the iterable yields no batch; give at least one")
-        if data.once:
-            data.source = itertools.chain([batch], data.source)
-        return self._cast(batch)
+        if self._seen is None:  # a loader is started once for this, and a generator is given back what was taken
+            batch = next(data.batches(), None)
+            if batch is None:
+                raise ValueError("the data is empty: the iterable yields no batch; give at least one")
+            if data.once:
+                data.source = itertools.chain([batch], data.source)
+            self._seen = batch
+        return self._cast(self._seen)
 
     # ── arrays and items ─────────────────────────────────────────────────────────────────────────────────────────
 
