@@ -11,8 +11,8 @@ import pytest
 import thalweg
 
 WORDS = """
-    Action Callback Finding History Recipe Run RunRecord Settings StepRecord Verdict __version__
-    evaluate export fit load predict recipe report resume save task_names
+    Action Backprop Callback Finding GradientCheck History Recipe Run RunRecord Settings StepRecord Verdict __version__
+    backprop check_gradients evaluate export fit load predict recipe report resume save task_names
 """.split()  # noqa: SIM905
 
 

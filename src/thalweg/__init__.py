@@ -2,11 +2,17 @@
 
 The public words, each loaded when it is first used; the rooms behind them, from the ground up:
 
-    records      numbers that a run writes down            tensors   sets of tensors as vectors, seeds, devices
-    step         forward, loss, backward, update           optim     rules by name, schedules, averages
-    diagnosis    records → verdict                         loop      one training: step, watch, stop, save
-    reports      records → pictures                        run       fit, resume, load, export
-    tasks        ready applications                        cli       the command line
+    records      numbers that a run writes down
+    tensors      named sets of tensors, seeds, devices
+    step         forward, loss, backward, update
+    gradients    what else a backward pass knows
+    optim        rules by name, schedules, averages
+    diagnosis    records → verdict
+    loop         one training: step, watch, stop, save
+    reports      records → pictures
+    run          fit, resume, load, export
+    tasks        ready applications
+    cli          the command line
 """
 
 from __future__ import annotations
@@ -15,9 +21,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thalweg.gradients.chain import backprop
+    from thalweg.gradients.check import check_gradients
     from thalweg.loop.evaluate import evaluate, predict
     from thalweg.records.action import Action
+    from thalweg.records.backprop import Backprop
     from thalweg.records.finding import Finding
+    from thalweg.records.gradient_check import GradientCheck
     from thalweg.records.history import History
     from thalweg.records.run import RunRecord
     from thalweg.records.settings import Settings
@@ -43,6 +53,10 @@ _WORDS = {
     "Settings": "records.settings",
     "StepRecord": "records.step",
     "Verdict": "records.verdict",
+    "Backprop": "records.backprop",
+    "GradientCheck": "records.gradient_check",
+    "backprop": "gradients.chain",
+    "check_gradients": "gradients.check",
     "evaluate": "loop.evaluate",
     "export": "run.weights",
     "fit": "run.fit",

@@ -90,7 +90,7 @@ def _dense() -> Case:
 
 def _dense_soft() -> Case:
     model = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 3))
-    return _case(model, torch.randn(9, 4), torch.rand(9, 3).softmax(-1), "cross_entropy")
+    return _case(model, torch.randn(9, 4), torch.rand(9, 3).double().softmax(-1), "cross_entropy")
 
 
 def _regression() -> Case:

@@ -12,13 +12,14 @@ from types import FrameType
 from typing import NoReturn
 
 import thalweg
-from thalweg.cli import doctor, runs, training, use
+from thalweg.cli import doctor, look, runs, training, use
 from thalweg.cli.usage import Parser, Usage, guess, say, split
 
 FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 _COMMANDS = {
     "fit": (training.add_fit, "train a task, or the model and data of a script"),
+    "backprop": (look.add_backprop, "show how the gradient flows back through a network, layer by layer"),
     "resume": (training.add_resume, "go on where a run left off"),
     "predict": (use.add_predict, "outputs of a run's best model for the rows of files"),
     "report": (use.add_report, "write the page of a run, also while it trains"),
@@ -26,6 +27,8 @@ _COMMANDS = {
     "export": (use.add_export, "write a run's best model for other programs"),
     "doctor": (doctor.add_doctor, "show versions, devices, compiler, disk"),
 }
+#: Commands whose further flags are options of the task.
+_WITH_OPTIONS = ("fit", "backprop")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +73,7 @@ def _run(words: list[str]) -> int:
         asked = parser.parse_args([name, *own])
     except SystemExit as stop:  # --help and --version print and leave
         return int(stop.code or 0)
-    if name != "fit" and further:
+    if name not in _WITH_OPTIONS and further:
         flag = next(iter(further))
         raise Usage(f"unknown flag {flag}{guess(flag, commands.choices[name].flags)}")
     asked.further = further

@@ -64,7 +64,7 @@ def _fit(asked: argparse.Namespace) -> int:
         raise Usage(f"fit needs a task ({', '.join(thalweg.task_names())}) or a script of yours, as script.py:function")
     _check(given(asked))
     with output_aside():
-        make = _found(asked.source)
+        make = found(asked.source)
         settings, options = _sorted(asked, make)
         try:
             recipe = make.make(**options)
@@ -91,7 +91,7 @@ def _told(run: Run, as_object: bool) -> int:
     return _CODES.get(run.stopped_because or "", 0)
 
 
-def _found(source: str) -> MakeFunction:
+def found(source: str) -> MakeFunction:
     """The make function; a script that fails (which has a cause) is no wrong usage."""
     try:
         return thalweg.Recipe.find(source)
@@ -99,6 +99,11 @@ def _found(source: str) -> MakeFunction:
         if error.__cause__ is not None:
             raise
         raise Usage(str(error)) from error
+
+
+def unknown_option(name: str, make: MakeFunction) -> str:
+    """The sentence for an option that a make function does not take."""
+    return f"unknown flag {flag(name)}{guess(flag(name), [flag(word) for word in make.parameters])}"
 
 
 def _sorted(asked: argparse.Namespace, make: MakeFunction) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -155,7 +160,7 @@ def _help(asked: argparse.Namespace) -> int:
         print(f"tasks: {', '.join(thalweg.task_names())}; `thalweg fit TASK --help` lists the options of one")
         return 0
     with output_aside():
-        make = _found(asked.source)
+        make = found(asked.source)
     print(f"options of {asked.source}:")
     for name, parameter in make.parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

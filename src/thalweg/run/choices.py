@@ -210,7 +210,7 @@ def _decided(
         "optimizer": "adamw" if rule == "auto" else rule,
         "loss": loss.name if loss is not None else None,
         "learning_rate": chosen.optimizer.param_groups[0]["initial_lr"],
-        "schedule": settings.schedule if isinstance(settings.schedule, str) else "own",
+        "schedule": _schedule_name(settings, total),
         "batch_size": _batch_size(batches),
         "device": str(batches.device),
         "plan": "eager",
@@ -222,6 +222,14 @@ def _decided(
         "total_epochs": chosen.limits.epochs,
         "inputs": _shapes(x),
     }
+
+
+def _schedule_name(settings: Settings, total: int | None) -> str:
+    if not isinstance(settings.schedule, str):
+        return "own schedule"
+    if settings.schedule == "auto":
+        return "warm-up, then constant" if total is None else "warm-up, then cosine"
+    return settings.schedule
 
 
 def _batch_size(batches: Batches) -> int | str:
