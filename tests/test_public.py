@@ -11,8 +11,9 @@ import pytest
 import thalweg
 
 WORDS = """
-    Action Backprop Callback Finding GradientCheck History Recipe Run RunRecord Settings StepRecord Verdict __version__
-    backprop check_gradients evaluate export fit load predict recipe report resume save task_names
+    Action Backprop Callback Finding GradientCheck History Landscape Recipe Run RunRecord Settings StepRecord
+    Verdict __version__ backprop check_gradients evaluate export fit landscape load predict recipe report
+    resume save task_names
 """.split()  # noqa: SIM905
 
 
@@ -30,6 +31,14 @@ def test_every_word_is_there_and_says_what_it_is(word: str) -> None:
 def test_a_word_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="fitt"):
         _ = thalweg.fitt
+
+
+def test_the_words_of_gradients_are_no_modules() -> None:
+    import thalweg.gradients as room
+
+    modules = {module.name for module in pkgutil.iter_modules(room.__path__)}
+    assert not modules & set(room.__all__)
+    assert all(getattr(room, word).__doc__ for word in room.__all__)
 
 
 def loaded(statement: str) -> set[str]:

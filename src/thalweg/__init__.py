@@ -9,6 +9,7 @@ The public words, each loaded when it is first used; the rooms behind them, from
     optim        rules by name, schedules, averages
     diagnosis    records → verdict
     loop         one training: step, watch, stop, save
+    signals      tensors → what a step reports
     reports      records → pictures
     run          fit, resume, load, export
     tasks        ready applications
@@ -23,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thalweg.gradients.chain import backprop
     from thalweg.gradients.check import check_gradients
+    from thalweg.gradients.landscape import landscape
     from thalweg.loop.evaluate import evaluate, predict
     from thalweg.records.action import Action
     from thalweg.records.backprop import Backprop
     from thalweg.records.finding import Finding
     from thalweg.records.gradient_check import GradientCheck
     from thalweg.records.history import History
+    from thalweg.records.landscape import Landscape
     from thalweg.records.run import RunRecord
     from thalweg.records.settings import Settings
     from thalweg.records.step import StepRecord
@@ -47,6 +50,7 @@ _WORDS = {
     "Callback": "run.callback",
     "Finding": "records.finding",
     "History": "records.history",
+    "Landscape": "records.landscape",
     "Recipe": "run.recipe",
     "Run": "run.run",
     "RunRecord": "records.run",
@@ -60,6 +64,7 @@ _WORDS = {
     "evaluate": "loop.evaluate",
     "export": "run.weights",
     "fit": "run.fit",
+    "landscape": "gradients.landscape",
     "load": "run.weights",
     "predict": "loop.evaluate",
     "recipe": "run.recipe",

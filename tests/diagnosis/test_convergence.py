@@ -80,6 +80,16 @@ def test_a_loss_that_runs_away_is_diverged(last: float) -> None:
     assert verdict.sentence.startswith("Diverged")
 
 
+def test_a_loss_that_had_run_away_before_the_first_evaluation() -> None:
+    made = history(np.full(12, 5e4))
+    early = History()
+    for step, value in enumerate([2.3, 2.2, 1e3, 2e4, 5e4, 4e4, 5e4]):
+        early.append(StepRecord(step + 1, 0.1, 0.0, {"loss": value}))
+    for step, value in zip(*made.series("validation_loss"), strict=True):
+        early.evaluate(StepRecord(int(step) + 10, 1.0, 0.0, {"validation_loss": float(value), "epoch_loss": 5e4}))
+    assert judge(early, 12).state == "diverged"
+
+
 def test_too_few_evaluations_say_nothing() -> None:
     verdict = judge(history(np.full(WINDOW - 1, 1.0)), WINDOW - 1)
     assert verdict.state == "improving"

@@ -69,6 +69,19 @@ def history() -> History:
     return result
 
 
+def layers(told: History, growth: float, names: list[str], steps: range) -> History:
+    """Add what layers in forward order report: going down, each gradient is `growth` times the one above."""
+    draw = np.random.default_rng(5)
+    for step in steps:
+        values = {}
+        for depth, name in enumerate(reversed(names)):
+            noise = math.exp(0.3 * draw.standard_normal())
+            values[f"gradient_norm/{name}"] = growth**depth * noise
+            values[f"update_ratio/{name}"] = 1e-3 * growth**depth * noise
+        told.append(StepRecord(step, step / LENGTH, 0.002 * step, {name: values[name] for name in reversed(values)}))
+    return told
+
+
 def record() -> RunRecord:
     told = history()
     return RunRecord(

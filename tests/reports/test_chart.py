@@ -135,7 +135,9 @@ def test_signals_of_layers_are_no_metrics() -> None:
     history = told("loss", [1.0])
     history.append(StepRecord(2, 0.2, 0.2, {"dead_units/layer1": 0.5}))
     history.evaluate(StepRecord(2, 0.2, 0.2, {"accuracy": 0.5, "validation_mae": 0.1}))
-    record = RunRecord("a", metrics={"accuracy": 0.5})
+    history.append(StepRecord(3, 0.3, 0.3, {"validation_gradient_norm/0": 0.5}))
+    assert [chart.title for chart in charts(history)] == ["Loss", "Accuracy", "Mae"]
+    record = RunRecord("a", metrics={"accuracy": 0.5, "dead_units/layer1": 0.5})
     assert [chart.title for chart in charts(history, record)] == ["Loss", "Accuracy", "Mae"]
 
 

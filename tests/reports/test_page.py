@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
 from thalweg.reports.page import page, write
 
+METRIC = "<img src=x onerror=alert(1)>"
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
@@ -75,6 +77,18 @@ def test_a_long_run_makes_no_long_report() -> None:
     assert "and 450 more" in text
 
 
+def test_the_flow_of_the_gradient_stands_below_the_curves() -> None:
+    history = made_up.layers(made_up.history(), 0.5, ["0", "2", "4"], range(10, 2026, 10))
+    text = page(made_up.record(), history)
+    places = [
+        text.index(words) for words in ("<h3>Loss", "<h2>Gradient flow by layer", "<h3>Update-to-weight", "<h2>Find")
+    ]
+    assert places == sorted(places)
+    assert text.count("<figure") == 6
+    assert "the output on top and the input at the bottom" in text
+    assert "Gradient flow" not in page(made_up.record(), made_up.history())
+
+
 def test_the_policy_names_the_style_and_the_script() -> None:
     text = page(made_up.record(), made_up.history())
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
@@ -89,7 +103,9 @@ def test_the_policy_names_the_style_and_the_script() -> None:
 
 def test_names_of_users_stay_text() -> None:
     history = History()
-    history.append(StepRecord(1, 0.1, 0.1, {"loss": 1.0, HOSTILE: 0.5}))
+    history.append(
+        StepRecord(1, 0.1, 0.1, {"loss": 1.0, METRIC: 0.5, f"gradient_norm/{HOSTILE}": 0.5, "gradient_norm/": 1})
+    )
     history.found(Finding(HOSTILE, "critical", 1, HOSTILE, HOSTILE, HOSTILE, {HOSTILE: 1.0}), 1)
     history.acted(Action(HOSTILE, 1, {HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}, False, HOSTILE))
     rows = {HOSTILE: HOSTILE}
@@ -104,13 +120,17 @@ def test_names_of_users_stay_text() -> None:
         notes=[HOSTILE],
         stopped_because=HOSTILE,
         verdict={"state": HOSTILE, "sentence": HOSTILE, "cause": HOSTILE},
-        metrics={HOSTILE: 0.5, f"validation_{HOSTILE}": 0.5},
+        metrics={METRIC: 0.5, f"validation_{METRIC}": 0.5},
         steps=1,
     )
     text = page(record, history, [(HOSTILE, "<p>safe</p>")])
+    assert text.count(escape(METRIC)) >= 4
+    assert text.count(escape(HOSTILE)) > 20
+    assert "Gradient flow by layer" in text
     tags = [tag for tag, _ in Elements(text).tags]
     assert tags.count("script") == 1
-    assert tags.count("title") == 1 + text.count('<g class="mark')
+    shortened = 1
+    assert tags.count("title") == 1 + text.count('<g class="mark') + shortened
     assert "img" not in tags
     assert "<p>safe</p>" in text
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import made_up
 import pytest
-from thalweg.reports import terminal
 
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
@@ -16,6 +15,7 @@ from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
 from thalweg.records.verdict import Verdict
+from thalweg.reports import terminal
 from thalweg.reports.summary import summary
 from thalweg.reports.terminal import Terminal, opening, progress, table
 
@@ -113,6 +113,15 @@ def test_the_line_says_where_the_training_is() -> None:
         "rate 0",
         "45 steps/s",
     ]
+
+
+def test_signals_of_layers_are_told_nowhere() -> None:
+    run = Run()
+    before, told = progress(run, step(900), speed=45.0), summary(run)
+    run.history.evaluate(StepRecord(2025, 45.0, 4.3, {"validation_dead_share/0": 0.5, "gradient_norm/0": 0.5}))
+    run.record.metrics["gradient_norm/0"] = 0.5
+    assert progress(run, step(900), speed=45.0) == before
+    assert summary(run) == told
 
 
 def test_few_epochs_are_told_in_percent() -> None:
@@ -224,7 +233,10 @@ def test_brackets_are_no_markup_in_colour() -> None:
 
 
 def test_heavy_packages_wait_until_they_are_used() -> None:
-    code = "import sys, thalweg.reports.page, thalweg.reports.terminal; print({'rich', 'plotly', 'torch'} & {*sys.modules})"
+    code = (
+        "import sys, thalweg.reports.page, thalweg.reports.terminal; "
+        "print({'rich', 'plotly', 'torch'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -25,6 +25,8 @@ CONFIDENCE = 1.645
 #: A rise counts as overfitting from this many standard errors on, and this share of the level.
 SURE = 3.0
 RISE = 0.02
+#: A loss this many times what it was at the start has diverged.
+EXPLODED = 10.0
 
 Floats = npt.NDArray[np.float64]
 
@@ -76,9 +78,8 @@ def judge(history: History, epochs: float, watched: str | None = None, annealing
     if watched not in history.names:
         return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, before {what} was measured once.")
     values = history.series(watched)[1]
-    if _exploded(values):
-        times = values[-1] / values[0]
-        return Verdict("diverged", f"Diverged: {what} is {times:.3g} times what it was at the start.")
+    if (times := _growth(values, history)) > EXPLODED:
+        return Verdict("diverged", f"Diverged: the loss is {times:.3g} times what it was at the start.")
     if len(values) < WINDOW:
         return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, too early to say where {what} is heading.")
     now = trend(values[-max(WINDOW, len(values) // 3) :])
@@ -122,8 +123,12 @@ def _overfits(values: Floats, history: History) -> bool:
     return len(training) < 2 or training[-1] <= training[len(training) // 2] * (1 + RISE)
 
 
-def _exploded(values: Floats) -> bool:
-    return bool(values[0] > 0 and values[-1] > 10 * values[0] and values[-1] > 10 * values.min())
+def _growth(values: Floats, history: History) -> float:
+    """How many times its start the loss is: of the watched one, or of training's (a few reports, against luck)."""
+    series = [values]
+    if "loss" in history.names and len(training := history.series("loss")[1]) >= 6:
+        series.append(np.array([training[:3].max(), training[-3:].min()]))
+    return max(float(s[-1] / s[0]) if s[0] > 0 else 0.0 for s in series)
 
 
 def _shown(epochs: float) -> str:

@@ -22,16 +22,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from thalweg.gradients.outputs import DRAWN, NATURAL, Map, derivative, fisher_of_outputs, loss_hessian
 from thalweg.step.backward import BatchLoss
 from thalweg.step.batches import MICRO_BATCH, Batches, Order
 from thalweg.step.data import Batch, Stream, num_examples, read
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss, resolve
-from thalweg.step.targets import IGNORED, Classes
 from thalweg.tensors import seeds
 from thalweg.tensors.named import leaves, mapped
 from thalweg.tensors.vector import Layout, flat
@@ -41,13 +40,8 @@ MATRICES = ("hessian", "ggn", "fisher", "monte_carlo_fisher", "empirical_fisher"
 #: Recorded graphs are kept up to this size altogether; what is beyond is recorded anew for each product.
 KEEP_BYTES = 1 << 30
 
-#: Losses that are −log p in the natural parameters of an exponential family, so that Fisher and Gauss–Newton are one
-#: (Martens 2020, section 9.2). `mse` is a normal distribution of variance 1/2.
-NATURAL = ("cross_entropy", "binary_cross_entropy", "mse")
-
 LossLike = str | Callable[..., Tensor] | None
 Vector = Tensor | Mapping[str, Tensor]
-_Map = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class LinearOperator(Protocol):
@@ -80,7 +74,7 @@ class Sampling:
 class _Part:
     """One micro-batch: v by parameter → product by parameter, and the number of terms it is a mean over."""
 
-    product: _Map
+    product: Map
     terms: int | Tensor
     num_bytes: int
 
@@ -119,7 +113,7 @@ class Curvature:
             )
         self.layout = Layout.of(named)
         self.parameters: list[nn.Parameter] = list(named.values())
-        self._batches = batches_of(data, self.dtype, self.device, self.sampling.micro_batch)
+        self.batches = batches_of(data, self.dtype, self.device, self.sampling.micro_batch)
         self._kept: list[_Part] = []
         self._room = self.sampling.keep_bytes
         self._versions: list[tuple[int, int]] = []
@@ -166,11 +160,12 @@ class Curvature:
         if versions != self._versions:
             self._kept, self._room, self._versions = [], self.sampling.keep_bytes, versions
         yield from self._kept
-        for index, batch in enumerate(self._batches.epoch(0, start=len(self._kept)), start=len(self._kept)):
+        for index, batch in enumerate(self.batches.epoch(0, start=len(self._kept)), start=len(self._kept)):
             part = self._record(batch, index)
-            self._room -= part.num_bytes
-            if self._room >= 0:
-                self._kept.append(part)
+            if self._room > 0:
+                self._room -= part.num_bytes
+                if self._room >= 0:
+                    self._kept.append(part)
             yield part
 
     def _record(self, batch: Batch, index: int) -> _Part:
@@ -201,7 +196,13 @@ class Curvature:
         tree = self.forward(x, training=False)
         outputs = [t for t in leaves(tree) if t.requires_grad]
         terms = self.loss.num_terms(tree, y)
-        bend = self._bend(mapped(lambda t: t.detach().requires_grad_(t.requires_grad), tree), y, terms, index)
+        output = mapped(lambda t: t.detach().requires_grad_(t.requires_grad), tree)
+        if self.matrix in ("ggn", "fisher"):
+            bend = loss_hessian(self.loss, output, y)
+        else:
+            drawn = self.sampling.draws if self.matrix == "monte_carlo_fisher" else 0
+            source = seeds.generator(self.sampling.seed, "fisher", index, device=self.device)
+            bend = fisher_of_outputs(self.loss, output, y, drawn, source)
         u = [torch.zeros_like(t, requires_grad=True) for t in outputs]
         pulled = derivative(outputs, self.parameters, u, create_graph=True)
 
@@ -210,24 +211,8 @@ class Curvature:
 
         return self._part(product, terms, pulled)
 
-    def _bend(self, output: Any, y: Any, terms: int | Tensor, index: int) -> _Map:
-        """The matrix M in the space of the outputs, as a map of a vector in the form of the outputs."""
-        loss, z = self.loss, [t for t in leaves(output) if t.requires_grad]
-        assert loss is not None
-        if self.matrix in ("ggn", "fisher"):
-            slope = derivative([loss(output, y)], z, create_graph=True)
-            return lambda u: derivative(slope, z, u)
-        targets = [y]
-        if self.matrix == "monte_carlo_fisher":
-            source = seeds.generator(self.sampling.seed, "fisher", index, device=self.device)
-            targets = [drawn_target(loss.name, output.detach(), y, source) for _ in range(self.sampling.draws)]
-        # The mean is over n terms, so that ∂L/∂f of an example is g/n: (1/n) Σ g gᵀ is n Σ (g/n)(g/n)ᵀ.
-        scale = (terms if loss.reduction == "mean" else 1) / len(targets)
-        return _outer_products([derivative([loss(output, target)], z) for target in targets], scale)
-
-    def _part(self, product: _Map, terms: int | Tensor, ends: Sequence[Tensor]) -> _Part:
-        room = self._room if self.sampling.keep_bytes else -1
-        return _Part(product, terms, graph_bytes(ends) if room >= 0 else 0)
+    def _part(self, product: Map, terms: int | Tensor, ends: Sequence[Tensor]) -> _Part:
+        return _Part(product, terms, graph_bytes(ends) if self._room > 0 else 0)
 
 
 def hessian_product(model: nn.Module, data: Any, loss: LossLike, v: Vector) -> Any:
@@ -296,6 +281,9 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        torch.backends.mha.set_fastpath_enabled(False)
         if device == "cuda" and any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:
@@ -306,37 +294,6 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
-
-
-def derivative(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], v: Sequence[Tensor] | None = None, create_graph: bool = False
-) -> tuple[Tensor, ...]:
-    """Σ ⟨outputs, v⟩ by each of the inputs; zero where nothing depends on it. The graph stays."""
-    pairs = [(t, None if v is None else v[i]) for i, t in enumerate(outputs) if t.requires_grad]
-    if not pairs:
-        return tuple(torch.zeros_like(t) for t in inputs)
-    return torch.autograd.grad(
-        [t for t, _ in pairs],
-        inputs,
-        [weight for _, weight in pairs],
-        retain_graph=True,
-        create_graph=create_graph,
-        materialize_grads=True,
-    )
-
-
-def drawn_target(name: str, output: Tensor, target: Tensor, source: torch.Generator) -> Tensor:
-    """A target in the form of the given one, drawn from the distribution that the loss takes the output for."""
-    if name == "mse":
-        return output + torch.empty_like(output).normal_(0, 0.5**0.5, generator=source)
-    if name == "binary_cross_entropy":
-        return torch.bernoulli(output.sigmoid(), generator=source)
-    scores, labels = Classes()(output, target)
-    p = _PROBABILITIES[name](scores.movedim(1, -1))
-    drawn = torch.multinomial(p.flatten(0, -2), 1, generator=source).view(p.shape[:-1])
-    if labels.is_floating_point():
-        return F.one_hot(drawn, p.shape[-1]).movedim(-1, 1).to(output.dtype).reshape(target.shape)
-    return drawn.where(labels != IGNORED, IGNORED).view(target.shape)
 
 
 def graph_bytes(ends: Sequence[Tensor]) -> int:
@@ -358,38 +315,13 @@ def graph_bytes(ends: Sequence[Tensor]) -> int:
     return sum(storages.values())
 
 
-_PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "cross_entropy": lambda z: z.softmax(-1),
-    "nll": lambda z: z.exp(),
-    "categorical_cross_entropy": lambda z: z,
-}
-
-
-def _outer_products(slopes: Sequence[Sequence[Tensor]], scale: float | Tensor) -> _Map:
-    """u ↦ scale · Σ over draws and examples of g ⟨g, u⟩; examples along axis 0."""
-
-    def bend(u: Sequence[Tensor]) -> Sequence[Tensor]:
-        result = [torch.zeros_like(t) for t in u]
-        for slope in slopes:
-            inner = torch.stack([(g * t).flatten(1).sum(1) for g, t in zip(_rows(slope), _rows(u), strict=True)]).sum(0)
-            for i, g in enumerate(slope):
-                result[i] += g * (inner * scale).view(-1, *[1] * (g.ndim - 1))
-        return result
-
-    return bend
-
-
-def _rows(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.reshape(len(t), -1) for t in tensors]
-
-
 def _check(matrix: str, loss: BatchLoss | None) -> None:
     if matrix == "hessian":
         return
     if loss is None:
         raise ValueError(f"{matrix} needs the model's outputs: give loss=, the model returns only its loss")
     name = getattr(loss, "name", "the loss")
-    known = {"fisher": NATURAL, "monte_carlo_fisher": ("mse", "binary_cross_entropy", *_PROBABILITIES)}
+    known = {"fisher": NATURAL, "monte_carlo_fisher": DRAWN}
     if name not in known.get(matrix, (name,)):
         raise ValueError(
             f"{matrix} is known for {', '.join(known[matrix])} (by name), not for {name}: take the empirical Fisher"

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import update_bn
 from thalweg.optim.averages import WeightAverage
 from thalweg.step.batches import Batches, Parts
 from thalweg.step.forward import Forward
+from thalweg.tensors.named import assign, copied
 from thalweg.tensors.seeds import untouched
 
 
@@ -27,9 +28,16 @@ def averaged_model(average: WeightAverage | None, forward: Forward, batches: Bat
         yield
         return
     with average.averaged():
-        if has_norm and average.kind == "swa" and average.num_averaged:
+        if not (has_norm and average.kind == "swa" and average.num_averaged):
+            yield
+            return
+        counters = {name: t for name, t in forward.state().items() if not t.is_floating_point()}
+        before = copied(counters)  # of batches, which an average leaves alone
+        try:
             measure_norms(forward, batches)
-        yield
+            yield
+        finally:
+            assign(counters, before)
 
 
 def measure_norms(forward: Forward, batches: Batches) -> None:

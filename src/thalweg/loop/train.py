@@ -7,7 +7,7 @@ repeats and resumes exactly; the clock decides only when to save and when a time
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,14 +27,13 @@ from thalweg.optim.schedules import Schedule
 from thalweg.records.history import History
 from thalweg.records.step import StepRecord
 from thalweg.records.verdict import Verdict
+from thalweg.signals.signals import Signals, is_reported
 from thalweg.step.batches import Batches
 from thalweg.step.whole import Step
 from thalweg.tensors import seeds
 from thalweg.tensors.named import assign, copied
 
-#: Every step is reported up to the first of these, then one in so many.
-REPORT_FIRST, REPORT_EVERY = 20, 10
-#: The series of reported steps; all others come from evaluations.
+#: The series of reported steps, with those by layer ("gradient_norm/0"); all others come from evaluations.
 REPORTED = ("loss", "learning_rate", "gradient_norm")
 #: Updates between two evaluations where an epoch has no known end.
 EVALUATE_EVERY = 500
@@ -53,6 +52,7 @@ class Setup:
     """The parts of a training, all made for each other; none changes while it runs."""
 
     step: Step
+    signals: Signals
     optimizer: Optimizer
     schedule: Schedule
     batches: Batches
@@ -144,7 +144,7 @@ class Training:
             self._evaluate()
         self.at.seconds = time.perf_counter() - self._started
         if reason != "diverged":
-            self.save()
+            self.save(last=reason != "interrupted")
         self.setup.saver.finish()
         if self.verdict is None:
             self.verdict = self._judge()
@@ -156,16 +156,20 @@ class Training:
         batches = self._batches()
         watcher = setup.metrics if setup.metrics.names else None
         optimizer, apply, step = setup.optimizer, setup.schedule.apply, setup.step
-        average, last = setup.average, self.limits.steps
+        average, last, signals = setup.average, self.limits.steps, setup.signals
         evaluate_every = EVALUATE_EVERY if setup.batches.per_epoch is None else 0
         save_every = self.limits.save_every if isinstance(self.limits.save_every, int) else 0
         wake = self._next_wake()
         for batch in batches:
             apply(optimizer, at.step)
             number = at.step + 1
-            report = number <= REPORT_FIRST or number % REPORT_EVERY == 0 or number == last
+            report = is_reported(number) or number == last
             try:
-                loss, norm = step(batch, report, watcher)
+                if report:
+                    with signals.taking(number):
+                        loss = step(batch, signals, watcher)
+                else:
+                    loss = step(batch, None, watcher)
             except (RuntimeError, IndexError) as error:
                 raise self._failed_on_batch(error) from error
             self._pending.append(loss)
@@ -173,7 +177,7 @@ class Training:
             at.position += 1
             if average is not None:
                 average.update(number)
-            reason = self._report(norm) if report else None
+            reason = self._report() if report else None
             if evaluate_every and number % evaluate_every == 0:
                 reason = reason or self._evaluate()
             if number == last:
@@ -206,8 +210,7 @@ class Training:
             self._epoch_rng = self._random()
             return setup.batches.epoch(at.epoch, at.position)
         now = seeds.capture()
-        seeds.restore(self._epoch_rng)
-        _set_states(self._generators, self._epoch_rng["own"])
+        self._set_random(self._epoch_rng)
         batches = setup.batches.epoch(at.epoch, at.position)
         first = next(batches, None)
         seeds.restore(now)
@@ -236,13 +239,12 @@ class Training:
 
     # ── reports and evaluations ──────────────────────────────────────────────────────────────────────────────────
 
-    def _report(self, norm: Tensor | None) -> str | None:
+    def _report(self) -> str | None:
         """Read what the steps since the last report left on the device, and write it down."""
         at = self.at
         self._read_losses()
         values = {"loss": sum(at.window) / len(at.window), "learning_rate": self.learning_rate}
-        if norm is not None:
-            values["gradient_norm"] = float(norm)
+        values.update(self.setup.signals.read())
         at.window.clear()
         record = self._record(values)
         self.setup.history.append(record)
@@ -289,7 +291,7 @@ class Training:
         at, history = self.at, self.setup.history
         series = {name: history.series(name) for name in history.names}
         now = {name: float(v[-1]) for name, (steps, v) in series.items() if steps[-1] == at.step}
-        reported = {name: now.pop(name) for name in REPORTED if name in now}
+        reported = {name: now.pop(name) for name in list(now) if name in REPORTED or "/" in name}
         if self._target_reached(reported):
             return "target"
         return self._decide(now) if at.step and at.evaluated_at == at.step else None
@@ -319,7 +321,7 @@ class Training:
         if len(series) < WINDOW or len(series) % max(1, len(series) // 20):
             return None
         self.verdict = self._judge()
-        return {"converged": "converged", "stuck": "converged", "overfitting": "patience", "diverged": "diverged"}.get(
+        return {"converged": "converged", "stuck": "patience", "overfitting": "patience", "diverged": "diverged"}.get(
             self.verdict.state
         )
 
@@ -376,16 +378,19 @@ class Training:
 
     # ── saving ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def save(self, best: bool = False) -> bool:
-        """Have the training as it stands brought to the disk; True if it is there already."""
+    def save(self, best: bool = False, last: bool = False) -> bool:
+        """Have the training as it stands brought to the disk; True if it is there already.
+
+        The last one may be handed over: averaged weights in it have their norms measured.
+        """
         if not best and self.best is None and self.at.best_step == self.at.step:
             return True  # since the evaluation; it is the only place where the best weights are
         self._read_losses()
         self._saved = time.perf_counter()
         self.at.seconds = self._saved - self._started
-        return self.setup.saver.save(self._checkpoint(), best)
+        return self.setup.saver.save(self._checkpoint(measure=last), best)
 
-    def _checkpoint(self) -> Checkpoint:
+    def _checkpoint(self, measure: bool = False) -> Checkpoint:
         setup, at = self.setup, self.at
         live, saved = self.forward.state(), self._state()
         if setup.average is None:
@@ -393,7 +398,7 @@ class Training:
         saved["live"] = copied(live)
         if self.best is not None and at.best_step == at.step:  # as they were measured, norms and all
             return Checkpoint(at.step, self.best, saved, at.best_step)
-        with averaged_model(setup.average, self.forward, setup.batches, has_norm=False):
+        with averaged_model(setup.average, self.forward, setup.batches, setup.has_norm and measure):
             return Checkpoint(at.step, copied(live), saved, at.best_step)
 
     def _state(self) -> dict[str, Any]:
@@ -404,6 +409,7 @@ class Training:
             "optimizer": setup.optimizer.state_dict(),
             "schedule": setup.schedule.state_dict(),
             "metrics": setup.metrics.state_dict(),
+            "signals": setup.signals.state_dict(),
             "random": self._random(),
             "epoch_random": self._epoch_rng,
         }
@@ -435,16 +441,23 @@ class Training:
         _restore_optimizer(setup.optimizer, saved["optimizer"])
         setup.schedule.load_state_dict(saved["schedule"])
         setup.metrics.load_state_dict(saved["metrics"])
+        setup.signals.load_state_dict(saved["signals"])
         if setup.average is not None and "average" in saved:
             setup.average.load_state_dict(saved["average"])
-        seeds.restore(saved["random"])
-        _set_states(self._generators, saved["random"]["own"])
+        for states in (saved["epoch_random"], saved["random"]):  # the first only to see that it is one
+            if states is not None:
+                self._set_random(states)
         self._epoch_rng = saved["epoch_random"]
         self.at = standing
 
     def _random(self) -> dict[str, Any]:
         """The state of everything that draws: the global generators, and those that a stream brings along."""
         return {**seeds.capture(), "own": [generator.get_state() for generator in self._generators]}
+
+    def _set_random(self, states: dict[str, Any]) -> None:
+        seeds.restore(states)
+        for generator, state in zip(self._generators, states["own"], strict=True):
+            generator.set_state(state)
 
     @property
     def _generators(self) -> list[torch.Generator]:
@@ -473,15 +486,12 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"the saved optimizer state is of another optimizer: {error}") from error
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not set(saved["state"]) <= set(range(len(parameters))):
+        raise ValueError("the saved optimizer state is of another model")
     for number, entries in saved["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor) and optimizer.state[parameters[number]][name].dtype != value.dtype:
                 optimizer.state[parameters[number]][name] = value.to(parameters[number].device)
-
-
-def _set_states(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
 
 
 def _chain(first: Any, rest: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
-from thalweg.reports.words import VALIDATION, share, spoken
+from thalweg.reports.words import VALIDATION, of_layer, share, spoken
 
 #: Points of a line: more than a phone has pixels across.
 LIMIT = 500
@@ -77,7 +77,7 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
-class _Axis:
+class Axis:
     """The horizontal axis of a run: its label and how a step [updates] is placed on it."""
 
     label: str
@@ -90,7 +90,7 @@ def charts(history: History, record: RunRecord | None = None) -> list[Chart]:
     With a record the horizontal axis counts epochs where their length is known and there are at least two, and the
     best step is marked.
     """
-    axis = _axis(history, record)
+    axis = axis_of(history, record)
     best = _marks(axis, [(record.best_step, "best")] if record and record.best_step is not None else [])
     changes = _marks(axis, [(action.step, spoken(action.code)) for action in history.actions])
     problems = _marks(axis, [(f.step, spoken(f.code)) for f in history.findings if f.severity != "note"], problem=True)
@@ -149,30 +149,27 @@ def needs_log(lines: tuple[Line, ...]) -> bool:
 
 
 def _metrics(history: History, record: RunRecord | None) -> list[str]:
-    """What has a training curve or a validation twin and is a metric, not a signal of a single layer."""
+    """What has a training curve or a validation twin and is a metric, not a signal."""
     recorded = set(history.names)
     known = {name.removeprefix(VALIDATION) for name in record.metrics} if record else set()
-    names = dict.fromkeys(name.removeprefix(VALIDATION) for name in history.names)
-    return [
-        name
-        for name in names
-        if name not in _NOT_METRICS and (not known or name in known or VALIDATION + name in recorded)
-    ]
+    names = list(dict.fromkeys(name.removeprefix(VALIDATION) for name in history.names))
+    names = [name for name in names if name not in _NOT_METRICS and not of_layer(name)]
+    return [name for name in names if not known or name in known or VALIDATION + name in recorded]
 
 
-def _twins(history: History, axis: _Axis, name: str, marks: tuple[Mark, ...]) -> Chart:
+def _twins(history: History, axis: Axis, name: str, marks: tuple[Mark, ...]) -> Chart:
     """A series and its validation twin in one picture."""
     training, broken = _lines(history, axis, name, "training", 0)
     validation, also_broken = _lines(history, axis, VALIDATION + name, "validation", 1)
     return _chart(name, axis, training + validation, marks + broken + also_broken)
 
 
-def _single(history: History, axis: _Axis, name: str, marks: tuple[Mark, ...]) -> Chart:
+def _single(history: History, axis: Axis, name: str, marks: tuple[Mark, ...]) -> Chart:
     lines, broken = _lines(history, axis, name, spoken(name), 0)
     return _chart(name, axis, lines, marks + broken)
 
 
-def _chart(name: str, axis: _Axis, lines: tuple[Line, ...], marks: tuple[Mark, ...]) -> Chart:
+def _chart(name: str, axis: Axis, lines: tuple[Line, ...], marks: tuple[Mark, ...]) -> Chart:
     title = spoken(name)
     return Chart(
         title=title[:1].upper() + title[1:],
@@ -186,7 +183,7 @@ def _chart(name: str, axis: _Axis, lines: tuple[Line, ...], marks: tuple[Mark, .
 
 
 def _lines(
-    history: History, axis: _Axis, name: str, label: str, colour: int
+    history: History, axis: Axis, name: str, label: str, colour: int
 ) -> tuple[tuple[Line, ...], tuple[Mark, ...]]:
     """The curves of one series, and a mark wherever it stops being finite."""
     if name not in history.names:
@@ -207,13 +204,14 @@ def _line(name: str, x: Values, y: Values, colour: int, *, faint: bool = False, 
     return Line(name, tuple(x.tolist()), tuple(y.tolist()), colour, faint, dotted)
 
 
-def _axis(history: History, record: RunRecord | None) -> _Axis:
+def axis_of(history: History, record: RunRecord | None) -> Axis:
+    """The axis of a run: epochs where their length is known and there are at least two, else steps."""
     length = record.decided.get("steps_per_epoch") if record else None
     last = max((int(history.series(name)[0].max()) for name in history.names), default=0)
     if isinstance(length, int) and length > 0 and last >= 2 * length:
-        return _Axis("epoch", lambda steps: steps / length)
-    return _Axis("step", lambda steps: steps)
+        return Axis("epoch", lambda steps: steps / length)
+    return Axis("step", lambda steps: steps)
 
 
-def _marks(axis: _Axis, seen: list[tuple[int, str]], *, problem: bool = False) -> tuple[Mark, ...]:
+def _marks(axis: Axis, seen: list[tuple[int, str]], *, problem: bool = False) -> tuple[Mark, ...]:
     return tuple(Mark(float(axis.place(np.array(float(step)))), words, problem) for step, words in seen[:MARKS])

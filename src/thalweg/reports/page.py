@@ -19,8 +19,9 @@ from thalweg.records.action import Action
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
-from thalweg.reports import style, svg
+from thalweg.reports import heat_svg, style, svg
 from thalweg.reports.chart import charts
+from thalweg.reports.heat import heat_maps
 from thalweg.reports.words import (
     STOPPED,
     VALIDATION,
@@ -41,6 +42,9 @@ from thalweg.reports.words import (
 _TOLD = 50
 #: Letters of one setting: a large model's repr is longer than the rest of the page.
 _LETTERS = 2000
+
+#: Layers from which on a map of them has the width of the page.
+_TALL = 24
 
 #: State → the sign beside its word, so that colour is never the only difference.
 _SIGNS = {"converged": "✓", "improving": "↗", "overfitting": "⤴", "stuck": "◼", "diverged": "✕"}
@@ -64,7 +68,7 @@ def write(record: RunRecord, history: History, path: Path, sections: Sequence[tu
 
 def page(record: RunRecord, history: History, sections: Sequence[tuple[str, str]] = ()) -> str:
     """The whole page as text."""
-    looks = style.PAGE + style.CHART
+    looks = style.PAGE + style.CHART + style.HEAT
     policy = (
         f"default-src 'none'; style-src '{_hash(looks)}'; script-src '{_hash(style.SCRIPT)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -74,7 +78,7 @@ def page(record: RunRecord, history: History, sections: Sequence[tuple[str, str]
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(record.name)} · {_state(record)}</title><style>{looks}</style></head>\n<body><main>"
-        f"{_headline(record)}{_numbers(record, history)}{_pictures(record, history)}"
+        f"{_headline(record)}{_numbers(record, history)}{_pictures(record, history)}{_flow(record, history)}"
         f"{''.join(_section(title, body) for title, body in sections)}"
         f"{_findings(history)}{_actions(history)}{_notes(record)}{_settings(record)}"
         f"<footer>Written by Thalweg{escape(' ' + record.versions.get('thalweg', '')).rstrip()}. "
@@ -150,6 +154,19 @@ def _pictures(record: RunRecord, history: History) -> str:
         return _section("Curves", '<p class="card soft">Nothing was recorded yet.</p>')
     figures = "".join(f'<div class="card">{svg.figure(chart)}</div>' for chart in drawn)
     return _section("Curves", f'<div class="charts">{figures}</div>')
+
+
+def _flow(record: RunRecord, history: History) -> str:
+    """What passed through the layers; nothing where no layer reported."""
+    drawn = [(len(shown.rows) > _TALL, heat_svg.figure(shown)) for shown in heat_maps(history, record)]
+    if not drawn:
+        return ""
+    figures = "".join(f'<div class="card{" wide" if wide else ""}">{picture}</div>' for wide, picture in drawn)
+    words = (
+        "Every row is a layer, the output on top and the input at the bottom: training sends the gradient from the "
+        "top row down, and a row that it does not reach does not learn."
+    )
+    return _section("Gradient flow by layer", f'<p class="soft flow">{words}</p><div class="charts">{figures}</div>')
 
 
 def _section(title: str, body: str) -> str:

@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
+#: The shades of a heat map from low to high, after ColorBrewer's YlGnBu: lightness and hue both run one way, so every
+#: kind of colour blindness and a grey print keep their order. On a dark page they run from dark to light.
+_SHADES = (
+    *("#f8f8cd", "#e6f3b2", "#c3e6b4", "#7fcdbb", "#41b6c4"),
+    *("#1d91c0", "#225ea8", "#253494", "#081d58"),
+)
+
+
+def shades(count: int) -> list[str]:
+    """So many colours from low to high, for a light ground.
+
+    >>> shades(3)
+    ['#f8f8cd', '#41b6c4', '#081d58']
+    """
+    parts = [[int(shade[place : place + 2], 16) for place in (1, 3, 5)] for shade in _SHADES]
+    found = []
+    for number in range(count):
+        place = number * (len(parts) - 1) / (count - 1)
+        low = min(int(place), len(parts) - 2)
+        mixed = [a + (b - a) * (place - low) for a, b in zip(parts[low], parts[low + 1], strict=True)]
+        found.append("#" + "".join(f"{round(part):02x}" for part in mixed))
+    return found
+
+
+def _rules(colours: list[str]) -> str:
+    return " ".join(f".h{number}{{color:{colour}}}" for number, colour in enumerate(colours))
+
+
+#: Shades of the page's heat maps.
+NUM_SHADES = 20
+
 #: Blue and vermilion for the curves, after Okabe and Ito: told apart by every kind of colour blindness. Every text
 #: stands out from its ground by at least 4.5 to 1 (WCAG 2.2, 1.4.3).
 PAGE = """
@@ -84,9 +115,10 @@ CHART = """
 .chart output { display: inline-block; min-width: 3.4em; text-align: right; color: var(--ink); font-weight: 500 }
 @media (max-width: 520px) { .chart h3:not(:nth-last-child(2)) { flex-basis: 100% } }
 .plot {
-  display: block; overflow: visible; height: 200px; width: calc(100% - 54px); margin: 1.4rem 6px 42px 48px;
+  display: block; overflow: visible; width: calc(100% - 54px); margin: 1.4rem 6px 42px 48px;
   touch-action: pan-y; cursor: crosshair;
 }
+.plot:not(.field) { height: 200px }
 .plot text { font-size: 11.5px; fill: var(--soft); font-variant-numeric: tabular-nums }
 .plot .grid, .plot .axis { stroke: var(--line); shape-rendering: crispEdges }
 .plot .axis { stroke: var(--axis) }
@@ -105,9 +137,39 @@ CHART = """
 .c0 { color: var(--c0) } .c1 { color: var(--c1) } .c2 { color: var(--c2) } .c3 { color: var(--c3) }
 """
 
+#: Layers by steps; `heat_svg.py` draws them. A cell that was never measured shows the ground of the field.
+HEAT = f"""
+.flow {{ margin: 0 0 1rem; max-width: 44rem }}
+.heat figcaption {{ row-gap: .2rem }}
+.heat figcaption .key {{ flex: 1 0 100%; overflow: hidden; text-overflow: ellipsis }}
+.heat p {{ margin: .5rem 0 0; font-size: .8125rem; color: var(--soft) }}
+.plot.field {{ width: calc(100% - 118px); margin: .6rem 6px 42px 112px }}
+.plot.brief {{ width: calc(100% - 54px); margin-left: 48px }}
+.plot.marked {{ margin-top: 1.4rem }}
+.field .ground {{ fill: var(--line) }}
+.field path {{
+  stroke: currentColor; stroke-width: 1; stroke-linecap: square; vector-effect: none; shape-rendering: crispEdges;
+}}
+.field.apart path {{ stroke-width: .94 }}
+.broken {{ color: var(--bad) }}
+.field .broken-at {{ fill: var(--bad) }}
+.plot.field .spot {{ fill: none; stroke: #fff; filter: drop-shadow(0 0 1.5px #000) }}
+.heat .scale {{ display: flex; flex-wrap: wrap; align-items: start; gap: .2rem 1.25rem; margin: 0 }}
+.ramp {{ flex: 0 1 250px; min-width: 0; height: 38px; margin: 0 16px 0 14px; overflow: visible }}
+.ramp rect {{ fill: currentColor; shape-rendering: crispEdges }}
+.ramp text {{ font-size: 11.5px; fill: var(--soft); font-variant-numeric: tabular-nums }}
+.ramp .band {{ stroke: var(--good); stroke-width: 3 }}
+.heat .scale i.band {{ border-top-width: 3px; color: var(--good) }}
+.heat .scale i.cell {{ width: .8rem; height: .8rem; border: 0; background: currentColor; vertical-align: -.1em }}
+.heat i.gap {{ color: var(--line) }}
+{_rules(shades(NUM_SHADES))}
+@media (prefers-color-scheme: dark) {{ {_rules(shades(NUM_SHADES)[::-1])} }}
+@media (min-width: 800px) {{ .charts > .wide {{ grid-column: 1 / -1 }} }}
+"""
+
 #: Under the pointer or finger the legend says the values there; away from it, the last ones.
 SCRIPT = """
-for (const chart of document.querySelectorAll(".chart")) {
+for (const chart of document.querySelectorAll("[data-chart]")) {
   const plot = chart.querySelector(".plot"), guide = chart.querySelector(".guide"), at = chart.querySelector(".at");
   const spots = chart.querySelectorAll(".spot"), shown = [...chart.querySelectorAll("output")];
   const last = shown.map(value => value.textContent), data = JSON.parse(chart.dataset.chart);
@@ -137,6 +199,41 @@ for (const chart of document.querySelectorAll(".chart")) {
   const hide = () => {
     for (const drawn of [guide, ...spots]) drawn.classList.remove("on");
     shown.forEach((value, line) => { value.textContent = last[line]; });
+    at.textContent = data.label;
+  };
+  for (const name of ["pointerdown", "pointermove"]) plot.addEventListener(name, show);
+  for (const name of ["pointerleave", "pointercancel"]) plot.addEventListener(name, hide);
+}
+for (const chart of document.querySelectorAll("[data-heat]")) {
+  const plot = chart.querySelector(".plot"), spot = chart.querySelector(".spot"), at = chart.querySelector(".at");
+  const shown = chart.querySelector("output"), rest = shown.textContent, data = JSON.parse(chart.dataset.heat);
+  const { columns, rows } = data, from = columns[0], last = columns.length - 1, length = columns[last] - from;
+  const short = value => +value.toPrecision(4);
+  const text = code => {
+    if (code >= data.levels) return data.words[code - data.levels];
+    const value = data.low + (code + .5) / data.levels * (data.high - data.low);
+    return "\\u2248 " + (data.log ? String(+(10 ** value).toPrecision(2)) : Math.round(100 * value) + " %");
+  };
+  const show = event => {
+    const box = plot.getBoundingClientRect();
+    const share = (value, start, size) => Math.min(.9999, Math.max(0, (value - start) / size));
+    const wanted = from + share(event.clientX, box.left, box.width) * length;
+    const row = Math.floor(share(event.clientY, box.top, box.height) * rows.length);
+    const column = columns.findIndex((edge, place) => place === last || edge > wanted) - 1;
+    const place = {
+      x: 100 * (columns[column] - from) / length + "%",
+      width: 100 * (columns[column + 1] - columns[column]) / length + "%",
+      y: 100 * row / rows.length + "%", height: 100 / rows.length + "%",
+    };
+    for (const name in place) spot.setAttribute(name, place[name]);
+    spot.classList.add("on");
+    shown.textContent = text(data.codes.indexOf(data.cells[row][column])) + " \\u00b7 layer " + rows[row];
+    const start = data.pooled ? short(columns[column]) + "\\u2013" : "";
+    at.textContent = data.label + " " + start + short(columns[column + 1]);
+  };
+  const hide = () => {
+    spot.classList.remove("on");
+    shown.textContent = rest;
     at.textContent = data.label;
   };
   for (const name of ["pointerdown", "pointermove"]) plot.addEventListener(name, show);

@@ -24,6 +24,7 @@ from thalweg.reports.words import (
     counted,
     measured,
     number,
+    of_layer,
     plain,
     printable,
     rounded,
@@ -205,7 +206,7 @@ def _total_steps(decided: Mapping[str, object]) -> int | None:
 def _measures(history: History) -> list[str]:
     """The loss, and what validation said last of it and of the first metric."""
     loss = history.last("loss")
-    held_out = [name for name in history.names if name.startswith(VALIDATION)]
+    held_out = [name for name in history.names if name.startswith(VALIDATION) and not of_layer(name)]
     held_out = sorted(held_out, key=lambda name: name != VALIDATION + "loss")[:2]
     parts = [f"loss {rounded(loss, 3)}"] if loss is not None else []
     values = [(name.removeprefix(VALIDATION), history.last(name)) for name in held_out]

@@ -69,6 +69,11 @@ def share(name: str) -> bool:
     return name.removeprefix(VALIDATION) in SHARES
 
 
+def of_layer(name: str) -> bool:
+    """Whether a series is a signal of one layer, not a metric: `gradient_norm/encoder.0`."""
+    return "/" in name
+
+
 def measured(name: str, value: float) -> str:
     """The value of a series, in percent where it is a share.
 
@@ -154,12 +159,12 @@ def plain(value: object) -> str:
 
 
 def pairs(metrics: Iterable[str]) -> list[str]:
-    """The metrics behind a list of names, each once without its validation twin, the loss last.
+    """The metrics behind a list of names, each once without its validation twin, the loss last; no signal of a layer.
 
-    >>> pairs(["loss", "validation_loss", "accuracy", "validation_accuracy"])
+    >>> pairs(["loss", "validation_loss", "accuracy", "validation_accuracy", "gradient_norm/0"])
     ['accuracy', 'loss']
     """
-    names = dict.fromkeys(name.removeprefix(VALIDATION) for name in metrics)
+    names = dict.fromkeys(name.removeprefix(VALIDATION) for name in metrics if not of_layer(name))
     return sorted(names, key=lambda name: name == "loss")
 
 

@@ -89,6 +89,10 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     chosen.decided = _decided(forward, loss, settings, chosen, total)
     if isinstance(training, Stream) and settings.batch_size != "auto":
         chosen.notes.append("The data brings batches of its own: batch_size was not used.")
+    if settings.precision != "exact" or settings.repair == "full":
+        chosen.notes.append(
+            "Nothing is mended while training and arithmetic stays exact: repair and precision were noted."
+        )
     if has_norm and (order.accumulate > 1 or order.batch_size is None):
         chosen.notes.append(
             "Batch norm normalises each micro-batch by itself, so the gradient differs from that of the whole batch."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from thalweg.loop.checkpoint import Checkpoints, Damaged
 from thalweg.loop.saver import Saver
@@ -26,6 +28,7 @@ from thalweg.run.finish import finish
 from thalweg.run.interrupts import interruptible
 from thalweg.run.run import Run
 from thalweg.run.telling import Telling
+from thalweg.signals.signals import Signals
 from thalweg.step import keras
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss, resolve
@@ -125,6 +128,7 @@ def carry_out(
     stack.callback(saver.finish)
     setup = Setup(
         step=Step(forward, prepared.loss, chosen.update),
+        signals=Signals(forward, chosen.update.parameters),
         optimizer=chosen.optimizer,
         schedule=chosen.schedule,
         batches=chosen.batches,
@@ -140,13 +144,18 @@ def carry_out(
     )
     training = Training(setup, chosen.limits)
     if resuming:
+        rates = [float(group["initial_lr"]) for group in chosen.optimizer.param_groups]
         _go_back(training, checkpoints, checkpoint, telling)
+        if settings.learning_rate != "auto":
+            _set_rates(chosen.optimizer, rates)
     record.stopped_because, record.verdict = None, None
     record.write(directory)
     telling.start()
     with interruptible(training):
         record.stopped_because = training.run()
         finish(run, training, checkpoints)
+        with contextlib.suppress(OSError):  # a full disk: the report can be written elsewhere
+            run.report()
         telling.end()
     return run
 
@@ -155,7 +164,7 @@ def _go_back(training: Training, checkpoints: Checkpoints, checkpoint: Any, tell
     """Set a training to its last whole checkpoint, and its history with it."""
     history = training.setup.history
     if checkpoint is None:
-        telling.warn("Nothing was saved yet; the run starts from its beginning.")
+        telling.warn("There is no whole checkpoint yet; the run starts from its beginning.")
         history.truncate(-1)
         return
     training.restore(checkpoint)
@@ -174,6 +183,14 @@ def _go_back(training: Training, checkpoints: Checkpoints, checkpoint: Any, tell
             f"Resumed inside epoch {training.at.epoch + 1}: the data is an iterable of its own, and the first "
             f"{training.at.position} batches it gives are skipped; whether they are the same is up to it."
         )
+
+
+def _set_rates(optimizer: Optimizer, rates: list[float]) -> None:
+    """Rates that were asked for now go before those that were saved; a schedule's part in them stays."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if group["initial_lr"] != rate:
+            group["lr"] *= rate / group["initial_lr"]
+            group["initial_lr"] = rate
 
 
 def _earlier_run(directory: Path, settings: Settings) -> RunRecord | None:

@@ -91,8 +91,9 @@ class Run:
         """The curves of the run as a plotly figure."""
         from thalweg.reports.chart import charts
         from thalweg.reports.figures import figure
+        from thalweg.reports.heat import heat_maps
 
-        return figure(charts(self.history, self.record), self.record.name)
+        return figure([*charts(self.history, self.record), *heat_maps(self.history, self.record)], self.record.name)
 
     def __repr__(self) -> str:
         state = self.verdict.sentence if self.verdict else "training"

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from thalweg.step.data import Batch, num_examples
 from thalweg.step.forward import Forward
@@ -79,11 +78,6 @@ def divide(parameters: Sequence[nn.Parameter], terms: int | Tensor) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_div_(gradients, terms)
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Euclidean norm of all gradients together, as a tensor on their device."""
-    return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _weight(loss: BatchLoss | None, output: Any, batch: Batch) -> int | Tensor:

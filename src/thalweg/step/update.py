@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-
-from thalweg.step.backward import gradient_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +18,13 @@ class Clip:
     value: float | None = None
 
 
+class Probe(Protocol):
+    """Looks at parameters and their gradients around an update; it must not wait for the device."""
+
+    def before(self, parameters: Sequence[nn.Parameter]) -> None: ...  # noqa: D102
+    def after(self, parameters: Sequence[nn.Parameter]) -> None: ...  # noqa: D102
+
+
 class Update:
     """Clips, lets the rule move the parameters, and clears the gradients."""
 
@@ -27,38 +33,43 @@ class Update:
         self.clip = clip or Clip()
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def __call__(self, measure: bool = False) -> Tensor | None:
-        """Make the update; returns the norm of the gradient before clipping if it is to be measured."""
-        norm = self.clipped(measure)
+    def __call__(self, probe: Probe | None = None) -> None:
+        """Make the update."""
+        if probe is not None:
+            probe.before(self.parameters)
+        self.clip_gradients()
         self.optimizer.step()
+        if probe is not None:
+            probe.after(self.parameters)
         self.optimizer.zero_grad()
-        return norm
 
-    def clipped(self, measure: bool) -> Tensor | None:
-        """Clip the gradients as they stand; the norm before it, if measured."""
+    def clip_gradients(self) -> None:
+        """Bound the gradients as they stand."""
         if self.clip.norm is not None:
-            return nn.utils.clip_grad_norm_(self.parameters, self.clip.norm)
-        norm = gradient_norm(self.parameters) if measure else None
-        if self.clip.value is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip.norm)
+        elif self.clip.value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.clip.value)
-        return norm
 
     @property
     def needs_closure(self) -> bool:
         """Whether the rule evaluates the loss by itself, several times a step, as L-BFGS does."""
         return type(self.optimizer).__name__ == "LBFGS"
 
-    def with_closure(self, gradients: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
-        """One step of a rule that wants to re-evaluate: loss at the first evaluation, and the gradient's norm there."""
-        first: list[tuple[Tensor, Tensor | None]] = []
+    def with_closure(self, gradients: Callable[[], Tensor], probe: Probe | None = None) -> Tensor:
+        """One step of a rule that wants to re-evaluate; the loss at its first evaluation, which is what is probed."""
+        first: list[Tensor] = []
 
         def closure() -> float:
             self.optimizer.zero_grad()
             value = gradients()
-            norm = self.clipped(measure=not first)
-            first.append((value, norm))
+            if not first and probe is not None:
+                probe.before(self.parameters)
+            first.append(value)
+            self.clip_gradients()
             return value.item()  # a line search decides on the host
 
         self.optimizer.step(closure)
+        if probe is not None:
+            probe.after(self.parameters)
         self.optimizer.zero_grad()
         return first[0]

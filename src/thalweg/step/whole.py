@@ -11,7 +11,7 @@ from thalweg.step.backward import BatchLoss, Watcher, accumulate, objective
 from thalweg.step.batches import Parts
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
-from thalweg.step.update import Update
+from thalweg.step.update import Probe, Update
 
 
 class Step:
@@ -23,23 +23,16 @@ class Step:
         self.update = update
         self.constrained = forward.is_keras and keras.is_constrained(forward.model)
 
-    def __call__(
-        self, batch: Batch | Parts, measure: bool = False, watcher: Watcher | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Make one update.
-
-        Returns:
-            The loss on the batch before the update (a detached scalar), and the norm of its gradient before clipping
-            (None unless `measure` or clipping by norm).
-        """
+    def __call__(self, batch: Batch | Parts, probe: Probe | None = None, watcher: Watcher | None = None) -> Tensor:
+        """Make one update; returns the loss on the batch before it, a detached scalar."""
         if self.update.needs_closure:
-            loss, norm = self.update.with_closure(lambda: self.gradients(batch, watcher))
+            loss = self.update.with_closure(lambda: self.gradients(batch, watcher), probe)
         else:
             loss = self.gradients(batch, watcher)
-            norm = self.update(measure)
+            self.update(probe)
         if self.constrained:
             keras.apply_constraints(self.forward.model)
-        return loss, norm
+        return loss
 
     def gradients(self, batch: Any, watcher: Watcher | None = None) -> Tensor:
         """Forward, loss, backward: adds the gradient to the parameters' `.grad` and returns the loss."""

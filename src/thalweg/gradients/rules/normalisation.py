@@ -18,7 +18,7 @@ from torch import Tensor
 from thalweg.gradients.rules.registry import Pull, composed, rule
 
 
-def _through_statistics(h: Tensor, x_hat: Tensor, r: Tensor, dims: Sequence[int]) -> Tensor:
+def _through_statistics(h: Tensor, x_hat: Tensor, r: Tensor, dims: list[int]) -> Tensor:
     mean = h.mean(dims, keepdim=True)
     slope = (h * x_hat).mean(dims, keepdim=True)
     return r * (h - mean - x_hat * slope)

@@ -190,7 +190,7 @@ class Stack:
             for direction in range(directions):
                 place = number * directions + direction
                 args = (x, *[start[place] for start in starts], *self.of(place), direction == 1, *options)
-                output, *last = handle_torch_function(layer, (x,), *args)
+                output, *last = _recorded(layer, *args)
                 outputs.append(output)
                 for kept, state in zip(ends, last, strict=True):
                     kept.append(state)
@@ -243,23 +243,23 @@ def _unpacked(h: Tensor, description: Sequence[Any]) -> Stack:
 def lstm_cell(x: Tensor, states: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Any:
     """One step of an LSTM."""
     h, c = states
-    _, h, c = handle_torch_function(lstm_layer, (x,), x[None], h, c, w_ih, w_hh, b_ih, b_hh, False)
+    _, h, c = _recorded(lstm_layer, x[None], h, c, w_ih, w_hh, b_ih, b_hh, False)
     return h, c
 
 
 @composed("gru_cell")
 def gru_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Tensor:
     """One step of a GRU."""
-    return handle_torch_function(gru_layer, (x,), x[None], h, w_ih, w_hh, b_ih, b_hh, False)[1]
+    return _recorded(gru_layer, x[None], h, w_ih, w_hh, b_ih, b_hh, False)[1]
 
 
 @composed("rnn_tanh_cell")
 def rnn_tanh_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Tensor:
     """One step of an Elman network."""
-    return handle_torch_function(rnn_layer, (x,), x[None], h, w_ih, w_hh, b_ih, b_hh, False, False)[1]
+    return _recorded(rnn_layer, x[None], h, w_ih, w_hh, b_ih, b_hh, False, False)[1]
 
 
 @composed("rnn_relu_cell")
 def rnn_relu_cell(x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Tensor:
     """One step of an Elman network with max(a, 0)."""
-    return handle_torch_function(rnn_layer, (x,), x[None], h, w_ih, w_hh, b_ih, b_hh, False, True)[1]
+    return _recorded(rnn_layer, x[None], h, w_ih, w_hh, b_ih, b_hh, False, True)[1]

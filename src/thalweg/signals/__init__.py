@@ -1,0 +1,1 @@
+"""What a training shows of itself while it runs: tensors in, numbers out, all read together."""
