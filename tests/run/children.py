@@ -146,7 +146,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "momentum": lambda: _base(optimizer="momentum", schedule="step", clip_value=0.01, validation_data=None),
     "adafactor": lambda: _base(optimizer="adafactor", validation_data=None, validation_split=1 / 3),
     "patience": lambda: _base(patience=2, epochs=40, weight_average=None, learning_rate=0.1),
-    "steps": lambda: _base(epochs=None, steps=59, weight_average=None),
+    "steps": lambda: _base(epochs=None, steps=63, weight_average=None),
     "target": lambda: _base(epochs=40, target={"loss": 0.45}, schedule="constant", weight_average=None),
     "keras": _keras,
 }
@@ -247,6 +247,7 @@ INSTANTS = {
     "before BEST": ("replace", "BEST", "before"),
     "after BEST": ("replace", "BEST", "after"),
     "inside the pruning": ("rmtree", "step-", "half"),
+    "after the last step": ("rename", "step-00000063.tmp", "after"),
 }
 
 

@@ -170,6 +170,11 @@ def test_a_last_batch_of_one_does_not_crash_batch_norm() -> None:
     assert quiet(network(nn.BatchNorm1d(16)), loader, "cross_entropy", epochs=2).steps == 4
 
 
+def test_no_micro_batch_of_one_reaches_batch_norm() -> None:
+    run = quiet(network(nn.BatchNorm1d(16)), points(72), "cross_entropy", batch_size=10, accumulate=7, epochs=1)
+    assert run.steps == 8
+
+
 def test_batch_norm_in_micro_batches_is_told() -> None:
     run = quiet(network(nn.BatchNorm1d(16)), points(), "cross_entropy", accumulate=4, epochs=1)
     assert any("micro-batch" in note for note in run.record.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -57,6 +58,15 @@ def as_json(run: Run) -> dict[str, Any]:
     }
 
 
+class Reporting(thalweg.Callback):
+    """Writes the report when a training has ended, before its summary is printed."""
+
+    def on_end(self, run: Run) -> None:
+        """Write it where it is looked for; without room on the disk there is none, and the run is as good."""
+        with contextlib.suppress(OSError):
+            run.report()
+
+
 def _fit(asked: argparse.Namespace) -> int:
     if asked.help:
         return _help(asked)
@@ -70,7 +80,7 @@ def _fit(asked: argparse.Namespace) -> int:
             recipe = make.make(**options)
         except TypeError as error:
             raise Usage(str(error)) from error
-        run = recipe.fit(**settings)
+        run = recipe.fit(**settings, callbacks=[*recipe.arguments.get("callbacks", ()), Reporting()])
     return _told(run, asked.json)
 
 
@@ -78,16 +88,14 @@ def _resume(asked: argparse.Namespace) -> int:
     changes = given(asked)
     _check(changes)
     with output_aside():
-        run = thalweg.resume(asked.directory, **changes)
+        run = thalweg.resume(asked.directory, **changes, callbacks=[Reporting()])
     return _told(run, asked.json)
 
 
 def _told(run: Run, as_object: bool) -> int:
-    """Write the report, print the result, choose the exit code."""
-    with output_aside():
-        page = run.report()
+    """Print the result, choose the exit code."""
     if as_object:
-        print_json({**as_json(run), "report": str(page)})
+        print_json({**as_json(run), "report": str(run.directory / "report.html")})
     return _CODES.get(run.stopped_because or "", 0)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -252,7 +252,8 @@ class Tape(TorchFunctionMode):
             pairs = zip(inputs, wanted, strict=True)
             return [(source(), lambda d=d: d) for source, d in pairs if d is not None]
 
-        shapes = node._input_metadata  # of what its backward takes, which are the outputs
+        # Of what its backward takes, which are the outputs; the attribute is missing from torch's stubs.
+        shapes = cast(Any, node)._input_metadata
         device = shapes[0].device
         outputs = [torch.empty(shape.shape, dtype=shape.dtype, device="meta") for shape in shapes]
         self._followed.update((id(t), t) for t in outputs)

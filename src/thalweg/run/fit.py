@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import re
@@ -154,8 +153,6 @@ def carry_out(
     with interruptible(training):
         record.stopped_because = training.run()
         finish(run, training, checkpoints)
-        with contextlib.suppress(OSError):  # a full disk: the report can be written elsewhere
-            run.report()
         telling.end()
     return run
 

@@ -11,7 +11,7 @@ from thalweg.records.finding import Finding
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
 from thalweg.records.step import StepRecord
-from thalweg.run.run import REPORT, Run
+from thalweg.run.run import Run
 
 
 class Telling:
@@ -28,8 +28,7 @@ class Telling:
         if self.verbose:
             from thalweg.reports.terminal import Terminal
 
-            assert self.run is not None
-            self.callbacks = [Terminal(report=self.run.directory / REPORT), *self.callbacks]
+            self.callbacks = [*self.callbacks, Terminal()]  # last, to name the report if one of the others wrote it
         self._tell("on_start")
 
     def step(self, record: StepRecord) -> None:

@@ -161,7 +161,10 @@ class Batches:
     def _split(self, batch: Batch) -> Parts:
         """A batch as its micro-batches, all of one size but the last."""
         rows = num_examples(batch)
-        cuts = _cuts(rows, math.ceil(rows / self.order.accumulate), self.order.keep_single)
+        size = math.ceil(rows / self.order.accumulate)
+        if not self.order.keep_single:
+            size = max(2, size)
+        cuts = _cuts(rows, size, self.order.keep_single)
         sizes = [cuts[i + 1] - cuts[i] for i in range(len(cuts) - 1)]
         return Parts(lambda: _cut(batch, sizes))
 

@@ -184,6 +184,7 @@ def glu(x: Tensor, dim: int = -1) -> Tensor:
 @composed("softmin")
 def softmin(x: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
     """Softmax of −x."""
+    assert dim is not None, "softmin needs a dimension"
     return torch.softmax(-x, dim, dtype=dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def attention(
         S = S.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype is torch.bool else S + attn_mask
     P = torch.softmax(S, -1)
     if attn_mask is not None:  # a query that may look at nothing gets zeros, as torch has it
-        P = P.masked_fill((-math.inf == S).all(-1, keepdim=True), 0)
+        P = P.masked_fill(S.isneginf().all(-1, keepdim=True), 0)
     m = F.dropout(torch.ones_like(P), dropout_p) if dropout_p > 0 else None
     D = P if m is None else P * m
 
@@ -99,12 +100,14 @@ def multi_head_attention(
             is_causal,
         )  # fmt: skip
         return y.squeeze(1), None if weights is None else weights.squeeze(0)
+    w: Sequence[Tensor]
     if use_separate_proj_weight:
+        assert q_proj_weight is not None and k_proj_weight is not None and v_proj_weight is not None
         w = (q_proj_weight, k_proj_weight, v_proj_weight)
     else:
         assert in_proj_weight is not None
         w = in_proj_weight.chunk(3)
-    b = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    b: Sequence[Tensor | None] = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
     q, k, v = (_heads(F.linear(x, w[i], b[i]), num_heads) for i, x in enumerate((query, key, value)))
     mask = _merged(attn_mask, key_padding_mask, q)
     p = dropout_p if training else 0.0

@@ -99,8 +99,9 @@ def _input_gradient(g: Tensor, w: Tensor, size: torch.Size, window: Window) -> T
         before = [a for a, _ in window.padding]
         return spread(g, w, None, window.stride, before, left_over, window.groups, window.dilation)
     full = spread(g, w, None, window.stride, 0, left_over, window.groups, window.dilation)
-    inside = tuple(slice(a, a + m) for m, (a, _) in zip(size, window.padding, strict=True))
-    return full[(..., *inside)]
+    for axis, (m, (a, _)) in enumerate(zip(size, window.padding, strict=True), start=2):
+        full = full.narrow(axis, a, m)
+    return full
 
 
 def _kernel_gradient(g: Tensor, x: Tensor, shape: torch.Size, window: Window) -> Tensor:

@@ -108,12 +108,10 @@ def interpolate(
         raise ValueError(f"interpolation with mode={mode!r}, antialias={antialias}")
     y = F.interpolate(x, size, scale_factor, mode, align_corners, recompute_scale_factor)
     n, along = x.ndim - 2, _ALONG_ONE.get(mode, mode)
-    asked = (
-        [{"size": m} for m in each(size, n)]
-        if size is not None
-        else [{"scale_factor": f} for f in each(scale_factor, n)]
-    )
-    options = {"mode": along, "align_corners": align_corners, "recompute_scale_factor": recompute_scale_factor}
-    return _through(
-        x, y, [F.interpolate(_units(m, x), **how, **options)[:, 0] for m, how in zip(x.shape[2:], asked, strict=True)]
-    )
+    sizes = (None,) * n if size is None else each(size, n)
+    factors = each(scale_factor, n) if size is None else (None,) * n
+    matrices = [
+        F.interpolate(_units(m, x), to, factor, along, align_corners, recompute_scale_factor)[:, 0]
+        for m, to, factor in zip(x.shape[2:], sizes, factors, strict=True)
+    ]
+    return _through(x, y, matrices)

@@ -157,6 +157,11 @@ def rnn_layer(
     return (H, h_t.clone()), pull
 
 
+def _recorded(layer: Any, x: Tensor, *rest: Any) -> Any:
+    """A layer's outputs, by way of the tape, which keeps the pull. `Any` as the rule by itself returns both."""
+    return handle_torch_function(layer, (x,), x, *rest)
+
+
 # ── several layers and directions ──
 
 
