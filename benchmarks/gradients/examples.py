@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 TARGET, MEMORY_TARGET = 1.3, 1.2
 BASE, OURS = "forward and backward", "thalweg"
+TIME, MEMORY, UNIT = "per-example norms", "per-example norms, peak memory", f"× {BASE}"
 Norms = Callable[[], Tensor]
 
 
@@ -35,6 +36,9 @@ def _backpack(network: Network) -> Norms:
         loss = loss_of(model(x), y)
         with backpack(BatchL2Grad()):
             loss.backward()
+        without = [name for name, p in model.named_parameters() if not hasattr(p, "batch_l2")]
+        if without:
+            raise NotImplementedError(f"no norms for {', '.join(without)}")
         return torch.stack([p.batch_l2 for p in model.parameters()]).sum(0).sqrt() * len(x)
 
     return call
@@ -90,7 +94,7 @@ PEERS: dict[str, Callable[[Network], Norms]] = {
 }
 
 
-def measured(effort: Effort) -> list[Row]:
+def measure(effort: Effort) -> list[Row]:
     """Time and memory of every contender on every network."""
     return [row for network in (MLP, CNN, TRANSFORMER, OWN_TRANSFORMER) for row in _of(network, effort)]
 
@@ -105,35 +109,21 @@ def _of(network: Network, effort: Effort) -> list[Row]:
             away[name] = float(((call() - ours) / ours).abs().max())
             contenders[name] = call
         except Exception as error:  # whatever a peer cannot do is what its row says
-            rows += [Row(figure, network.name, name, None, "", note=reason(error)) for figure in ("per-example norms",)]
+            rows.append(Row(TIME, network.name, name, None, UNIT, note=reason(error)))
     times, held = interleaved(contenders, effort), _held(model, network)
     peaks = {}
     for name, call in contenders.items():
         model.zero_grad()
         peaks[name] = peak_bytes(call)
-    for name in contenders:
-        if name == BASE:
-            continue
-        details = {"ms": milliseconds(times[name]), f"{BASE} [ms]": milliseconds(times[BASE])}
-        details["largest relative difference from ours"] = away[name]
-        target = TARGET if name == OURS else None
-        rows.append(
-            Row(
-                "per-example norms",
-                network.name,
-                name,
-                unit=f"× {BASE}",
-                target=target,
-                details=details,
-                **ratio(times[name], times[BASE]),
-            )  # fmt: skip
-        )
-        more = {"MB beyond what is held": peaks[name] / 1e6, f"{BASE} [MB]": peaks[BASE] / 1e6, "held [MB]": held / 1e6}
+    for name in (name for name in contenders if name != BASE):
+        ours_only = (TARGET, MEMORY_TARGET) if name == OURS else (None, None)
+        seconds = {"ms": milliseconds(times[name]), f"{BASE} [ms]": milliseconds(times[BASE])}
+        seconds["largest relative difference from ours"] = away[name]
+        measured = ratio(times[name], times[BASE])
+        rows.append(Row(TIME, network.name, name, unit=UNIT, target=ours_only[0], details=seconds, **measured))
+        size = {"MB beyond what is held": peaks[name] / 1e6, f"{BASE} [MB]": peaks[BASE] / 1e6, "held [MB]": held / 1e6}
         value = round((held + peaks[name]) / (held + peaks[BASE]), 4)
-        target = MEMORY_TARGET if name == OURS else None
-        rows.append(
-            Row("per-example norms, peak memory", network.name, name, value, f"× {BASE}", target=target, details=more)
-        )
+        rows.append(Row(MEMORY, network.name, name, value, UNIT, target=ours_only[1], details=size))
     return rows
 
 

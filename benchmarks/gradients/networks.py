@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ CLASSES, WORDS, LENGTH = 10, 1000, 64
 
 def _dense(*widths: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers += [nn.ReLU()] if i else []
         layers.append(nn.Linear(inputs, outputs))
     return nn.Sequential(*layers)

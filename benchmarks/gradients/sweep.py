@@ -6,10 +6,10 @@ from networks import CNN, LSTM, MLP, OWN_TRANSFORMER, SEED, TRANSFORMER
 from passes import forward_and_backward
 from timing import Effort, Row, interleaved, milliseconds, ratio
 
-TARGET = 2.0
+TARGET, UNIT = 2.0, "× forward and backward"
 
 
-def measured(effort: Effort) -> list[Row]:
+def measure(effort: Effort) -> list[Row]:
     """The sweep alone, and with the norms that make a row of each layer."""
     from thalweg.gradients.chain import backprop, gradients
 
@@ -24,15 +24,9 @@ def measured(effort: Effort) -> list[Row]:
         times = interleaved(contenders, effort)
         base = times.pop("forward and backward")
         for name, seconds in times.items():
+            details = {"ms": milliseconds(seconds), "forward and backward [ms]": milliseconds(base)}
+            measured = ratio(seconds, base)
             rows.append(
-                Row(
-                    "backprop's sweep",
-                    network.name,
-                    name,
-                    unit="× forward and backward",
-                    target=TARGET,
-                    **ratio(seconds, base),
-                    details={"ms": milliseconds(seconds), "forward and backward [ms]": milliseconds(base)},
-                )  # fmt: skip
+                Row("backprop's sweep", network.name, name, unit=UNIT, target=TARGET, details=details, **measured)
             )
     return rows

@@ -8,108 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from thalweg.diagnosis.convergence import WINDOW, judge
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import measure
-from thalweg.loop.metrics import Metrics, higher_is_better
-from thalweg.loop.saver import Saver
+from thalweg.loop.memory import Memory
+from thalweg.loop.metrics import higher_is_better
+from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
-from thalweg.loop.tree import require_like
-from thalweg.optim.averages import WeightAverage
-from thalweg.optim.schedules import Schedule
-from thalweg.records.history import History
 from thalweg.records.step import StepRecord
 from thalweg.records.verdict import Verdict
-from thalweg.signals.signals import Signals, is_reported
-from thalweg.step.batches import Batches
-from thalweg.step.whole import Step
-from thalweg.tensors import seeds
-from thalweg.tensors.named import assign, copied
+from thalweg.signals.signals import is_reported
+from thalweg.tensors.named import copied
 
 #: The series of reported steps, with those by layer ("gradient_norm/0"); all others come from evaluations.
 REPORTED = ("loss", "learning_rate", "gradient_norm")
 #: Updates between two evaluations where an epoch has no known end.
 EVALUATE_EVERY = 500
 SAVE_SECONDS = 30.0
-
-
-class Events(Protocol):
-    """Who is told what happens."""
-
-    def step(self, record: StepRecord) -> None: ...  # noqa: D102
-    def validated(self, record: StepRecord) -> None: ...  # noqa: D102
-
-
-@dataclass(slots=True)
-class Setup:
-    """The parts of a training, all made for each other; none changes while it runs."""
-
-    step: Step
-    signals: Signals
-    optimizer: Optimizer
-    schedule: Schedule
-    batches: Batches
-    validation: Batches | None
-    metrics: Metrics
-    held_out_metrics: Metrics
-    average: WeightAverage | None
-    history: History
-    saver: Saver
-    events: Events
-    has_norm: bool = False
-    anneals: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to stop: updates, passes, seconds, a target reached, patience spent; None is no limit."""
-
-    steps: int | None = None
-    epochs: int | None = None
-    seconds: float | None = None
-    target: Mapping[str, float] = field(default_factory=dict)
-    patience: int | str | None = "auto"
-    save_every: int | str | None = "auto"
-
-
-@dataclass(slots=True)
-class Standing:
-    """Where a training stands: what changes with every step, epoch or evaluation, and is saved with it."""
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    seconds: float = 0.0
-    window: list[float] = field(default_factory=list)
-    epoch_sum: float = 0.0
-    epoch_count: int = 0
-    evaluated_at: int = 0
-    best_step: int | None = None
-    best_value: float | None = None
-
-    def check(self, step: int, per_epoch: int | None) -> None:
-        """Refuse numbers that no training has; types are checked by `require_like`.
-
-        Raises:
-            ValueError: the message names the field.
-        """
-        if self.step != step:
-            raise ValueError(f"it stands at step {self.step}")
-        for name in ("step", "epoch", "position", "epoch_count", "evaluated_at", "best_step"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or not 0 <= value < 2**53):
-                raise ValueError(f"{name} is {value!r:.40}, not a count")
-        if per_epoch is not None and self.position > per_epoch:
-            raise ValueError(f"it stands at batch {self.position} of an epoch, which has {per_epoch}")
-        if not all(isinstance(value, float | int) for value in self.window):
-            raise ValueError("a loss since the last report is no number")
 
 
 class Training:
@@ -124,8 +43,8 @@ class Training:
         self.interrupt = False
         self.verdict: Verdict | None = None
         self.best: dict[str, Tensor] | None = None
+        self.memory = Memory(setup)
         self._pending: list[Tensor] = []
-        self._epoch_rng: dict[str, Any] | None = None
         self._started = self._saved = 0.0
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -146,14 +65,13 @@ class Training:
         if reason != "diverged":
             self.save(last=reason != "interrupted")
         self.setup.saver.finish()
-        if self.verdict is None:
-            self.verdict = self._judge()
+        self.verdict = self._judge()
         return reason
 
     def _epoch(self) -> str | None:
         """Train to the end of the epoch, from where it stands; why to stop, or None to go on."""
         at, setup = self.at, self.setup
-        batches = self._batches()
+        batches = self.memory.batches(at)
         watcher = setup.metrics if setup.metrics.names else None
         optimizer, apply, step = setup.optimizer, setup.schedule.apply, setup.step
         average, last, signals = setup.average, self.limits.steps, setup.signals
@@ -200,21 +118,6 @@ class Training:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"batch {self.at.position + 1} of epoch {self.at.epoch + 1}"
         return ValueError(f"{where} cannot be trained on: {first}")
-
-    def _batches(self) -> Any:
-        """The batches still to come in this epoch; a stream that draws its own order sees the state it saw before."""
-        at, setup = self.at, self.setup
-        if setup.batches.repeatable:
-            return setup.batches.epoch(at.epoch, at.position)
-        if at.position == 0 or self._epoch_rng is None:
-            self._epoch_rng = self._random()
-            return setup.batches.epoch(at.epoch, at.position)
-        now = seeds.capture()
-        self._set_random(self._epoch_rng)
-        batches = setup.batches.epoch(at.epoch, at.position)
-        first = next(batches, None)
-        seeds.restore(now)
-        return iter(()) if first is None else _chain(first, batches)
 
     def _end_of_epoch(self, reason: str | None) -> str | None:
         at = self.at
@@ -345,18 +248,12 @@ class Training:
         return bool(target) and len(reached) == len(target) and all(reached)
 
     def _read_losses(self) -> None:
-        """Bring the losses of the last steps to the host, in one read; they are added up one by one, so that sums do
-        not depend on when they were read.
-        """
+        """Bring the losses of the last steps to the host, in one read."""
         if not self._pending:
             return
-        at = self.at
         losses = torch.stack(self._pending).tolist()
         self._pending.clear()
-        at.window += losses
-        at.epoch_count += len(losses)
-        for loss in losses:
-            at.epoch_sum += loss
+        self.at.add(losses)
 
     def _record(self, values: Mapping[str, float]) -> StepRecord:
         self.at.seconds = time.perf_counter() - self._started
@@ -388,83 +285,15 @@ class Training:
         self._read_losses()
         self._saved = time.perf_counter()
         self.at.seconds = self._saved - self._started
-        return self.setup.saver.save(self._checkpoint(measure=last), best)
-
-    def _checkpoint(self, measure: bool = False) -> Checkpoint:
-        setup, at = self.setup, self.at
-        live, saved = self.forward.state(), self._state()
-        if setup.average is None:
-            return Checkpoint(at.step, live, saved, at.best_step)
-        saved["live"] = copied(live)
-        if self.best is not None and at.best_step == at.step:  # as they were measured, norms and all
-            return Checkpoint(at.step, self.best, saved, at.best_step)
-        with averaged_model(setup.average, self.forward, setup.batches, setup.has_norm and measure):
-            return Checkpoint(at.step, copied(live), saved, at.best_step)
-
-    def _state(self) -> dict[str, Any]:
-        """All that the next step depends on but the weights."""
-        setup = self.setup
-        saved: dict[str, Any] = {
-            "standing": {name: getattr(self.at, name) for name in Standing.__slots__},
-            "optimizer": setup.optimizer.state_dict(),
-            "schedule": setup.schedule.state_dict(),
-            "metrics": setup.metrics.state_dict(),
-            "signals": setup.signals.state_dict(),
-            "random": self._random(),
-            "epoch_random": self._epoch_rng,
-        }
-        if setup.average is not None:
-            saved["average"] = setup.average.state_dict()
-        return saved
+        return self.setup.saver.save(self.memory.checkpoint(self.at, self.best, measure=last), best)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was taken: weights, optimizer, schedule, random state, sums.
+        """Go back to where a checkpoint was taken.
 
         Raises:
             ValueError: it is of another model or optimizer, or holds what no training has saved.
         """
-        try:
-            self._restore(checkpoint)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-            first = (str(error).splitlines() or [""])[0]
-            what = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
-            raise ValueError(f"the checkpoint of step {checkpoint.step} does not fit this training: {what}") from error
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        setup, saved = self.setup, checkpoint.state
-        like = self._state()
-        del like["schedule"]  # whose numbers change their kind: it holds infinities, which JSON does not
-        require_like(saved, like)
-        standing = Standing(**saved["standing"])
-        standing.check(checkpoint.step, setup.batches.per_epoch)
-        assign(self.forward.state(), saved.get("live", checkpoint.model))
-        _restore_optimizer(setup.optimizer, saved["optimizer"])
-        setup.schedule.load_state_dict(saved["schedule"])
-        setup.metrics.load_state_dict(saved["metrics"])
-        setup.signals.load_state_dict(saved["signals"])
-        if setup.average is not None and "average" in saved:
-            setup.average.load_state_dict(saved["average"])
-        for states in (saved["epoch_random"], saved["random"]):  # the first only to see that it is one
-            if states is not None:
-                self._set_random(states)
-        self._epoch_rng = saved["epoch_random"]
-        self.at = standing
-
-    def _random(self) -> dict[str, Any]:
-        """The state of everything that draws: the global generators, and those that a stream brings along."""
-        return {**seeds.capture(), "own": [generator.get_state() for generator in self._generators]}
-
-    def _set_random(self, states: dict[str, Any]) -> None:
-        seeds.restore(states)
-        for generator, state in zip(self._generators, states["own"], strict=True):
-            generator.set_state(state)
-
-    @property
-    def _generators(self) -> list[torch.Generator]:
-        """Those of a `DataLoader` and its sampler, if they have any of their own."""
-        source = getattr(self.setup.batches.data, "source", None)
-        found = [getattr(holder, "generator", None) for holder in (source, getattr(source, "sampler", None))]
-        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+        self.at = self.memory.restore(checkpoint)
 
     def _next_wake(self) -> float:
         """The moment when the clock has something to say: a save is due, or the time is up."""
@@ -477,23 +306,3 @@ class Training:
             return "time"
         self.save()
         return None
-
-
-def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Load an optimizer's state in the dtype it was saved in: torch casts floating state to the parameter's."""
-    try:
-        optimizer.load_state_dict(saved)
-    except ValueError as error:
-        raise ValueError(f"the saved optimizer state is of another optimizer: {error}") from error
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if not set(saved["state"]) <= set(range(len(parameters))):
-        raise ValueError("the saved optimizer state is of another model")
-    for number, entries in saved["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor) and optimizer.state[parameters[number]][name].dtype != value.dtype:
-                optimizer.state[parameters[number]][name] = value.to(parameters[number].device)
-
-
-def _chain(first: Any, rest: Any) -> Any:
-    yield first
-    yield from rest

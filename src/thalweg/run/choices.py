@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from thalweg.loop.evaluate import BATCH_SIZE, model_dtype
 from thalweg.loop.metrics import Metrics, resolve_metrics
-from thalweg.loop.train import Limits
+from thalweg.loop.setup import Limits
 from thalweg.optim import catalogue, schedules
 from thalweg.optim.averages import WeightAverage
 from thalweg.optim.schedules import Schedule

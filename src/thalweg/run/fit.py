@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from thalweg.loop.checkpoint import Checkpoints, Damaged
 from thalweg.loop.saver import Saver
-from thalweg.loop.train import Setup, Training
+from thalweg.loop.setup import Setup
+from thalweg.loop.train import Training
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings

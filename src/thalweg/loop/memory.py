@@ -1,0 +1,137 @@
+"""A training's memory: all that the next step depends on, taken to a checkpoint and put back from one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thalweg.loop.checkpoint import Checkpoint
+from thalweg.loop.setup import Setup, Standing
+from thalweg.loop.statistics import averaged_model
+from thalweg.loop.tree import require_like
+from thalweg.tensors import seeds
+from thalweg.tensors.named import assign, copied
+
+
+class Memory:
+    """Takes the state of a setup, and puts it back; it knows from which random state the epoch was begun."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.forward = setup.step.forward
+        self._epoch_random: dict[str, Any] | None = None
+
+    def batches(self, at: Standing) -> Iterator[Any]:
+        """The batches still to come in this epoch; a stream that draws its own order sees the state it saw before."""
+        setup = self.setup
+        if setup.batches.repeatable:
+            return setup.batches.epoch(at.epoch, at.position)
+        if at.position == 0 or self._epoch_random is None:
+            self._epoch_random = self._random()
+            return setup.batches.epoch(at.epoch, at.position)
+        now = seeds.capture()
+        self._set_random(self._epoch_random)
+        batches = setup.batches.epoch(at.epoch, at.position)
+        first = next(batches, None)
+        seeds.restore(now)
+        return iter(()) if first is None else itertools.chain([first], batches)
+
+    def checkpoint(self, at: Standing, best: Mapping[str, Tensor] | None, measure: bool = False) -> Checkpoint:
+        """The training as it stands, in live tensors; `best` are the best weights so far where they are in memory.
+
+        With `measure`, averaged weights have their norms measured, as those that are handed over have.
+        """
+        setup = self.setup
+        live, saved = self.forward.state(), self._state(at)
+        if setup.average is None:
+            return Checkpoint(at.step, live, saved, at.best_step)
+        saved["live"] = copied(live)
+        if best is not None and at.best_step == at.step:  # as they were measured, norms and all
+            return Checkpoint(at.step, best, saved, at.best_step)
+        with averaged_model(setup.average, self.forward, setup.batches, setup.has_norm and measure):
+            return Checkpoint(at.step, copied(live), saved, at.best_step)
+
+    def _state(self, at: Standing) -> dict[str, Any]:
+        """All that the next step depends on but the weights."""
+        setup = self.setup
+        saved: dict[str, Any] = {
+            "standing": {name: getattr(at, name) for name in Standing.__slots__},
+            "optimizer": setup.optimizer.state_dict(),
+            "schedule": setup.schedule.state_dict(),
+            "metrics": setup.metrics.state_dict(),
+            "signals": setup.signals.state_dict(),
+            "random": self._random(),
+            "epoch_random": self._epoch_random,
+        }
+        if setup.average is not None:
+            saved["average"] = setup.average.state_dict()
+        return saved
+
+    def restore(self, checkpoint: Checkpoint) -> Standing:
+        """Go back to where a checkpoint was taken: weights, optimizer, schedule, random state; returns the standing.
+
+        Raises:
+            ValueError: it is of another model or optimizer, or holds what no training has saved.
+        """
+        try:
+            return self._restore(checkpoint)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            what = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+            raise ValueError(f"the checkpoint of step {checkpoint.step} does not fit this training: {what}") from error
+
+    def _restore(self, checkpoint: Checkpoint) -> Standing:
+        setup, saved = self.setup, checkpoint.state
+        like = self._state(Standing())
+        del like["schedule"]  # whose numbers change their kind: it holds infinities, which JSON does not
+        require_like(saved, like)
+        standing = Standing(**saved["standing"])
+        standing.check(checkpoint.step, setup.batches.per_epoch)
+        assign(self.forward.state(), saved.get("live", checkpoint.model))
+        _restore_optimizer(setup.optimizer, saved["optimizer"])
+        setup.schedule.load_state_dict(saved["schedule"])
+        setup.metrics.load_state_dict(saved["metrics"])
+        setup.signals.load_state_dict(saved["signals"])
+        if setup.average is not None and "average" in saved:
+            setup.average.load_state_dict(saved["average"])
+        for states in (saved["epoch_random"], saved["random"]):  # the first only to see that it is one
+            if states is not None:
+                self._set_random(states)
+        self._epoch_random = saved["epoch_random"]
+        return standing
+
+    def _random(self) -> dict[str, Any]:
+        """The state of everything that draws: the global generators, and those that a stream brings along."""
+        return {**seeds.capture(), "own": [generator.get_state() for generator in self._generators]}
+
+    def _set_random(self, states: dict[str, Any]) -> None:
+        seeds.restore(states)
+        for generator, state in zip(self._generators, states["own"], strict=True):
+            generator.set_state(state)
+
+    @property
+    def _generators(self) -> list[torch.Generator]:
+        """Those of a `DataLoader` and its sampler, if they have any of their own."""
+        source = getattr(self.setup.batches.data, "source", None)
+        found = [getattr(holder, "generator", None) for holder in (source, getattr(source, "sampler", None))]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Load an optimizer's state in the dtype it was saved in: torch casts floating state to the parameter's."""
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise ValueError(f"the saved optimizer state is of another optimizer: {error}") from error
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not set(saved["state"]) <= set(range(len(parameters))):
+        raise ValueError("the saved optimizer state is of another model")
+    for number, entries in saved["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and optimizer.state[parameters[number]][name].dtype != value.dtype:
+                optimizer.state[parameters[number]][name] = value.to(parameters[number].device)
