@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import thalweg
+import thalweg.gradients
 from thalweg.signals.forward import EVERY, FLAT, WINDOW, Activations
 from thalweg.signals.layers import Layers
 from thalweg.signals.signals import Signals, is_reported
@@ -191,3 +192,26 @@ def test_the_report_shows_the_flow() -> None:
     run = fitted(net(), steps=EVERY)
     page = run.report().read_text()
     assert "Gradient flow by layer" in page
+
+
+def test_the_noise_scale_is_that_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thalweg.signals.noise.EVERY", 5)
+    model = net()
+    run = fitted(model, steps=4)
+    by_hand = thalweg.gradients.noise_scale(run.model, data(), "cross_entropy").simple
+    again = fitted(net(), steps=5)
+    assert at(again, "noise_scale", 5) == pytest.approx(by_hand.item(), rel=1e-4)
+    assert again.history.series("noise_scale")[0].tolist() == [5]
+
+
+@pytest.mark.parametrize("extra", [lambda: nn.BatchNorm1d(10), lambda: nn.Dropout(0.5)], ids=["norm", "dropout"])
+def test_taking_it_changes_nothing(extra: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(every: int) -> thalweg.Run:
+        monkeypatch.setattr("thalweg.signals.noise.EVERY", every)
+        torch.manual_seed(3)
+        return fitted(nn.Sequential(nn.Linear(6, 10), extra(), nn.Tanh(), nn.Linear(10, 3)), steps=12)
+
+    looked, blind = trained(10), trained(1000)
+    assert ("noise_scale" in looked.history.names) == isinstance(extra(), nn.Dropout)
+    for a, b in zip(looked.model.parameters(), blind.model.parameters(), strict=True):
+        assert torch.equal(a, b)

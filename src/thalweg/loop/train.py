@@ -25,7 +25,7 @@ from thalweg.signals.signals import is_reported
 from thalweg.tensors.named import copied
 
 #: The series of reported steps, with those by layer ("gradient_norm/0"); all others come from evaluations.
-REPORTED = ("loss", "learning_rate", "gradient_norm")
+REPORTED = ("loss", "learning_rate", "gradient_norm", "noise_scale")
 #: Updates between two evaluations where an epoch has no known end.
 EVALUATE_EVERY = 500
 SAVE_SECONDS = 30.0
@@ -84,7 +84,7 @@ class Training:
             report = is_reported(number) or number == last
             try:
                 if report:
-                    with signals.taking(number):
+                    with signals.taking(number, batch):
                         loss = step(batch, signals, watcher)
                 else:
                     loss = step(batch, None, watcher)

@@ -10,6 +10,7 @@ UNITS: dict[str, str] = {
     "loss": "mean over the batches since the last report, in the loss's own unit",
     "learning_rate": "of the first parameter group",
     "gradient_norm": "Euclidean, all trainable parameters, before clipping",
+    "noise_scale": "examples: the batch at which noise and gradient weigh the same",
     "epoch_loss": "mean over the updates of one epoch, in the loss's own unit",
     "validation_loss": "mean over the validation set, in the loss's own unit",
 }

@@ -33,7 +33,7 @@ LARGEST = 1e150
 MARKS = 6
 
 #: Series with a chart of their own; every other one is a metric.
-_NOT_METRICS = ("loss", "learning_rate", "gradient_norm")
+_NOT_METRICS = ("loss", "learning_rate", "gradient_norm", "noise_scale")
 
 Values = npt.NDArray[np.float64]
 
@@ -85,7 +85,7 @@ class Axis:
 
 
 def charts(history: History, record: RunRecord | None = None) -> list[Chart]:
-    """The pictures of a run: loss, each metric, learning rate, gradient norm; those without numbers are left out.
+    """The pictures of a run: loss, each metric, learning rate, gradient norm, noise scale; those without numbers are left out.
 
     With a record the horizontal axis counts epochs where their length is known and there are at least two, and the
     best step is marked.
@@ -97,6 +97,7 @@ def charts(history: History, record: RunRecord | None = None) -> list[Chart]:
     drawn = [_twins(history, axis, "loss", best + changes + problems)]
     drawn += [_twins(history, axis, name, best) for name in _metrics(history, record)]
     drawn += [_single(history, axis, "learning_rate", changes), _single(history, axis, "gradient_norm", problems)]
+    drawn.append(_single(history, axis, "noise_scale", ()))
     return [chart for chart in drawn if chart.lines]
 
 

@@ -128,7 +128,7 @@ def carry_out(
     stack.callback(saver.finish)
     setup = Setup(
         step=Step(forward, prepared.loss, chosen.update),
-        signals=Signals(forward, chosen.update.parameters),
+        signals=Signals(forward, chosen.update.parameters, prepared.loss),
         optimizer=chosen.optimizer,
         schedule=chosen.schedule,
         batches=chosen.batches,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.gradients.taps import Taps
-from thalweg.signals import backward, forward, update
+from thalweg.signals import backward, forward, noise, update
 from thalweg.signals.layers import Layers
 from thalweg.step.forward import Forward
 
@@ -24,9 +24,11 @@ class Signals:
     What is taken when is decided by the number of the step alone, so that a run repeats and resumes exactly.
     """
 
-    def __init__(self, model: Forward, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, model: Forward, parameters: Sequence[nn.Parameter], loss: Any = None) -> None:
         """`parameters` in the order in which the update will show them."""
         self._model = model
+        self._loss = loss
+        self._noise = noise.Noise(model)
         names = {id(p): name for name, p in model.parameters().items()}
         self._layers = Layers.of(names.get(id(p), f"parameter {i}") for i, p in enumerate(parameters))
         self._activations = forward.Activations()
@@ -35,9 +37,13 @@ class Signals:
         self._step = 0
 
     @contextlib.contextmanager
-    def taking(self, step: int) -> Iterator[Signals]:
-        """Around a reported step: taps are on the model where this is one that is sampled."""
+    def taking(self, step: int, batch: Any = None) -> Iterator[Signals]:
+        """Around a reported step on a batch: taps are on the model where this is one that is sampled."""
         self._step = step
+        if step % noise.EVERY == 0 and isinstance(batch, tuple):
+            scale = self._noise.taken(batch, self._loss)
+            if scale is not None:
+                self._held["noise_scale"] = scale
         if step % forward.EVERY:
             yield self
             return
