@@ -14,7 +14,7 @@ from torch import Tensor, nn
 TARGET, MEMORY_TARGET = 1.3, 1.2
 BASE, OURS = "forward and backward", "thalweg"
 TIME, MEMORY, UNIT = "per-example norms", "per-example norms, peak memory", f"× {BASE}"
-Norms = Callable[[], Tensor]
+Norms = Callable[[], Any]
 
 
 def _ours(network: Network) -> Norms:

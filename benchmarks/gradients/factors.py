@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from networks import CLASSES, CNN, MLP, OWN_TRANSFORMER, SEED, TRANSFORMER, Network
+from networks import CLASSES, CNN, MLP, SEED, TRANSFORMER, Network
 from passes import step_of_training
 from timing import Effort, Row, interleaved, milliseconds, ratio
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Shape:
 def measure(effort: Effort) -> list[Row]:
     """Every network with every kind of Fisher matrix."""
     rows = []
-    for network in (SEED, MLP, CNN, TRANSFORMER, OWN_TRANSFORMER):
+    for network in (SEED, MLP, CNN, TRANSFORMER):
         for fisher in COLUMNS:
             rows += _of(network, fisher, effort)
     return rows

@@ -100,19 +100,21 @@ class Network:
         return x, torch.randint(0, CLASSES, size[:1], generator=generator)
 
     def trained(self, updates: int) -> nn.Module:
-        """After some updates by Adam, where curvature has both signs."""
-        model, (x, y) = self.model(), self.data()
+        """After some updates by Adam, on batches that never come again: labels are noise, to be learned by heart."""
+        model, (x, y) = self.model(), self.data(updates * self.batch)
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-        for _ in range(updates):
+        for rows in torch.arange(len(x)).split(self.batch):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
             optimizer.step()
         return model
 
 
 SEED = Network("seed 784-10-10", lambda: _dense(784, 10, 10), (784,), 32)
+SHORT = Network("MLP 784-256-256-10", lambda: _dense(784, 256, 256, 10), (784,), 64)
 MLP = Network("MLP 784-512-512-10", lambda: _dense(784, 512, 512, 10), (784,), 128)
 CNN = Network("CNN 2 conv 2 dense", _convolutional, (3, 32, 32), 64)
+SMALL_CNN = Network("CNN, batch 8", _convolutional, (3, 32, 32), 8)
 TRANSFORMER = Network("Transformer nn.", _torch_transformer, (LENGTH,), 16, reads_words=True)
 OWN_TRANSFORMER = Network(
     "Transformer own",

@@ -4,47 +4,56 @@
 
 - `Off` takes part in nothing and reads nothing, so that a report holds loss and learning rate only. Whole trainings
   with and without signals are timed in turn, by `run.seconds`: the steps, the reports, their writing to the history;
-  not the start, nor the report page at the end.
-- `Switched` is the real one in every second window of 100 steps, `Off` in the others, in one training; windows next to
-  each other are compared. A window holds 10 reports, one sample of activations and one look at the weights, which is
-  the cadence of the signals, and whatever slows the machine for longer than a window slows both. It ends where the next
-  one's first reported step begins, so that a report and its writing belong to the window of its step.
+  not the start, nor the report page at the end. For networks of short steps: it takes 1,000 steps to see every signal.
+- `Switched` is the real one in every second window of 100 steps, `Off` in the others, in one training; each is compared
+  with the mean of its two neighbours. A window holds 10 reports, one sample of activations and one look at the weights;
+  whatever slows the machine for longer than a window slows all three. It ends where the next one's first reported step
+  begins, so that a report and its writing belong to the window of its step. The noise scale, once in 1,000 steps, is
+  left out of the windows, timed by itself, and its share of 1,000 steps added.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
-from networks import CNN, MLP, SEED, Network
-from timing import Effort, Row, interleaved, ratio
-from torch import nn
+from networks import MLP, SEED, SHORT, SMALL_CNN, Network
+from passes import step_of_training
+from timing import Effort, Row, interleaved, middle, ratio
 
-TARGETS = {SEED.name: 1.10, MLP.name: 1.02, CNN.name: 1.02}
-#: Steps of one window: the least number that holds every signal as often as the next.
-WINDOW = 100
-ROWS = 50
+TARGETS = {SEED: 1.10, SHORT: 1.02, MLP: 1.02, SMALL_CNN: 1.02}
+#: Steps of one window; and of one whole fit, which holds every signal at least once.
+WINDOW, WHOLE = 100, 1000
+#: Networks whose whole fits are short enough.
+WHOLE_FITS = (SEED, SHORT)
+#: Batches in the data.
+BATCHES = 50
 FIGURE, UNIT = "always-on signals", "× the same without"
 
 
 class Off:
     """Signals that take nothing."""
 
-    def __init__(self, model: Any, parameters: Sequence[nn.Parameter]) -> None:
-        self.model, self.parameters = model, parameters
+    def __init__(self, *made_of: Any) -> None:
+        pass
 
     @contextlib.contextmanager
-    def taking(self, step: int) -> Iterator[Off]:
+    def taking(self, *step: Any) -> Iterator[Off]:
         """A reported step, of which nothing is taken."""
         yield self
 
-    def before(self, parameters: Sequence[nn.Parameter]) -> None:
+    def before(self, parameters: Any) -> None:
         """Nothing."""
 
-    def after(self, parameters: Sequence[nn.Parameter]) -> None:
+    def after(self, parameters: Any) -> None:
         """Nothing."""
 
     def read(self) -> dict[str, float]:
@@ -64,24 +73,19 @@ def _train(network: Network, steps: int, signals: type | None = None) -> float:
     import thalweg
     import thalweg.run.fit as room
 
-    real = room.Signals
-    room.Signals = signals or real  # type: ignore[misc]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            run = thalweg.fit(
-                network.model(), network.data(ROWS * network.batch), "cross_entropy", optimizer="adam",
-                learning_rate=1e-3, batch_size=network.batch, steps=steps, patience=None, run_dir=folder, verbose=False,
-            )  # fmt: skip
-    finally:
-        room.Signals = real  # type: ignore[misc]
+    with patch.object(room, "Signals", signals or room.Signals), tempfile.TemporaryDirectory() as folder:
+        run = thalweg.fit(
+            network.model(), network.data(BATCHES * network.batch), "cross_entropy", optimizer="adam",
+            learning_rate=1e-3, batch_size=network.batch, steps=steps, patience=None, run_dir=folder, verbose=False,
+        )  # fmt: skip
     assert run.steps == steps
-    reported = len(run.history.names)
-    assert (reported > 4) == (signals is not Off), "the signals are what was asked for"
+    assert ("gradient_norm" in run.history.names) == (signals is not Off), "the signals are what was asked for"
     return run.seconds / steps
 
 
 def _windows(network: Network, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds a step of each window with signals, and of its neighbour without."""
+    """Seconds a step of each window with signals, and of its two neighbours without."""
+    from thalweg.signals import noise
     from thalweg.signals.signals import REPORT_EVERY, Signals
 
     marks: list[float] = []
@@ -89,52 +93,66 @@ def _windows(network: Network, steps: int) -> tuple[list[float], list[float]]:
     class Switched(Signals):
         """The real signals in every second window."""
 
-        def __init__(self, model: Any, parameters: Sequence[nn.Parameter]) -> None:
-            super().__init__(model, parameters)
-            self.now: Any = self
-            self.off = Off(model, parameters)
+        is_on = True
 
         @contextlib.contextmanager
-        def taking(self, step: int) -> Iterator[Any]:
+        def taking(self, step: int, *batch: Any) -> Iterator[Any]:
             if step >= WINDOW and step % WINDOW == REPORT_EVERY:
                 marks.append(time.perf_counter())
-                self.now = self.off if len(marks) % 2 else self
-            if self.now is self:
-                with super().taking(step):
+                self.is_on = len(marks) % 2 == 0
+            if self.is_on:
+                with super().taking(step, *batch):
                     yield self
             else:
-                yield self.off
+                yield Off()
 
         def read(self) -> dict[str, float]:
-            return super().read() if self.now is self else {}
+            return super().read() if self.is_on else {}
 
-    _train(network, steps, Switched)
-    spans = [(b - a) / WINDOW for a, b in zip(marks, marks[1:], strict=False)]
+    with patch.object(noise, "EVERY", sys.maxsize):
+        _train(network, steps, Switched)
+    spans = [(b - a) / WINDOW for a, b in itertools.pairwise(marks)]
     off, on = spans[0::2], spans[1::2]
-    pairs = min(len(off), len(on))
-    return on[:pairs], off[:pairs]
+    beside = [(before + after) / 2 for before, after in itertools.pairwise(off)]
+    return on[: len(beside)], beside
+
+
+def _noise_share(network: Network, effort: Effort) -> float:
+    """Seconds of one look at the noise scale, over those of the steps from one to the next."""
+    from thalweg.signals.noise import EVERY, Noise
+    from thalweg.step.forward import Forward
+    from thalweg.step.losses import resolve
+
+    model, batch, loss = network.model(), network.data(), resolve("cross_entropy")
+    noise = Noise(Forward(model))
+    assert noise.taken(batch, loss) is not None, "these networks have it"
+    contenders = {"step": step_of_training(network.model(), batch), "noise": lambda: noise.taken(batch, loss)}
+    times = interleaved(contenders, effort)
+    return statistics.median(a / b for a, b in zip(times["noise"], times["step"], strict=True)) / EVERY
 
 
 def measure(effort: Effort) -> list[Row]:
-    """Both ways, on a network of short steps and on two whose step takes 1 ms or more."""
+    """On a network of short steps and on three whose step takes 1 ms or more."""
     rows = []
-    for network in (SEED, MLP, CNN):
-        step = _train(network, WINDOW)
-        whole = max(WINDOW, round(6 * effort.seconds / step / WINDOW) * WINDOW)
-        times = interleaved(
-            {
-                "on": lambda n=network, steps=whole: _train(n, steps),
-                "off": lambda n=network, steps=whole: _train(n, steps, Off),
-            },
-            Effort(effort.blocks, 0),
-        )
-        windows = max(6, round(8 * effort.blocks * effort.seconds / step / WINDOW))
+    for network, target in TARGETS.items():
+        _train(network, WINDOW)
+        step, share = _train(network, 2 * WINDOW), _noise_share(network, effort)
+        windows = min(200, max(4, round(14 * effort.blocks * effort.seconds / step / WINDOW)))
         on, off = _windows(network, (windows + 2) * WINDOW)
-        details = {"step [ms]": round(step * 1e3, 3), "steps": whole, "windows": len(on)}
-        target = TARGETS[network.name]
-        for name, measured in (
-            ("windows of one fit", ratio(on, off)),
-            ("whole fits", ratio(times["on"], times["off"])),
-        ):
-            rows.append(Row(FIGURE, network.name, name, unit=UNIT, target=target, details=details, **measured))
+        measured = middle([a / b + share for a, b in zip(on, off, strict=True)])
+        details = {"windows with": len(on), "step [ms]": round(step * 1e3, 3), "of it the noise scale": share}
+        rows.append(
+            Row(FIGURE, network.name, "windows of a fit", unit=UNIT, target=target, details=details, **measured)
+        )
+        if network not in WHOLE_FITS:
+            continue
+        steps = WHOLE * max(1, round(4 * effort.seconds / step / WHOLE))
+        fits: dict[str, Callable[[], Any]] = {
+            "on": partial(_train, network, steps),
+            "off": partial(_train, network, steps, Off),
+        }
+        times = interleaved(fits, Effort(effort.blocks, 0))
+        details = {"steps of one": steps}
+        measured = ratio(times["on"], times["off"])
+        rows.append(Row(FIGURE, network.name, "whole fits", unit=UNIT, target=target, details=details, **measured))
     return rows

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from networks import CNN, LSTM, MLP, OWN_TRANSFORMER, SEED, TRANSFORMER
 from passes import forward_and_backward
 from timing import Effort, Row, interleaved, milliseconds, ratio
@@ -16,10 +20,10 @@ def measure(effort: Effort) -> list[Row]:
     rows = []
     for network in (SEED, MLP, CNN, TRANSFORMER, OWN_TRANSFORMER, LSTM):
         model, batch = network.model(), network.data()
-        contenders = {
+        contenders: dict[str, Callable[[], Any]] = {
             "forward and backward": forward_and_backward(model, batch),
-            "gradients (the sweep)": lambda model=model, batch=batch: gradients(model, batch, "cross_entropy"),
-            "backprop (and its table)": lambda model=model, batch=batch: backprop(model, batch, "cross_entropy"),
+            "gradients (the sweep)": partial(gradients, model, batch, "cross_entropy"),
+            "backprop (and its table)": partial(backprop, model, batch, "cross_entropy"),
         }
         times = interleaved(contenders, effort)
         base = times.pop("forward and backward")

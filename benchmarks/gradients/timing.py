@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,7 +43,7 @@ class Row:
         return kept
 
 
-def interleaved(contenders: dict[str, Callable[[], Any]], effort: Effort) -> Times:
+def interleaved(contenders: Mapping[str, Callable[[], Any]], effort: Effort) -> Times:
     """Seconds a call of each contender, one number a block; in every second block they come the other way round."""
     calls = {}
     for name, call in contenders.items():
@@ -51,7 +51,7 @@ def interleaved(contenders: dict[str, Callable[[], Any]], effort: Effort) -> Tim
         calls[name] = max(1, round(effort.seconds / _seconds(call, 1)))
     times: Times = {name: [] for name in contenders}
     for block in range(effort.blocks):
-        for name in list(contenders) if block % 2 else reversed(contenders):
+        for name in list(contenders) if block % 2 else reversed(list(contenders)):
             times[name].append(_seconds(contenders[name], calls[name]))
     return times
 
