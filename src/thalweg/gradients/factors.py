@@ -169,17 +169,23 @@ class _Reading:
             names = self.names[id(weight)], None if bias is None else self.names[id(bias)]
             held = self._sums[key] = _Sum(names, slice(tap.offset, None) if partial else slice(None), bias_row)
         picks = held.picks(tap, self.sampling) if self.sampling.rows else None
-        a, g = self._rows(tap, picks)
-        held.add(a, g, tap, bias is not None, self.num_passes)
+        is_known = self.num_passes > 0 and held.has(tap)
+        a, g = self._rows(tap, picks, is_known)
+        held.add(a, g, tap, bias is not None, is_known)
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """The factors, when all passes are through."""
         return {key: held.factors() for key, held in self._sums.items()}
 
-    def _rows(self, tap: Tap, picks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows a [rows, in] (indices [rows] of an embedding) and g [rows, out]."""
+    def _rows(self, tap: Tap, picks: Tensor | None, is_known: bool) -> tuple[Tensor, Tensor]:
+        """Rows a [rows, in] (indices [rows] of an embedding) and g [rows, out].
+
+        Where the inputs are known from an earlier pass, the patches of a convolution are not laid out again.
+        """
         assert tap.gradient is not None and tap.input is not None
         a, g, found = tap.input, as_float(tap.gradient), kind(tap.module)
+        if found == "convolution" and is_known and self.placed is None and picks is None:
+            return a, g.movedim(1, -1).flatten(0, -2)
         if found == "convolution":
             return _convolved(as_float(a), g, tap.module, self.placed is not None, picks)
         if found == "embedding":
@@ -232,7 +238,11 @@ class _Sum:
         self._scale = count / sampling.rows
         return self._picks[tap.call]
 
-    def add(self, a: Tensor, g: Tensor, tap: Tap, with_bias: bool, num_pass: int) -> None:
+    def has(self, tap: Tap) -> bool:
+        """Whether the inputs of this call have been added."""
+        return tap.call in self._calls
+
+    def add(self, a: Tensor, g: Tensor, tap: Tap, with_bias: bool, is_known: bool) -> None:
         """Add one call's rows; the inputs are the same in every pass and added in the first."""
         if kind(tap.module) == "embedding":
             module: Any = tap.module
@@ -240,7 +250,7 @@ class _Sum:
                 g = g * (a != module.padding_idx).unsqueeze(1)
         gram = (g.T @ g) * self._scale
         self.G = gram if self.G is None else self.G.add_(gram)
-        if num_pass and tap.call in self._calls:
+        if is_known:
             return
         self._calls.add(tap.call)
         added = _counts(a, tap.module, g.dtype) if kind(tap.module) == "embedding" else _gram(a, with_bias)
