@@ -8,7 +8,6 @@ import torch
 from gradient_cases import NAMES, case
 from torch import Tensor, nn
 
-from thalweg.gradients.products import Curvature
 from thalweg.gradients.lanczos import (
     Lanczos,
     extreme_eigenvalues,
@@ -17,6 +16,7 @@ from thalweg.gradients.lanczos import (
     spectrum,
     trace,
 )
+from thalweg.gradients.products import Curvature
 
 
 @dataclass
