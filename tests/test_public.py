@@ -12,7 +12,7 @@ import thalweg
 
 WORDS = """
     Action Backprop Callback Finding GradientCheck History Landscape Recipe Run RunRecord Settings StepRecord
-    Verdict __version__ backprop check_gradients evaluate export fit landscape load predict recipe report
+    Trajectory Verdict __version__ backprop check_gradients evaluate export fit landscape load predict recipe report
     resume save task_names
 """.split()  # noqa: SIM905
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from thalweg.run.recipe import Recipe, recipe, task_names
     from thalweg.run.resume import resume
     from thalweg.run.run import Run, report
+    from thalweg.run.trajectory import Trajectory
     from thalweg.run.weights import export, load, save
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _WORDS = {
     "RunRecord": "records.run",
     "Settings": "records.settings",
     "StepRecord": "records.step",
+    "Trajectory": "run.trajectory",
     "Verdict": "records.verdict",
     "Backprop": "records.backprop",
     "GradientCheck": "records.gradient_check",

@@ -18,8 +18,8 @@ def history(validation: np.ndarray, training: np.ndarray | None = None) -> Histo
     made = History()
     training = validation if training is None else training
     for epoch, (v, t) in enumerate(zip(validation, training, strict=True), 1):
-        made.append(StepRecord(epoch, epoch, 0.0, {"loss": float(t), "learning_rate": 0.1}))
-        made.evaluate(StepRecord(epoch, epoch, 0.0, {"epoch_loss": float(t), "validation_loss": float(v)}))
+        made.append(StepRecord(50 * epoch, epoch, 0.0, {"loss": float(t), "learning_rate": 0.1}))
+        made.evaluate(StepRecord(50 * epoch, epoch, 0.0, {"epoch_loss": float(t), "validation_loss": float(v)}))
     return made
 
 
@@ -88,6 +88,20 @@ def test_a_loss_that_had_run_away_before_the_first_evaluation() -> None:
     for step, value in zip(*made.series("validation_loss"), strict=True):
         early.evaluate(StepRecord(int(step) + 10, 1.0, 0.0, {"validation_loss": float(value), "epoch_loss": 5e4}))
     assert judge(early, 12).state == "diverged"
+
+
+def test_a_sure_fall_is_no_plateau_however_slow_each_step_of_it() -> None:
+    """Full-batch descent: an update an epoch, each lowering the loss by a tenth of a percent, without noise."""
+    falling = history(5 * 0.999 ** np.arange(300))
+    assert judge(falling, 300).state == "improving"
+
+
+def test_a_few_updates_say_nothing_however_many_epochs_they_make() -> None:
+    made = History()
+    for step in range(1, 60):
+        made.append(StepRecord(step, step, 0.0, {"loss": 5.0}))
+        made.evaluate(StepRecord(step, step, 0.0, {"epoch_loss": 5.0}))
+    assert judge(made, 59, "epoch_loss").state == "improving"
 
 
 def test_too_few_evaluations_say_nothing() -> None:

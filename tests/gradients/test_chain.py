@@ -777,3 +777,24 @@ def test_memory_is_let_go():
     handle.remove()
     gc.collect()
     assert [ref() for ref in seen] == [None]
+
+
+# ── compiled models ──
+
+
+def test_a_compiled_model_is_swept_as_the_one_it_was_made_from():
+    made = case("dense")
+    compiled = torch.compile(made.model, backend="eager")
+    assert backprop(compiled, made.data, made.loss) == backprop(made.model, made.data, made.loss)
+    found, expected = gradients(compiled, made.data, made.loss), gradients(made.model, made.data, made.loss)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], g) for name, g in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")
+def test_a_compiled_part_is_swept():
+    part = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    plain = nn.Sequential(part, nn.Linear(4, 2))
+    data = torch.randn(5, 3), torch.randn(5, 2)
+    found = backprop(nn.Sequential(torch.compile(part, backend="eager"), plain[1]), data, "mse")
+    assert [row.name.replace("._orig_mod", "") for row in found.rows] == ["1", "0.1", "0.0"]
+    assert found.growth == backprop(plain, data, "mse").growth

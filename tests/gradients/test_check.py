@@ -212,3 +212,9 @@ def test_a_model_with_randomness_of_its_own_is_refused():
 def test_a_loss_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="the loss is inf"):
         check_gradients(nn.Linear(2, 1), (torch.randn(4, 2), torch.randn(4, 1)), lambda z, y: z.sum() / 0)
+
+
+def test_a_compiled_model_is_checked_under_its_own_names():
+    made = case("dense")
+    compiled = torch.compile(made.model, backend="eager")
+    assert check_gradients(compiled, made.data, made.loss) == check_gradients(made.model, made.data, made.loss)

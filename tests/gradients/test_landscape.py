@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from gradient_cases import NAMES, case
 from torch import Tensor, nn
 
+from thalweg.gradients.ground import sample
 from thalweg.gradients.landscape import landscape
 from thalweg.gradients.products import Curvature
 from thalweg.records.landscape import Landscape
@@ -387,3 +388,60 @@ def test_a_record_holds_only_its_kinds() -> None:
     assert isinstance(found, Landscape)
     with pytest.raises(AssertionError):
         replace(found, kind="hill")
+
+
+@pytest.mark.parametrize("count", [2, 5, 32, 33])
+def test_the_loss_scale_of_few_examples(count: int) -> None:
+    """Parts of one row have nothing to change places with inside: their outputs move on to the next part."""
+    x = inputs(count)
+    model = made(1)
+    y = model(x).detach()
+    found = landscape(model, (x, y), "mse", picture=False)
+    assert found.loss < 1e-30 and found.kind == "minimum"
+    if count <= 32:
+        _, drawn = sample((x, y), y.dtype, count, seed=0).together
+        assert found.loss_scale == pytest.approx(float(F.mse_loss(drawn.roll(1, 0), drawn)), rel=1e-12)
+    assert found.loss_scale > 0.1 * float(y.var())
+
+
+def test_the_loss_scale_of_ready_batches_of_one() -> None:
+    x = inputs(3)
+    model = made(1)
+    y = model(x).detach()
+    found = landscape(model, [(x[i : i + 1], y[i : i + 1]) for i in range(3)], "mse", picture=False)
+    assert found.loss_scale == pytest.approx(float(F.mse_loss(y.roll(1, 0), y)), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 8, 100])
+@pytest.mark.parametrize("level", [0.0, 3.0])
+def test_an_exact_fit_of_targets_that_are_all_alike(count: int, level: float) -> None:
+    model = made(0)
+    nn.init.zeros_(model[2].weight), nn.init.constant_(model[2].bias, level)
+    y = torch.full((count, 1), level, dtype=torch.float64)
+    found = landscape(model, (inputs(count), y), "mse")
+    assert (found.kind, found.loss, found.descent, found.escape) == ("minimum", 0, 0, 0)
+    assert found.loss_scale > 0 and math.isfinite(found.flatness)
+    assert found.plane is not None and max(map(max, found.plane.loss)) > 0.01 * found.loss_scale
+
+
+def test_a_loss_that_is_nothing_everywhere() -> None:
+    found = landscape(made(0), (inputs(8), torch.zeros(8, 1).double()), lambda output, y: (output * 0).mean())
+    assert (found.kind, found.loss_scale) == ("minimum", 1)
+
+
+@pytest.mark.parametrize("at_rest", [False, True])
+def test_the_products_are_those_that_were_made(at_rest: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+    matvec = Curvature.matvec
+    monkeypatch.setattr(Curvature, "matvec", lambda self, v: counted.append(1) or matvec(self, v))
+    model = nn.Linear(5, 1, bias=False).double()
+    x = inputs(20)
+    y = model(x).detach() + (0 if at_rest else 1)
+    assert landscape(model, (x, y), "mse", picture=False).num_products == len(counted)
+
+
+def test_a_compiled_model_is_on_the_same_ground() -> None:
+    x, y = taught()
+    model = made(0)
+    found = landscape(torch.compile(model, backend="eager"), (x, y), "mse", picture=False)
+    assert found == landscape(model, (x, y), "mse", picture=False)

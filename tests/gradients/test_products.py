@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import resource
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from gradient_cases import NAMES, Case, case
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -410,3 +412,82 @@ def test_losses_agree_with_the_reference() -> None:
         made = case(name)
         output = made.model(made.x)
         assert resolve(made.loss)(output, made.y).item() == pytest.approx(reference_loss(made, output).item(), 1e-12)
+
+
+class Once(torch.autograd.Function):
+    """x², whose backward autograd takes for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * g
+
+
+class Twice(Once):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * g
+
+
+class Through(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 2).double(), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(self.layer(x))
+
+
+def mean_output(output: Tensor, target: Tensor) -> Tensor:
+    """Linear: the gradient that reaches the model is a constant, its second derivative all the model's."""
+    return output.mean()
+
+
+@pytest.mark.parametrize("loss", ["mse", mean_output])
+@pytest.mark.parametrize("product", [hessian_product, ggn_product, partial(fisher_product, kind="empirical")])
+def test_what_has_no_second_derivative_is_refused(product: Any, loss: Any) -> None:
+    data = torch.ones(4, 3).double(), torch.zeros(4, 2).double()
+    v = torch.ones(8).double()
+    with pytest.raises(ValueError, match="^Once cannot be differentiated twice: its backward is marked @once_diff"):
+        product(Through(Once), data, loss, v)
+    assert torch.isfinite(product(Through(Twice), data, loss, v)).all()
+
+
+def test_a_loss_without_second_derivative_is_refused() -> None:
+    def squares(output: Tensor, target: Tensor) -> Tensor:
+        return Once.apply(output - target).mean()
+
+    model, data = nn.Linear(3, 2), (torch.ones(4, 3), torch.zeros(4, 2))
+    for product in (hessian_product, ggn_product):
+        with pytest.raises(ValueError, match="Once cannot be differentiated twice"):
+            product(model, data, squares, torch.ones(8))
+
+
+def test_what_autograd_refuses_to_differentiate_twice_is_a_value_error() -> None:
+    class Distances(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(super().forward(x), torch.ones(2, 2), p=3.0)
+
+    data = torch.ones(4, 3), torch.zeros(4, 2)
+    with pytest.raises(ValueError, match="^the model or loss cannot be differentiated twice: .*cdist"):
+        hessian_product(Distances(3, 2), data, "mse", torch.ones(8))
+
+
+def test_a_block_that_is_zero_is_no_fault() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift, self.unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.shift
+
+    data, v = (torch.ones(4, 2), torch.zeros(4, 2)), torch.ones(5)
+    assert hessian_product(Shifted(), data, "mse", v).tolist() == [1, 1, 0, 0, 0]
+    assert ggn_product(Shifted(), data, "mse", v).tolist() == [1, 1, 0, 0, 0]
+    assert hessian_product(Shifted(), data, mean_output, v).tolist() == [0] * 5

@@ -431,3 +431,33 @@ def test_an_unknown_word_names_the_nearest() -> None:
     with pytest.raises(TypeError, match="did you mean 'epochs'"):
         quiet(network(), points(), "cross_entropy", epoch=3)
     assert not Path("runs").exists(), "nothing is made before the words are understood"
+
+
+def test_a_falling_loss_is_not_stopped_in_full_batch_descent() -> None:
+    x = torch.linspace(-1, 1, 64)[:, None]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        run = quiet(nn.Linear(1, 1), (x, 3 * x + 1), "mse", batch_size="full")
+        assert run.stopped_because == "epochs"
+        assert run.verdict is not None
+        assert run.verdict.state == "improving"
+
+
+def test_half_precision_adds_up_many_terms() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(256, 8), torch.randn(256, 784)
+    run = quiet(nn.Linear(8, 784).half(), (x, y), "mse", batch_size="full", optimizer="sgd", steps=2)
+    assert run.history.series("loss")[1][0] == pytest.approx(1.4, abs=0.3)
+
+
+def test_sparse_gradients_train() -> None:
+    tokens = torch.arange(40).reshape(20, 2) % 9
+    model = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 3))
+    run = quiet(
+        model,
+        (tokens, torch.arange(20) % 3),
+        "cross_entropy",
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        epochs=2,
+    )
+    assert (run.history.series("gradient_norm/0")[1] > 0).all()

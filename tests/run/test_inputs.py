@@ -185,3 +185,45 @@ def test_a_later_batch_that_cannot_be_trained_on_is_named() -> None:
 def test_not_a_number_in_a_stream_is_seen_in_its_first_batch() -> None:
     with pytest.raises(ValueError, match="first batch holds NaN"):
         thalweg.fit(net(), [(holed(float("nan")), y())], "cross_entropy", verbose=False)
+
+
+@pytest.mark.parametrize("name", ["los", "accuracy", "validation_loss"])
+def test_a_target_that_will_never_be_measured(name: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown target '{name}'"):
+        thalweg.fit(net(), (x(), y()), "cross_entropy", target={name: 0.5}, verbose=False)
+
+
+def test_metrics_of_a_model_that_returns_its_loss_alone() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, inputs: Tensor, target: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self.inner(inputs), target)
+
+    with pytest.raises(ValueError, match="metrics need the model's outputs"):
+        thalweg.fit(Own(), (x(), y()), metrics=["accuracy"], verbose=False)
+
+
+def test_a_models_own_fault_is_a_sentence_with_its_cause() -> None:
+    class Faulty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.innner(inputs)
+
+    with pytest.raises(ValueError, match="Faulty.*no attribute 'innner'") as raised:
+        thalweg.fit(Faulty(), (x(), y()), "cross_entropy", verbose=False)
+    assert isinstance(raised.value.__cause__, AttributeError)
+
+
+def test_predict_refuses_what_is_no_array() -> None:
+    from torch.utils.data import TensorDataset
+
+    with pytest.raises(TypeError, match="not a TensorDataset"):
+        thalweg.predict(net(), TensorDataset(x()))
+    with pytest.raises(ValueError, match="at least 1"):
+        thalweg.predict(net(), x(), batch_size=0)

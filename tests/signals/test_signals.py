@@ -20,7 +20,7 @@ from thalweg.step.forward import Forward
 
 def data(rows: int = 64) -> tuple[Tensor, Tensor]:
     x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(0))
-    return x, torch.arange(rows) % 3
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
 
 
 def net(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -215,3 +215,38 @@ def test_taking_it_changes_nothing(extra: Any, monkeypatch: pytest.MonkeyPatch) 
     assert ("noise_scale" in looked.history.names) == isinstance(extra(), nn.Dropout)
     for a, b in zip(looked.model.parameters(), blind.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def dead(model: nn.Module, *inputs: Tensor) -> float:
+    return next(value for name, value in sampled(model, *inputs).items() if name.startswith("dead_share/"))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_a_unit_of_a_one_dimensional_convolution_is_a_channel(kind: Any) -> None:
+    model = nn.Sequential(kind(2, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7, 3))
+    with torch.no_grad():
+        model[0].bias[:] = torch.tensor([-100.0, 100.0, 100.0, 100.0])
+    assert dead(model, torch.randn(5, 2, 7)) == 0.25
+
+
+def test_a_unit_behind_a_one_dimensional_batch_norm_is_a_channel() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.ReLU())
+    with torch.no_grad():
+        model[0].bias[:] = torch.tensor([-100.0, 100.0, 100.0, 100.0])
+    assert dead(model, torch.randn(5, 4, 7)) == 0.25
+
+
+def test_a_unit_of_positions_is_a_feature_even_beside_a_convolution() -> None:
+    class Read(nn.Module):
+        """A convolution along the text, as wide as the text is long, then a dense layer at each position."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.dense, self.activation = nn.Conv1d(2, 7, 1), nn.Linear(7, 4), nn.ReLU()
+            with torch.no_grad():
+                self.dense.bias[:] = torch.tensor([-100.0, 100.0, 100.0, 100.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.activation(self.dense(self.convolution(x).mT))
+
+    assert dead(Read(), torch.randn(5, 2, 7)) == 0.25

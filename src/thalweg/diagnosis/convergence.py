@@ -18,10 +18,10 @@ from thalweg.records.verdict import Verdict
 
 #: Fewer evaluations than this do not show a trend against noise.
 WINDOW = 8
+#: Nor do fewer updates: a rule warms up over the first ones, and in full-batch descent each is an evaluation.
+UPDATES = 200
 #: What further training must still be able to gain, as a share of the loss's level.
 WORTHWHILE = 0.01
-#: One-sided 95 % of the normal distribution.
-CONFIDENCE = 1.645
 #: A rise counts as overfitting from this many standard errors on, and this share of the level.
 SURE = 3.0
 RISE = 0.02
@@ -46,11 +46,15 @@ class Trend:
         """By how much as many values again would lower the level, if the line went on."""
         return -self.slope * self.count
 
-    @property
-    def is_flat(self) -> bool:
-        """Whether that gain is not worth it: a small share of the level, or neither sure nor above the noise."""
-        is_sure = self.slope < -CONFIDENCE * self.slope_error
-        return self.gain < WORTHWHILE * abs(self.level) or (self.gain < self.noise and not is_sure)
+    def is_flat(self, so_far: int) -> bool:
+        """Whether going on is not worth it, after `so_far` evaluations.
+
+        A fall that is sure is held against the whole training: as many evaluations again must gain next to nothing. One
+        that may be chance is flat where it would gain a small share of the level, or less than the noise.
+        """
+        if self.slope < -SURE * self.slope_error:
+            return -self.slope * so_far < WORTHWHILE * abs(self.level)
+        return self.gain < max(WORTHWHILE * abs(self.level), self.noise)
 
 
 def trend(values: Floats) -> Trend:
@@ -80,7 +84,7 @@ def judge(history: History, epochs: float, watched: str | None = None, annealing
     values = history.series(watched)[1]
     if (times := _growth(values, history)) > EXPLODED:
         return Verdict("diverged", f"Diverged: the loss is {times:.3g} times what it was at the start.")
-    if len(values) < WINDOW:
+    if len(values) < WINDOW or history.series(watched)[0][-1] < UPDATES:
         return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, too early to say where {what} is heading.")
     now = trend(values[-max(WINDOW, len(values) // 3) :])
     evidence = {"level": now.level, "slope": now.slope, "noise": now.noise, "gain": now.gain}
@@ -91,7 +95,7 @@ def judge(history: History, epochs: float, watched: str | None = None, annealing
             f"Overfitting since epoch {best}: validation loss rises from its best there while training loss falls.",
             evidence=evidence,
         )
-    if now.is_flat and not annealing:
+    if now.is_flat(len(values)) and not annealing:
         return _flat(values, now, what, epochs, evidence)
     gained = f"{now.count} more epochs would lower {what} by about {max(0.0, now.gain):.2g}"
     return Verdict("improving", f"Still improving at epoch {_shown(epochs)}: {gained}.", evidence=evidence)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.gradients.tape import Layer, Operation, Tape, UntraceableError
+from thalweg.gradients.taps import eager, uncompiled
 from thalweg.records.backprop import Backprop, LayerFlow
 from thalweg.step.batches import Batches, Order
 from thalweg.step.data import Batch, read
@@ -78,7 +79,11 @@ def gradients(model: nn.Module, batch: Batch, loss: LossLike = None) -> dict[str
         ValueError: as `backprop`.
     """
     _, found = _swept(model, batch, loss, None)
-    return {name: found[id(p)] for name, p in Forward(model).parameters().items() if p.requires_grad and id(p) in found}
+    return {
+        name: found[id(p)]
+        for name, p in Forward(eager(model)).parameters().items()
+        if p.requires_grad and id(p) in found
+    }
 
 
 def first_batch(model: nn.Module, data: Any, rows: int = BATCH_SIZE) -> Batch:
@@ -97,9 +102,10 @@ def first_batch(model: nn.Module, data: Any, rows: int = BATCH_SIZE) -> Batch:
 
 def _swept(model: nn.Module, batch: Batch, loss: LossLike, flow: Flow | None) -> tuple[float, dict[int, Tensor]]:
     """The loss, and ∂J/∂ of all inputs and parameters by their `id`."""
+    model = eager(model)
     forward, rule = Forward(model), None if loss is None else resolve(loss)
     tape = Tape(model)
-    with unchanged(forward), torch.enable_grad():
+    with unchanged(forward), torch.enable_grad(), uncompiled():
         starts, value = _recorded(tape, forward, rule, batch)
     with torch.no_grad():
         return float(value), _sweep(tape, starts, flow)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.gradients.chain import Snapshot, first_batch
+from thalweg.gradients.taps import eager, uncompiled
 from thalweg.records.gradient_check import TOLERANCE, GradientCheck, ParameterCheck
 from thalweg.step.backward import objective
 from thalweg.step.data import Batch, cast
@@ -60,7 +61,7 @@ def check_gradients(
     >>> check_gradients(nn.Linear(3, 2), (torch.ones(4, 3), torch.zeros(4, 2)), "mse").ok
     True
     """
-    with untouched():
+    with untouched(), uncompiled():
         measured = _Measured(_in_double(model), first_batch(model, data, BATCH_SIZE), loss)
         rows = tuple(_checked(measured, name, p) for name, p in measured.parameters())
     return GradientCheck(rows, measured.value)
@@ -70,7 +71,7 @@ def _in_double(model: nn.Module) -> nn.Module:
     if Forward(model).is_keras:
         raise ValueError("check_gradients computes in float64, which a Keras model casts away; give a torch module")
     try:
-        return copy.deepcopy(model).double()
+        return copy.deepcopy(eager(model)).double()
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"the model cannot be copied ({str(error).splitlines()[0]}): check_gradients needs one"

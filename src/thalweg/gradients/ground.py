@@ -20,8 +20,9 @@ from thalweg.gradients.products import Curvature, LossLike, twice_differentiable
 from thalweg.step.data import Arrays, Batch, Stream, cast, num_examples, read
 from thalweg.step.forward import Forward
 from thalweg.step.keras import is_keras
+from thalweg.step.losses import Loss
 from thalweg.tensors import seeds
-from thalweg.tensors.named import copied, mapped, state
+from thalweg.tensors.named import copied, leaves, mapped, state
 from thalweg.tensors.vector import flat
 
 #: Parameters up to which the measurements are made in float64, on a copy.
@@ -36,7 +37,8 @@ class Slope:
 
     loss: float
     loss_scale: float
-    """The loss with each output standing for another example, or the loss itself if that is larger."""
+    """The loss with each output standing for another example, or the loss itself if that is larger; 0 where an exact
+    fit has all outputs alike."""
     gradient: Tensor
     """[parameters]"""
     example_variance: float
@@ -86,6 +88,10 @@ class Ground:
     def loss_at(self, offset: Tensor | None) -> float:
         """The loss at origin + offset."""
         self.place(offset)
+        return self.loss_here()
+
+    def loss_here(self) -> float:
+        """The loss where it stands."""
         total, terms = 0.0, 0.0
         with twice_differentiable(self.forward.model), torch.no_grad():
             for index, batch in enumerate(self.curvature.batches.epoch(0)):
@@ -100,8 +106,8 @@ class Ground:
         The variance is Σ n_m‖g_m − g‖²/(M − 1) over M parts of n_m terms, gathered by Welford's recurrence.
         """
         mean = torch.zeros_like(self.origin)
-        loss = shuffled = terms = spread = 0.0
-        parts = 0
+        loss = terms = spread = 0.0
+        parts, shuffled = 0, _Shuffled(self.loss)
         with twice_differentiable(self.forward.model):
             for index, part in enumerate(self.examples.parts):
                 batch = cast(part, self.curvature.dtype, self.curvature.device)
@@ -117,12 +123,12 @@ class Ground:
                 mean += off * (weight / terms)
                 spread += weight * float(torch.dot(off, gradient - mean))
                 loss += weight * value.item()
-                shuffled += self._shuffled(output, batch[1]) * (weight if self.is_mean else 1)
+                shuffled.add(output, batch[1], weight if self.is_mean else 1.0)
         rows = self.examples.count
         factor = 1.0 if self.is_mean else float(rows)
         # per term, then for an example of several terms
         variance = spread / (parts - 1) * rows / terms * factor**2 if parts > 1 else math.nan
-        scale = max(abs(loss), abs(shuffled)) / terms * factor
+        scale = max(abs(loss), abs(shuffled.total())) / terms * factor
         return Slope(loss / terms * factor, scale, mean * factor, variance, rows)
 
     def _value(self, batch: Batch, index: int) -> tuple[Tensor, float, Any]:
@@ -141,11 +147,47 @@ class Ground:
             value = value + added
         return value, weight, output
 
-    def _shuffled(self, output: Any, y: Any) -> float:
-        """The loss with the outputs moved on by one example; 0 where there is nothing to move."""
+
+class _Shuffled:
+    """The loss with the outputs moved on by one example; 0 where there is nothing to move.
+
+    A part of several rows goes round in itself; one of a single row takes the last output of the part before it, the
+    first part that of the last one.
+    """
+
+    def __init__(self, loss: Loss | None) -> None:
+        self.loss = loss
+        self._sum = 0.0
+        self._before: Any = None
+        self._first: tuple[Any, Any, float] | None = None
+
+    def add(self, output: Any, y: Any, weight: float) -> None:
+        """Count a part."""
         if self.loss is None:
-            return 0.0
-        value = float(self.loss(mapped(lambda t: t.detach().roll(1, 0), output), y))
+            return
+        moved = mapped(lambda t: t.detach().roll(1, 0), output)
+        if any(t.ndim and len(t) > 1 for t in leaves(moved)):
+            self._sum += self._loss(moved, y) * weight
+        elif self._before is None:
+            self._first = (moved, y, weight)
+        else:
+            self._sum += self._of_another(moved, y) * weight
+        self._before = mapped(lambda t: t[:1], moved)  # rolled: the last row stands first
+
+    def total(self) -> float:
+        """Over all parts."""
+        if self._first is None:
+            return self._sum
+        output, y, weight = self._first
+        return self._sum + self._of_another(output, y) * weight
+
+    def _of_another(self, output: Any, y: Any) -> float:
+        fits = [t.shape for t in leaves(output)] == [t.shape for t in leaves(self._before)]
+        return self._loss(self._before, y) if fits else 0.0
+
+    def _loss(self, output: Any, y: Any) -> float:
+        assert self.loss is not None
+        value = float(self.loss(output, y))
         return value if math.isfinite(value) else 0.0
 
 
@@ -160,6 +202,11 @@ class Examples:
     count: int
     complete: bool
     """Whether these are all the data there is."""
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """Of the model's weights: what its inputs are to be."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def sample(data: Any, dtype: torch.dtype, count: int, seed: int) -> Examples:

@@ -1,8 +1,10 @@
 """What kind of point a model stands at: slope, plateau, saddle or minimum.
 
 All judgements are shares, so that they do not change with the units of the loss or of the weights. The loss is measured
-by what it would be with each output standing for another example; the weights by their own length r, or by the length
-they would have with unit weight vectors where that is larger, so that weights of zero have a measure too.
+by what it would be with each output standing for another example, or where that is nothing too (an exact fit of targets
+that are all alike) by what the curvature makes of weights changed by their own length; the weights by their own length
+r, or by the length they would have with unit weight vectors where that is larger, so that weights of zero have a
+measure too.
 
     plateau   to second order the loss would change by less than a hundredth if the weights changed by their own length:
               ‖g‖ r and |λ|max r²/2 both below 1e-2
@@ -17,13 +19,13 @@ they would have with unit weight vectors where that is larger, so that weights o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from thalweg.gradients.ground import Ground, Slope, sample, standing
+from thalweg.gradients.ground import Ground, Slope, floating_dtype, sample, standing
 from thalweg.gradients.lanczos import Estimate, Extremes, Lanczos, extreme_eigenvalues, trace
 from thalweg.gradients.products import LossLike
 from thalweg.records.landscape import Landscape, Plane
@@ -106,10 +108,10 @@ def landscape(
         seed: what the choice of examples and the random starts follow from.
 
     Raises:
-        ValueError: nothing to train, or a loss that is not finite here.
+        ValueError: nothing to train, a loss that is not finite here, or one that cannot be differentiated twice.
     """
     with seeds.untouched():
-        taken = sample(data, _dtype(model), examples, seed)
+        taken = sample(data, floating_dtype(model), examples, seed)
         with standing(model, taken, loss) as ground:
             slope = ground.slope()
             if not math.isfinite(slope.loss) or not math.isfinite(slope.norm):
@@ -119,15 +121,12 @@ def landscape(
             extremes = extreme_eigenvalues(ground.curvature, tolerance=TOLERANCE, seed=seed)
             traced = trace(ground.curvature, probes=TRACE_PROBES, seed=seed)
             reach = _reach(ground)
+            slope = _measurable(slope, extremes, reach)
             descent = _descent(ground, slope, reach)
             escape = _escape(ground, slope, extremes, reach)
             measured = _Measured(slope, extremes, traced, reach, taken.complete, descent, escape)
             plane = _plane(ground, measured) if picture else None
-    return _record(measured, plane, ground.curvature.size, extremes.num_products + TRACE_PROBES + STEP_PRODUCTS)
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return _record(measured, plane, ground.curvature.size, ground.curvature.num_products)
 
 
 def _reach(ground: Ground) -> float:
@@ -135,6 +134,17 @@ def _reach(ground: Ground) -> float:
     weights = dict(zip(ground.curvature.layout.names, ground.parameters, strict=True))
     own = float(norm({name: p.detach() for name, p in weights.items()}))
     return max(own, math.sqrt(sum(p.shape[0] for p in weights.values() if p.ndim > 1)), 1e-3)
+
+
+def _measurable(slope: Slope, extremes: Extremes, reach: float) -> Slope:
+    """With a loss scale that shares can be taken of.
+
+    A scale that is lost in the rounding of |λ|max r²/2 is replaced by it; where that is nothing as well, by 1.
+    """
+    bend = max(abs(extremes.largest), abs(extremes.smallest)) * reach**2 / 2
+    if slope.loss_scale > torch.finfo(slope.gradient.dtype).eps * bend:
+        return slope
+    return replace(slope, loss_scale=bend or 1.0)
 
 
 def _step(ground: Ground, slope: Slope, reach: float) -> Tensor:
@@ -263,4 +273,4 @@ def _plane(ground: Ground, m: _Measured) -> Plane | None:
     losses = tuple(tuple(ground.loss_at(across * x + up * y) for x in xs) for y in ys)
     ground.place(None)
     labels = [f"{word} eigenvector, curvature {value:.3g}" for word, value in zip(("first", "last"), ends, strict=True)]
-    return Plane(tuple(xs), tuple(ys), losses, *labels)
+    return Plane(tuple(xs), tuple(ys), losses, labels[0], labels[1])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from thalweg.step.losses import Loss
 from thalweg.step.targets import IGNORED, Classes
@@ -19,6 +20,11 @@ NATURAL = ("cross_entropy", "binary_cross_entropy", "mse")
 
 #: A linear map of vectors in the form of several tensors.
 Map = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+#: What autograd says of an operation whose derivative has none.
+_NO_SECOND = ("is not implemented", "differentiate twice", "double backward")
+#: The code that `once_differentiable` puts around a backward: what it computes is a constant to autograd.
+_ONCE = once_differentiable(lambda ctx: None).__code__
 
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "cross_entropy": lambda z: z.softmax(-1),
@@ -34,24 +40,58 @@ DRAWN = ("mse", "binary_cross_entropy", *_PROBABILITIES)
 def derivative(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], v: Sequence[Tensor] | None = None, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
-    """Σ ⟨outputs, v⟩ by each of the inputs; zero where nothing depends on it. The graph stays."""
+    """Σ ⟨outputs, v⟩ by each of the inputs; zero where nothing depends on it. The graph stays.
+
+    Raises:
+        ValueError: an operation has no second derivative.
+    """
     pairs = [(t, None if v is None else v[i]) for i, t in enumerate(outputs) if t.requires_grad]
     if not pairs:
         return tuple(torch.zeros_like(t) for t in inputs)
-    return torch.autograd.grad(
-        [t for t, _ in pairs],
-        inputs,
-        [weight for _, weight in pairs],
-        retain_graph=True,
-        create_graph=create_graph,
-        materialize_grads=True,
-    )
+    try:
+        return torch.autograd.grad(
+            [t for t, _ in pairs],
+            inputs,
+            [weight for _, weight in pairs],
+            retain_graph=True,
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        said = str(error).splitlines()[0] if str(error) else ""
+        if any(words in said for words in _NO_SECOND):
+            raise ValueError(f"the model or loss cannot be differentiated twice: {said}") from error
+        raise
+
+
+def require_second(ends: Sequence[Tensor]) -> None:
+    """Refuse a graph whose gradient autograd would take for a constant, and the second derivative for zero.
+
+    Raises:
+        ValueError: a custom function in it is marked `@once_differentiable`.
+    """
+    waiting = [t.grad_fn for t in ends if t.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, BackwardCFunction):
+            function: Any = getattr(type(node), "_forward_cls", None)
+            if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE:
+                raise ValueError(
+                    f"{function.__name__} cannot be differentiated twice: its backward is marked @once_differentiable; "
+                    "write it in torch's operations and leave the mark out"
+                )
+        fresh = {after for after, _ in node.next_functions if after is not None} - seen
+        seen |= fresh
+        waiting.extend(fresh)
 
 
 def loss_hessian(loss: Loss, output: Any, target: Any) -> Map:
     """H_L, the Hessian of the loss by the outputs (a tree of leaves that require a gradient), as a map."""
     z = [t for t in leaves(output) if t.requires_grad]
-    slope = derivative([loss(output, target)], z, create_graph=True)
+    value = loss(output, target)
+    require_second([value])
+    slope = derivative([value], z, create_graph=True)
     return lambda u: derivative(slope, z, u)
 
 

@@ -16,7 +16,6 @@ Products are those of the model in evaluation mode. A Keras model's regularisers
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from thalweg.gradients.outputs import DRAWN, NATURAL, Map, derivative, fisher_of_outputs, loss_hessian
+from thalweg.gradients.outputs import DRAWN, NATURAL, Map, derivative, fisher_of_outputs, loss_hessian, require_second
+from thalweg.gradients.taps import uncompiled
 from thalweg.step.backward import BatchLoss
 from thalweg.step.batches import MICRO_BATCH, Batches, Order
 from thalweg.step.data import Batch, Stream, num_examples, read
@@ -114,6 +114,8 @@ class Curvature:
         self.layout = Layout.of(named)
         self.parameters: list[nn.Parameter] = list(named.values())
         self.batches = batches_of(data, self.dtype, self.device, self.sampling.micro_batch)
+        self.num_products = 0
+        """Products made so far."""
         self._kept: list[_Part] = []
         self._room = self.sampling.keep_bytes
         self._versions: list[tuple[int, int]] = []
@@ -135,6 +137,7 @@ class Curvature:
 
     def matvec(self, v: Tensor) -> Tensor:
         """The matrix times a vector `[size]`, a new vector `[size]`; parameters in the order of the layout."""
+        self.num_products += 1
         parts = self.layout.unflatten(v.detach()).values()
         tangents = [part.to(p.dtype) for part, p in zip(parts, self.parameters, strict=True)]
         is_mean = self.loss is None or self.loss.reduction == "mean"
@@ -186,6 +189,7 @@ class Curvature:
         added = self.forward.added_loss()
         if added is not None and (first or self.loss is None or self.loss.reduction == "mean"):
             value = value + added
+        require_second([value])
         gradient = derivative([value], self.parameters, create_graph=True)
         return self._part(lambda v: derivative(gradient, self.parameters, v), terms, gradient)
 
@@ -195,6 +199,7 @@ class Curvature:
         assert self.loss is not None
         tree = self.forward(x, training=False)
         outputs = [t for t in leaves(tree) if t.requires_grad]
+        require_second(outputs)
         terms = self.loss.num_terms(tree, y)
         output = mapped(lambda t: t.detach().requires_grad_(t.requires_grad), tree)
         if self.matrix in ("ggn", "fisher"):
@@ -228,7 +233,7 @@ def hessian_product(model: nn.Module, data: Any, loss: LossLike, v: Vector) -> A
         The product in the form of `v`.
 
     Raises:
-        ValueError: `v` does not fit the trainable parameters.
+        ValueError: `v` does not fit the trainable parameters, or an operation cannot be differentiated twice.
     """
     return _applied(Curvature(model, data, loss, "hessian", Sampling(keep_bytes=0)), v)
 
@@ -286,8 +291,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         if device == "cuda" and any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled())
         model.eval()
         try:
             yield

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -108,8 +108,7 @@ class Taps:
     def __enter__(self) -> Taps:
         assert not self._attached, "taps are attached once"
         self._attached = True
-        if "torch._dynamo" in sys.modules:
-            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        self._stance.enter_context(uncompiled())
         calls = self._calls
         self._handles.append(self.model.register_forward_pre_hook(lambda module, args: calls.clear()))
         for layer, module in self.modules.items():
@@ -199,6 +198,15 @@ def eager(model: nn.Module) -> nn.Module:
     """The module that `torch.compile` was given, or the model itself."""
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, what `torch.compile` has made runs as the plain program it was made from."""
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def _of(tap: Tap, wants: frozenset[str], given: Tensor, output: Tensor) -> Tap:

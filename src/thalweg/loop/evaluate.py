@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from thalweg.loop.metrics import Metrics, resolve_metrics
 from thalweg.step.backward import BatchLoss
@@ -51,7 +52,13 @@ def predict(model: nn.Module, x: Any, batch_size: int | str = "auto") -> Any:
     `x` is an array or tensor `[examples, …]`, or a tuple or dict of them.
     """
     forward = Forward(model)
-    size = BATCH_SIZE if batch_size == "auto" else int(batch_size)
+    if batch_size != "auto" and not isinstance(batch_size, int):
+        raise TypeError(f'batch_size takes a whole number or "auto", got {batch_size!r}')
+    size = BATCH_SIZE if isinstance(batch_size, str) else batch_size
+    if isinstance(x, Dataset | DataLoader):
+        raise TypeError(f"predict takes inputs, an array [examples, …] or several, not a {type(x).__name__}")
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
     data = read((x, None), model_dtype(model))
     batches = Batches(data, Order(size, shuffle=False), model_dtype(model), model_device(model))
     with evaluating(model), torch.no_grad():

@@ -88,7 +88,7 @@ class Training:
                         loss = step(batch, signals, watcher)
                 else:
                     loss = step(batch, None, watcher)
-            except (RuntimeError, IndexError) as error:
+            except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
                 raise self._failed_on_batch(error) from error
             self._pending.append(loss)
             at.step = number

@@ -10,7 +10,7 @@ KINDS = ("slope", "plateau", "saddle", "minimum")
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """The loss over a plane through the point, which lies at (0, 0)."""
+    """The loss over a plane through the point, which lies at (0, 0); of a run, the plane of its path to that point."""
 
     x: tuple[float, ...]
     """Distances from the point along the first direction, in units of the weights."""
@@ -20,6 +20,25 @@ class Plane:
     """[len(y), len(x)]; not finite where the loss overflows."""
     x_label: str
     y_label: str
+
+    sentence: str = ""
+    """For a person, where the plane stands by itself."""
+    steps: tuple[int, ...] = ()
+    """Of a run: the steps after which its weights were kept."""
+    path: tuple[tuple[float, float], ...] = ()
+    """[len(steps), 2]: where these weights lie, seen from straight above the plane."""
+    path_loss: tuple[float, ...] = ()
+    """[len(steps)]: the loss in the plane at these places."""
+    explained: tuple[float, float] | None = None
+    """Shares of the path's variance that the two directions hold."""
+    num_examples: int | None = None
+    """Examples that the loss of a path's plane is of."""
+
+    def plot(self) -> Any:
+        """The loss over the plane, as contours and as a surface, with the path or the point: a plotly figure."""
+        from thalweg.reports.landscape import figure
+
+        return figure(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +95,6 @@ class Landscape:
         """
         from thalweg.reports.landscape import figure
 
-        return figure(self)
+        if self.plane is None:
+            raise ValueError("no picture was taken of this point: ask for landscape(..., picture=True)")
+        return figure(self.plane, self.sentence, self.loss)

@@ -85,10 +85,10 @@ class Axis:
 
 
 def charts(history: History, record: RunRecord | None = None) -> list[Chart]:
-    """The pictures of a run: loss, each metric, learning rate, gradient norm, noise scale; those without numbers are left out.
+    """The pictures of a run: loss, each metric, learning rate, gradient norm and noise scale.
 
-    With a record the horizontal axis counts epochs where their length is known and there are at least two, and the
-    best step is marked.
+    Those without numbers are left out. With a record the horizontal axis counts epochs where their length is known and
+    there are at least two, and the best step is marked.
     """
     axis = axis_of(history, record)
     best = _marks(axis, [(record.best_step, "best")] if record and record.best_step is not None else [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from html import escape
 from itertools import groupby, takewhile
 
@@ -74,6 +75,18 @@ def shortened(name: str, letters: int) -> str:
         if width_of(name_cut) <= letters:
             return name_cut
     return "…"
+
+
+def ramp(ticks: Iterable[tuple[float, str]]) -> str:
+    """What is in the legend's `<svg class="ramp">`: all shades in a row, and words below at shares of its width."""
+    wide = 100 / NUM_SHADES
+    bar = "".join(
+        f'<rect class="h{which}" x="{wide * which:g}%" y="8" width="{wide + 0.2:g}%" height="10"/>'
+        for which in range(NUM_SHADES)
+    )
+    return bar + "".join(
+        f'<text x="{100 * place:.1f}%" y="31" text-anchor="middle">{words}</text>' for place, words in ticks
+    )
 
 
 def _codes(shown: HeatMap) -> Codes:
@@ -153,15 +166,13 @@ def _times(shown: HeatMap) -> str:
 def _legend(shown: HeatMap, codes: Codes) -> str:
     """The shades with their values, the band of ordinary ones, and signs for what is no value."""
     low, high = _ends(shown)
-    wide = 100 / NUM_SHADES
-    bar = "".join(
-        f'<rect class="h{which}" x="{wide * which:g}%" y="8" width="{wide + 0.2:g}%" height="10"/>'
-        for which in range(NUM_SHADES)
+    bar = ramp(
+        (
+            ((math.log10(tick) if shown.log else tick) - low) / (high - low),
+            brief(tick) if shown.log else f"{brief(100 * tick)} %",
+        )
+        for tick in _ticks(shown)
     )
-    for tick in _ticks(shown):
-        place = ((math.log10(tick) if shown.log else tick) - low) / (high - low)
-        words = brief(tick) if shown.log else f"{brief(100 * tick)} %"
-        bar += f'<text x="{100 * place:.1f}%" y="31" text-anchor="middle">{words}</text>'
     keys = ""
     if shown.band is not None:
         left, right = (100 * (math.log10(end) - low) / (high - low) for end in shown.band)

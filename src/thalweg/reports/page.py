@@ -68,7 +68,7 @@ def write(record: RunRecord, history: History, path: Path, sections: Sequence[tu
 
 def page(record: RunRecord, history: History, sections: Sequence[tuple[str, str]] = ()) -> str:
     """The whole page as text."""
-    looks = style.PAGE + style.CHART + style.HEAT
+    looks = style.PAGE + style.CHART + style.HEAT + style.PLANE
     policy = (
         f"default-src 'none'; style-src '{_hash(looks)}'; script-src '{_hash(style.SCRIPT)}'; "
         "base-uri 'none'; form-action 'none'"

@@ -167,6 +167,20 @@ HEAT = f"""
 @media (min-width: 800px) {{ .charts > .wide {{ grid-column: 1 / -1 }} }}
 """
 
+#: The loss over a plane; `plane_svg.py` draws it. What lies on the shades stands out by a rim in the card's colour.
+PLANE = """
+.plot.plane { height: 320px; margin-top: 1.8rem; cursor: auto }
+.plane .ground { fill: var(--line) }
+.plane .level { fill: currentColor; stroke: #000; stroke-width: 1; stroke-opacity: .1 }
+.plane .rim { stroke: var(--card); stroke-width: 5; opacity: .85 }
+.plane .way { stroke: var(--c1); stroke-width: 2 }
+.plane circle { fill: var(--c1); stroke: var(--card); stroke-width: 2 }
+.plane .start { fill: var(--card); stroke: var(--c1) }
+.plane .name { fill: var(--ink); font-weight: 600; stroke: var(--card); stroke-width: 3.5; paint-order: stroke }
+.ground-told { margin: 0 0 .75rem }
+.ground-numbers th { width: 45% }
+"""
+
 #: Under the pointer or finger the legend says the values there; away from it, the last ones.
 SCRIPT = """
 for (const chart of document.querySelectorAll("[data-chart]")) {

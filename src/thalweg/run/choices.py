@@ -14,7 +14,7 @@ from thalweg.loop.setup import Limits
 from thalweg.optim import catalogue, schedules
 from thalweg.optim.averages import WeightAverage
 from thalweg.optim.schedules import Schedule
-from thalweg.records.settings import Settings
+from thalweg.records.settings import Settings, unknown
 from thalweg.run.inputs import check_model, check_values, has_batch_norm, trial
 from thalweg.step import keras
 from thalweg.step.batches import Batches, Order, automatic_size
@@ -71,6 +71,8 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
         validation = Batches(held_out, Order(BATCH_SIZE, shuffle=False), dtype, device)
         trial(forward, loss, validation)
     limits, total = _limits(settings, batches)
+    metrics = resolve_metrics(settings.metrics, loss.name if loss is not None else None)
+    _check_measured(settings, metrics, loss is not None, validation is not None)
     optimizer = _optimizer(forward, settings)
     schedule = schedules.build(settings.schedule, optimizer, total, batches.per_epoch)
     chosen = Chosen(
@@ -79,7 +81,7 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
         optimizer=optimizer,
         update=Update(optimizer, Clip(settings.clip_norm, settings.clip_value)),
         schedule=schedule,
-        metrics=resolve_metrics(settings.metrics, loss.name if loss is not None else None),
+        metrics=metrics,
         average=_average(forward, settings, batches, total),
         limits=limits,
         has_norm=has_norm,
@@ -165,6 +167,22 @@ def _limits(settings: Settings, batches: Batches) -> tuple[Limits, int | None]:
     if settings.epochs is not None and batches.per_epoch is not None:
         known.append(settings.epochs * batches.per_epoch)
     return limits, min(known) if known else None
+
+
+def _check_measured(settings: Settings, metrics: Metrics, has_outputs: bool, has_validation: bool) -> None:
+    """A target must be something that will be measured, and metrics need outputs to be taken of.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if metrics.names and not has_outputs:
+        raise ValueError("metrics need the model's outputs, and this model returns its loss alone; give loss= instead")
+    known = ["loss", "epoch_loss", "gradient_norm", *metrics.names]
+    if has_validation:
+        known += [f"validation_{name}" for name in ("loss", *metrics.names)]
+    for name in settings.target or {}:
+        if name not in known:
+            raise ValueError(unknown("target", name, known))
 
 
 def _optimizer(forward: Forward, settings: Settings) -> Optimizer:

@@ -162,7 +162,7 @@ def _named_failure(model: nn.Module, batch: Batch) -> Iterator[None]:
     )
     try:
         yield
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+    except Exception as error:  # whatever a model of the user's raises: the cause stays chained
         raise _explained(error, entered, batch) from error
     finally:
         handle.remove()
@@ -171,7 +171,7 @@ def _named_failure(model: nn.Module, batch: Batch) -> Iterator[None]:
 def _explained(error: Exception, entered: list[tuple[str, nn.Module, Any]], batch: Batch) -> Exception:
     shapes = ", ".join(f"{list(t.shape)} {_plain(t)}" for t in leaves(batch[0]))
     if not entered:
-        return type(error)(f"the model cannot be called with inputs of shape {shapes}: {_first_line(error)}")
+        return ValueError(f"the model cannot be called with inputs of shape {shapes}: {_first_line(error)}")
     name, module, args = entered[-1]
     got = ", ".join(f"{list(t.shape)} {_plain(t)}" for t in leaves(args)) or shapes
     weight = next((f", its weight is {list(p.shape)} {_plain(p)}" for p in module.parameters(recurse=False)), "")

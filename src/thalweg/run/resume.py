@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -51,7 +52,8 @@ def resume(
             missing = "model" if model is None else "data"
             raise ValueError(f"{directory} was not started from a task or script: give {missing}= (and loss=) again")
         arguments = dict(recipe_of(record.source, directory).arguments)
-    given = {**_asked(record, arguments), **{OTHER_WORDS.get(word, word): value for word, value in changes.items()}}
+    changed = {OTHER_WORDS.get(word, word): value for word, value in changes.items()}
+    given = {**_asked(record, arguments, changed), **changed}
     settings, _ = Settings.of({**given, "run_dir": directory, "resume": True})
     with ExitStack() as stack:
         prepared = prepare(
@@ -62,12 +64,26 @@ def resume(
             settings,
         )
         stack.enter_context(directories.locked(directory))
+        _check_same(record.decided, prepared.chosen.decided)
         record.decided = prepared.chosen.decided
         record.asked |= {word: plain(value) for word, value in changes.items()}  # to be gone on with, once more
         return carry_out(stack, prepared, settings, record, directory, resuming=True)
 
 
-def _asked(record: RunRecord, arguments: dict[str, Any]) -> dict[str, Any]:
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Data and inputs must be those the run was started with.
+
+    Raises:
+        ValueError: they differ; the message says in what.
+    """
+    for name in ("num_examples", "num_validation_examples", "inputs"):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"the data is not what the run was started with: {name} was {before.get(name)}, is {now.get(name)}"
+            )
+
+
+def _asked(record: RunRecord, arguments: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
     """The keywords the run was started with; objects that JSON could not hold come from the recipe or are missing.
 
     Raises:
@@ -82,6 +98,10 @@ def _asked(record: RunRecord, arguments: dict[str, Any]) -> dict[str, Any]:
         if _is_object(value):
             if name in arguments:
                 asked[name] = arguments[name]
+            elif name not in given and name != "callbacks":
+                raise ValueError(
+                    f"{name} was given as an object ({value}), which run.json cannot hold: give {name}= again"
+                )
             continue
         asked[name] = value
     return {**{k: v for k, v in arguments.items() if k in names and k not in asked}, **asked}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
+from thalweg.records.landscape import Landscape, Plane
 from thalweg.records.run import RunRecord
 from thalweg.records.verdict import Verdict
 
@@ -79,13 +81,27 @@ class Run:
         """converged, epochs, steps, time, target, patience, diverged or interrupted; None while it runs."""
         return self.record.stopped_because
 
-    def report(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write the page with all pictures; by default `report.html` in the run's directory."""
+    def report(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        landscape: Landscape | Plane | Iterable[Landscape | Plane] = (),
+    ) -> Path:
+        """Write the page with all pictures; by default `report.html` in the run's directory.
+
+        Args:
+            path: the file to write.
+            landscape: what `thalweg.landscape` or `Trajectory.plane` returned, or several, each shown in a section of
+                its own.
+
+        Raises:
+            TypeError: `landscape` holds something else.
+        """
         from thalweg.reports.page import write
+        from thalweg.reports.plane_svg import sections
 
         target = Path(path) if path is not None else self.directory / REPORT
         target.parent.mkdir(parents=True, exist_ok=True)
-        return write(self.record, self.history, target)
+        return write(self.record, self.history, target, sections(landscape))
 
     def plot(self) -> Any:
         """The curves of the run as a plotly figure."""

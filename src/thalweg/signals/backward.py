@@ -5,7 +5,8 @@
 | `gradient_norm` | Euclidean norm before clipping | one pass over the gradients | every report |
 | `gradient_norm/LAYER` | the same of one layer's parameters | none beyond it | every report |
 
-A norm that is not finite says in which layer a NaN or Inf came up first: the last such layer on the way back.
+Norms that are not finite say in which layer a NaN or Inf came up first: the first such layer on the way back, which is
+the one nearest to the output.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from thalweg.signals.layers import Layers
 
 def norms(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Norm of each parameter's gradient `[parameters]`, 0 where there is none; on the device."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [_dense(p.grad) for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(len(parameters))
     found = iter(torch._foreach_norm(gradients))
     none = gradients[0].new_zeros(())
     return torch.stack([none if p.grad is None else next(found) for p in parameters])
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """The values that are there: all others of a sparse gradient are zero."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def series(layers: Layers, values: Sequence[float]) -> dict[str, float]:

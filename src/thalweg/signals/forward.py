@@ -8,8 +8,9 @@
 | `saturated_share/LAYER` | share of outputs where the slope is below 5 % of its largest | one pass | sampled |
 
 Heard of every activation that is a module (`nn.ReLU`, `nn.Tanh`, …), by taps on one step in `EVERY`; functions called
-in a forward method are not seen. A unit is a channel of a convolution, a feature elsewhere: dead is said of units over
-many batches, never of single zeros, which are what a healthy ReLU network is full of.
+in a forward method are not seen. A unit is a channel of a convolution, a feature elsewhere; which of the two an output
+with three axes has is told by the widths of the model's layers. Dead is said of units over many batches, never of
+single zeros, which are what a healthy ReLU network is full of.
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ _SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Hardsigmoid: lambda y: ((y > 0) & (y < 1)).to(y.dtype),
     nn.Hardtanh: lambda y: (y.abs() < 1).to(y.dtype),
 }
+_CHANNELS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d)
 _OTHERS = (nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish)
 
 
 class Activations:
     """Listens to activations on sampled steps, and counts over them. A reader of `gradients.taps`."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._model = model
         self._samples = 0
         self._last_active: dict[str, Tensor] = {}
         self._numbers: dict[str, list[Tensor]] = {}
@@ -87,9 +90,18 @@ class Activations:
 
     def _mark_active(self, layer: str, y: Tensor) -> None:
         """Write down, for each unit, the number of the last sample in which it gave something positive."""
-        axis = 1 if y.ndim > 3 else y.ndim - 1
-        active = (y > 0).movedim(axis, 0).flatten(1).any(1)
+        active = (y > 0).movedim(self._unit_axis(y), 0).flatten(1).any(1)
         last = self._last_active.get(layer)
         if last is None or len(last) != len(active):
             last = self._last_active[layer] = torch.zeros(len(active), dtype=torch.int64, device=y.device)
         last[active] = self._samples + 1
+
+    def _unit_axis(self, y: Tensor) -> int:
+        """Channels of images and of what is as wide as a one-dimensional convolution; the last axis elsewhere."""
+        if y.ndim == 3 and self._model is not None:
+            modules = list(self._model.modules())
+            channels = {getattr(m, "out_channels", None) or m.num_features for m in modules if isinstance(m, _CHANNELS)}
+            features = {m.out_features for m in modules if isinstance(m, nn.Linear)}
+            features |= {m.normalized_shape[-1] for m in modules if isinstance(m, nn.LayerNorm)}
+            return 1 if y.shape[1] in channels and y.shape[2] not in features else 2
+        return 1 if y.ndim > 3 else y.ndim - 1

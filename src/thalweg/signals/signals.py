@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class Signals:
         self._noise = noise.Noise(model)
         names = {id(p): name for name, p in model.parameters().items()}
         self._layers = Layers.of(names.get(id(p), f"parameter {i}") for i, p in enumerate(parameters))
-        self._activations = forward.Activations()
+        self._activations = forward.Activations(model.model)
         self._held: dict[str, Tensor] = {}
         self._old: list[Tensor] | None = None
         self._step = 0
@@ -74,6 +75,8 @@ class Signals:
             found.update(update.series(self._layers, updates.tolist()))
         if held:
             found.update(zip(held, torch.stack([t.float() for t in held.values()]).tolist(), strict=True))
+        if not math.isfinite(found.get("noise_scale", 0.0)):
+            del found["noise_scale"]  # noise hid the gradient altogether in this batch
         return found
 
     def state_dict(self) -> dict[str, Any]:

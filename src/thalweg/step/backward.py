@@ -51,12 +51,17 @@ def accumulate(
     is_mean = loss is None or loss.reduction == "mean"
     parameters = list(forward.parameters().values())
     total: Tensor | None = None
-    terms: int | Tensor = 0
+    weight: Any
+    terms: Any = 0
+    scale = 0  # of the weights in half precision, whose range terms by the hundred thousand leave
     for batch in parts:
         value, output = objective(forward, loss, batch)
         if watcher is not None and output is not None:
             watcher.update(output, batch[1])
         weight = _weight(loss, output, batch) if is_mean else 1
+        if is_mean and value.dtype == torch.float16:
+            scale = scale or num_examples(batch)
+            weight = weight / scale
         weighted = value * weight
         added = forward.added_loss()
         if added is not None and (is_mean or total is None):
