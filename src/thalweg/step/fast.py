@@ -50,6 +50,7 @@ def fast_step(
     Raises:
         ValueError: a loss, precision or plan that is not known.
 
+    >>> import torch
     >>> model = nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> with fast_step(model, "mse", optimizer, steps=100) as step:
