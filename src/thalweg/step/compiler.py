@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import pickle
 import platform
@@ -26,7 +27,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate, map_arg
 
 from thalweg.step.kernels import operators, products
 
@@ -87,7 +89,7 @@ class Compilation:
         folder = tempfile.mkdtemp(prefix="thalweg-")
         request = Path(folder) / "request"
         with open(request, "wb") as file:
-            pickle.dump((graph, shapes, threads, choices, str(path)), file)
+            pickle.dump((_written(graph), shapes, threads, choices, str(path)), file)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         environment.pop("PYTHONWARNINGS", None)
         with open(Path(folder) / "log", "wb") as log:
@@ -199,9 +201,9 @@ def main(request: str) -> None:
     _die_with_parent()
     os.nice(NICENESS)
     started = time.perf_counter()
-    operators.sources()  # known before a graph that holds them is read
     with open(request, "rb") as file:
-        graph, shapes, threads, choices, target = pickle.load(file)
+        written, shapes, threads, choices, target = pickle.load(file)
+    graph = _read(written)
     torch.set_num_threads(threads)
     arguments = [shape.empty() for shape in shapes]
     _fill_in(graph, shapes)
@@ -220,6 +222,47 @@ def main(request: str) -> None:
         else:
             partial.write_text(json.dumps({"choices": choices, "seconds": round(time.perf_counter() - started, 2)}))
         os.replace(partial, final)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """Of an operation, by its name; stands for it among the arguments of another."""
+
+    name: str
+
+
+def _result(node: Node) -> Any:
+    return _Result(node.name)
+
+
+def _written(graph: GraphModule) -> list[tuple[Any, ...]]:
+    """A graph as plain values, a row for each node. (Pickled, a graph is run again where it is read, and what takes no
+    tensor, as `torch.arange`, becomes a constant there.)
+    """
+    rows = []
+    for node in graph.graph.nodes:
+        args, kwargs = map_arg((node.args, node.kwargs), _result)
+        rows.append((node.op, node.name, str(node.target), args, kwargs))
+    return rows
+
+
+def _read(rows: list[tuple[Any, ...]]) -> GraphModule:
+    """The graph that was written."""
+    operators.sources()  # ours are known from here on
+    graph, nodes = Graph(), {}
+    for op, name, target, args, kwargs in rows:
+        args, kwargs = map_aggregate((args, kwargs), lambda a: nodes[a.name] if isinstance(a, _Result) else a)
+        function = _operation(target) if op == "call_function" else target
+        nodes[name] = graph.create_node(op, function, args, dict(kwargs), name=name)
+    return GraphModule({}, graph)
+
+
+def _operation(name: str) -> Any:
+    """An operator by its full name, as "aten.mm.default"; or one of Python's on what an operator returned."""
+    if "." not in name or name.startswith("<"):
+        return operator.getitem
+    namespace, word, overload = name.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), word), overload)
 
 
 def _fill_in(graph: GraphModule, shapes: Sequence[Shape]) -> None:
@@ -260,4 +303,6 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    from thalweg.step.compiler import main as compile_request  # what was pickled is of that module, not of `__main__`
+
+    compile_request(sys.argv[1])

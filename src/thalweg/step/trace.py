@@ -10,6 +10,7 @@ operations, on scalars in double precision. A rule that cannot be recorded is le
 
 from __future__ import annotations
 
+import operator
 import random
 import warnings
 from collections import defaultdict
@@ -335,13 +336,15 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
     for node in reversed(list(graph.graph.nodes)):  # marks for a profiler, which torch's rules set around a step
         if str(node.target).startswith("profiler."):
             graph.graph.erase_node(node)
+    strange = [n for n in graph.graph.nodes if n.op == "call_function" and not _is_plain(n.target)]
+    if strange:
+        raise Untraceable(f"it calls {strange[0].target}, which is no operation on tensors")
     if len(graph.graph.nodes) > LIMIT:
         raise Untraceable(f"it is {len(graph.graph.nodes)} operations long")
     constants = _lifted(graph, len(held))
     _hold_scalars(graph)
-    graph.graph._tracer_cls = None  # it goes to another process, where it is read back by torch's plain tracer
     return Traced(
-        GraphModule({}, graph.graph),
+        graph,
         recorder.tensors,
         recorder.rates,
         constants,
@@ -349,6 +352,10 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
         recorder.graded,
         recorder.output_spec,
     )
+
+
+def _is_plain(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) or target is operator.getitem
 
 
 def _hold_scalars(graph: GraphModule) -> None:

@@ -42,7 +42,8 @@ class Layout:
     def apply(self) -> None:
         """Channels last from here on; again after a state was loaded."""
         for p in self.parameters:
-            p.data = _last(p.data)
+            # Not `contiguous`: with one channel both orders are one, and the strides are what convolutions go by.
+            p.data = p.data.to(memory_format=torch.channels_last)
         self.follow()
 
     def undo(self) -> None:
