@@ -108,9 +108,11 @@ class PlannedStep(Step):
     def plan_on(self, batch: Batch) -> None:
         """Choose everything now, on one batch, from a copy of the state; nothing of these steps stays."""
         snapshot = Snapshot(self.forward, self.update.optimizer)
-        while self._planner is not None:
-            self(batch)
-        snapshot.restore()
+        try:
+            while self._planner is not None:
+                self(batch)
+        finally:
+            snapshot.restore()
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 

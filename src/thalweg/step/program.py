@@ -41,7 +41,7 @@ class Program:
         self._pointers: list[int] = []
         self._first = next(iter(traced.tensors.rule), None)
         self._first_held: Tensor | None = None
-        self._rates = [float(group["lr"]) for group in update.optimizer.param_groups]
+        self._rates = [float(rate) for rate in traced.rates]  # as they were when the step was recorded
         self._options = [
             [(name, value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")]
             for group in update.optimizer.param_groups
