@@ -173,7 +173,7 @@ def cache_directory() -> Path:
 
 def small_library() -> Path:
     """The file of the small product kernel, on which programs that use it depend."""
-    name = hashlib.sha256(repr((operators.KERNEL, _processor())).encode()).hexdigest()[:32]
+    name = hashlib.sha256(repr((operators.KERNEL, products.FLAGS, _processor())).encode()).hexdigest()[:32]
     return cache_directory() / f"small-{name}.so"
 
 

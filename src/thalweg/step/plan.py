@@ -8,6 +8,7 @@ from typing import Any
 
 LAYOUTS = ("as_is", "channels_last")
 ARITHMETICS = ("exact", "bfloat16")
+PRODUCTS = ("onednn", "small")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,12 @@ class Plan:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"a plan's {name} is a whole number of at least {least}, or None; got {value!r}")
+        if not isinstance(self.gain, int | float | None):
+            raise ValueError(f"a plan's gain is a number or None; got {self.gain!r}")
+        if not isinstance(self.batch, tuple) or not all(isinstance(shape, tuple) for shape in self.batch):
+            raise ValueError(f"a plan's batch is a shape for each tensor of it; got {self.batch!r}")
+        if not isinstance(self.products, Mapping) or not set(self.products.values()) <= set(PRODUCTS):
+            raise ValueError(f"a plan's products say {' or '.join(PRODUCTS)} for each; got {self.products!r}")
 
     @property
     def is_eager(self) -> bool:
@@ -102,6 +109,10 @@ class Plan:
                 raise ValueError(
                     f"a plan has no {sorted(unknown)[0]!r}; it has {', '.join(f.name for f in fields(cls))}"
                 )
-            batch = tuple(tuple(shape) for shape in value.get("batch", ()))
-            return cls(**{**value, "notes": tuple(value.get("notes", ())), "batch": batch})
+            return cls(**{**value, "notes": tuple(value.get("notes", ())), "batch": _tuples(value.get("batch", ()))})
         raise ValueError(f'plan takes "auto", "eager", or a plan such as run.plan; got {value!r}')
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON has them, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
