@@ -112,9 +112,10 @@ class Residual:
             return {"w": draw.convolution(size, inputs, outputs), "norm": draw.norm(outputs)}
 
         blocks = [
-            {"first": layer(3, i, o), "second": layer(3, o, o)} | ({"shortcut": layer(1, i, o)} if (i, s) != (o, 1) else {})
+            {"first": layer(3, i, o), "second": layer(3, o, o)}
+            | ({"shortcut": layer(1, i, o)} if (i, s) != (o, 1) else {})
             for i, o, s in self.shapes()
-        ]  # fmt: skip
+        ]
         return {"stem": layer(3, 3, STAGES[0]), "blocks": blocks, "head": draw.dense(STAGES[-1], CLASSES)}
 
     def state(self) -> Tree:

@@ -77,7 +77,9 @@ def line(workload: str, name: str, cell: dict[str, Any]) -> str:
         return f"{start} {cell['note']}"
     low, high = cell["middle_half"]
     times = f"{cell['contender_us']:10,.0f} µs beside {cell['reference_us']:8,.0f}"
-    first = f"first call {cell['first_call_seconds']:6.1f} s, loss {cell['largest_loss_difference']:.0e} off"
+    first = f"first call {cell['first_call_seconds']:6.1f} s"
+    if "largest_loss_difference" in cell:
+        first += f", losses {cell['largest_loss_difference']:.0e} off"
     return f"{start} {cell['ratio']:7.3f} ({low:.3f} to {high:.3f}) {times}  {first}  {cell.get('note', '')}".rstrip()
 
 
