@@ -20,18 +20,15 @@ above 1.02 × either; 0.40 × stock PyTorch with precision="fast".
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-import os
-import platform
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from contenders import CONTENDERS, REFERENCE
 from pairs import Effort, side_by_side, versions
+from tables import machine, ours, save
 from workloads import WORKLOADS
 
 RESULTS = Path(__file__).parents[1] / "results" / "step.json"
@@ -39,34 +36,9 @@ Table = dict[str, dict[str, dict[str, Any]]]
 """workload -> contender -> cell."""
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "libc": platform.libc_ver()[1],
-    }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def ours() -> str | None:
-    """Which steps of ours are measured: the version alone does not change from day to day."""
-    found = find_spec("thalweg")
-    if not found or not found.origin:
-        return None
-    digest = hashlib.sha256()
-    for file in sorted((Path(found.origin).parent / "step").rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def told(name: str) -> dict[str, Any]:
     """What a cell holds for: another version or machine makes it out of date."""
-    mine = {"thalweg.step": ours()} if CONTENDERS[name].ours else {}
+    mine = {"thalweg.step": ours("step")} if CONTENDERS[name].ours else {}
     return {"versions": versions(name) | mine, "reference_versions": versions(REFERENCE), "machine": machine()}
 
 
@@ -119,14 +91,6 @@ def _verdict(what: str, value: float, bound: float) -> str:
     return f"{what:70} {value:6.3f}  at most {bound:.2f}: {'met' if value <= bound else 'MISSED'}"
 
 
-def save(table: Table) -> None:
-    """Written whole and put in place at once: a run that is cut off leaves the file as it was."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    written = RESULTS.with_suffix(".tmp")
-    written.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-    written.replace(RESULTS)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="CONTENDER")
@@ -147,7 +111,7 @@ def main() -> None:
                 known = side_by_side(name, workload, effort) | holds[name] | {"command": " ".join(sys.argv)}
                 table[workload][name] = known
                 if not options.quick:
-                    save(table)
+                    save(RESULTS, table)
             print(line(workload, name, known), flush=True)
     print("", *lines(table), sep="\n")
 

@@ -23,7 +23,7 @@ from itertools import cycle
 from typing import Any, Protocol
 
 from contenders import CONTENDERS, PACKAGES
-from workloads import WORKLOADS
+from workloads import named
 
 
 class Contender(Protocol):
@@ -101,7 +101,7 @@ def main() -> None:
     os.dup2(2, 1)
     name, workload = sys.argv[1:]
     try:
-        make = getattr(import_module(CONTENDERS[name].module), CONTENDERS[name].function)(WORKLOADS[workload])
+        make = getattr(import_module(CONTENDERS[name].module), CONTENDERS[name].function)(named(workload))
         made: Any = None
         print(json.dumps({"ready": True}), file=answers)
         for line in sys.stdin:

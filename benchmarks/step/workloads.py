@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,6 +58,15 @@ WORKLOADS = {
 """784-10-10 with ReLU; 784-512-512-10; two convolutions with pooling and two dense layers; a residual network with
 batch norm, 16-32-64 channels, a block each; a causal Transformer of characters, 4 layers, width 128, 4 heads; an
 LSTM of 128 units over characters."""
+
+
+def named(name: str) -> Workload:
+    """One of the six; one at another batch size (`mlp@512`); or a dense network of a width (`dense-577`, batch 32)."""
+    network, _, batch = name.partition("@")
+    kind, _, width = network.partition("-")
+    known = Workload(network, 32, (int(width),)) if kind == "dense" else WORKLOADS[network]
+    return replace(known, batch=int(batch)) if batch else known
+
 
 WIDTH, HEADS, LAYERS = 128, 4, 4
 STAGES, BLOCKS = (16, 32, 64), 1
