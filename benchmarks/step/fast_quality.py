@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch_models
+from contenders import CONTENDERS
 from images import read
 from pairs import versions
 from tables import machine, ours, save
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short epoch, two seeds; the results are left alone")
     parser.add_argument("--again", action="store_true", help="forget what is known")
     options = parser.parse_args()
-    holds = {"versions": versions("thalweg") | {"package": ours()}, "machine": machine()}
+    holds = {"versions": versions(CONTENDERS["thalweg"]) | {"package": ours()}, "machine": machine()}
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     same = not (options.again or options.quick) and all(known.get(key) == value for key, value in holds.items())
     table = known if same else holds | {"trainings": {}, "compared": {}}

@@ -20,7 +20,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pairs import Effort, side_by_side, versions
+from contenders import CONTENDERS
+from pairs import Effort, known, side_by_side, versions
 from tables import machine, ours, save
 
 RESULTS = Path(__file__).parents[1] / "results" / "step-growth.json"
@@ -42,10 +43,10 @@ WIDE, HIGH, LEFT, TOP, BELOW = 300, 240, 62, 34, 44
 def measure(series: str, table: Table, options: argparse.Namespace) -> None:
     """The points of a series: those known on the same versions and machine stay."""
     effort = Effort(2, 0.05) if options.quick else Effort(options.blocks, 0.4)
-    holds = {"versions": versions("thalweg") | {"thalweg.step": ours("step")}, "machine": machine()}
+    holds = {"versions": versions(CONTENDERS["thalweg"]) | {"thalweg.step": ours("step")}, "machine": machine()}
     for at, workload in SERIES[series][1].items():
         cell = table[series].get(str(at), {})
-        if options.again or options.quick or any(cell.get(key) != value for key, value in holds.items()):
+        if options.again or options.quick or not known(cell, holds):
             cell = side_by_side("thalweg", workload, effort) | holds | {"command": " ".join(sys.argv)}
             table[series][str(at)] = cell
             if not options.quick:
@@ -121,8 +122,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="see that it runs; results and picture are left alone")
     parser.add_argument("--again", action="store_true", help="measure what is known, too")
     options = parser.parse_args()
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    table: Table = {series: known.get(series, {}) for series in SERIES}
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    table: Table = {series: kept.get(series, {}) for series in SERIES}
     for series in options.only:
         measure(series, table, options)
     found = {f"{name} {at}": c["ratio"] for name in SERIES for at, c in table[name].items() if "ratio" in c}

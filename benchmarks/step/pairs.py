@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import CONTENDERS, REFERENCE, Contender
+from load import MOST, Others
 
 WORKER = Path(__file__).with_name("worker.py")
 COMPARED = 20
@@ -117,7 +118,11 @@ def side_by_side(name: str, workload: str, effort: Effort) -> dict[str, Any]:
         reference, contender = workers
         expected, found = (worker.ask("first", COMPARED) for worker in workers)
         cell |= _firsts(expected, found, CONTENDERS[name].same_weights)
-        _blocks(contender, reference, effort, times)
+        others = Others([os.getpid(), *(worker.process.pid for worker in workers)])
+        try:
+            _blocks(contender, reference, effort, times)
+        finally:
+            cell["others_cores"] = others.cores()
     except OverTime:
         cell["note"] = f"over {effort.limit:.0f} s"
     except Failed as failure:
@@ -127,6 +132,8 @@ def side_by_side(name: str, workload: str, effort: Effort) -> dict[str, Any]:
             worker.close()
     if len(times["contender"]) >= FEWEST:
         cell |= _figures(times)
+    if (cell.get("others_cores") or 0) > MOST:
+        cell["note"] = f"disturbed: others took {cell['others_cores']:.1f} cores; measured again next time"
     return cell | {"seconds": round(time.monotonic() - started)}
 
 
@@ -180,9 +187,14 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
-def versions(name: str) -> dict[str, str]:
+def known(cell: dict[str, Any], holds: dict[str, Any]) -> bool:
+    """Whether a cell stands: measured undisturbed, on what holds now."""
+    return (cell.get("others_cores") or 0) <= MOST and all(cell.get(key) == value for key, value in holds.items())
+
+
+def versions(contender: Contender) -> dict[str, str]:
     """Of what a contender runs on; empty where its environment is absent."""
-    python = CONTENDERS[name].python
+    python = contender.python
     if not python.exists():
         return {}
     done = subprocess.run([python, WORKER, "--versions"], capture_output=True, text=True, check=True, cwd="/")

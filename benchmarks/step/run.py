@@ -11,7 +11,8 @@ torch_models.py; others draw their own).
 
 Results go to benchmarks/results/step.json, cell by cell: one measured on the same machine with the same versions is
 kept unless --again, so a run that was cut off goes on where it stopped. A contender that is absent, fails, or takes
-longer than --limit seconds has a row that says so. The peers live in environments of their own (environments.sh).
+longer than --limit seconds has a row that says so; a row that was timed while others computed is measured again by
+the next run. The peers live in environments of their own (environments.sh).
 
 Lines, geometric means over the six: 0.50 × stock PyTorch; 0.80 × the best of all peers, workload by workload; nowhere
 above 1.02 × either; 0.40 × stock PyTorch with precision="fast".
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import CONTENDERS, REFERENCE
-from pairs import Effort, side_by_side, versions
+from pairs import Effort, known, side_by_side, versions
 from tables import machine, ours, save
 from workloads import WORKLOADS
 
@@ -39,7 +40,11 @@ Table = dict[str, dict[str, dict[str, Any]]]
 def told(name: str) -> dict[str, Any]:
     """What a cell holds for: another version or machine makes it out of date."""
     mine = {"thalweg.step": ours("step")} if CONTENDERS[name].ours else {}
-    return {"versions": versions(name) | mine, "reference_versions": versions(REFERENCE), "machine": machine()}
+    return {
+        "versions": versions(CONTENDERS[name]) | mine,
+        "reference_versions": versions(CONTENDERS[REFERENCE]),
+        "machine": machine(),
+    }
 
 
 def line(workload: str, name: str, cell: dict[str, Any]) -> str:
@@ -106,13 +111,13 @@ def main() -> None:
     holds = {name: told(name) for name in options.only}
     for workload in options.workloads:
         for name in options.only:
-            known = table[workload].get(name, {})
-            if options.again or options.quick or any(known.get(key) != value for key, value in holds[name].items()):
-                known = side_by_side(name, workload, effort) | holds[name] | {"command": " ".join(sys.argv)}
-                table[workload][name] = known
+            cell = table[workload].get(name, {})
+            if options.again or options.quick or not known(cell, holds[name]):
+                cell = side_by_side(name, workload, effort) | holds[name] | {"command": " ".join(sys.argv)}
+                table[workload][name] = cell
                 if not options.quick:
                     save(RESULTS, table)
-            print(line(workload, name, known), flush=True)
+            print(line(workload, name, cell), flush=True)
     print("", *lines(table), sep="\n")
 
 
