@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 from contenders import CONTENDERS, Contender
 from images import Part, read
+from load import MOST, Others
 from pairs import clean, quartiles, versions
 from tables import machine, ours, save
 from workloads import LEARNING_RATE
@@ -64,9 +66,10 @@ def by_fit(part: Part) -> tuple[float, Any]:
     import thalweg
 
     model, _, x, y = _torch(part)
+    fit = thalweg.fit  # which imports what it needs when it is first named
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        thalweg.fit(
+        fit(
             model, (x, y), "cross_entropy", optimizer="adam", learning_rate=LEARNING_RATE, batch_size=BATCH,
             epochs=EPOCHS, patience=None, device="cpu", run_dir=folder, verbose=False,
         )  # fmt: skip
@@ -164,13 +167,14 @@ def fresh(name: str, options: argparse.Namespace) -> dict[str, Any]:
         out = Path(cache, "out.json")
         flags = ["--data", str(options.data.resolve()), "--images", str(options.images)]
         command = [contender.python, __file__, "--child", name, str(out), *flags]
+        others = Others([os.getpid()])
         try:
             done = subprocess.run(command, capture_output=True, text=True, env=clean(contender, cache), timeout=LIMIT)
         except subprocess.TimeoutExpired:
             return {"note": f"over {LIMIT:.0f} s"}
         if done.returncode:
             return {"note": f"cannot: {(done.stderr.strip().splitlines() or [''])[-1][:160]}"}
-        return json.loads(out.read_text())
+        return json.loads(out.read_text()) | {"others_cores": others.cores()}
 
 
 def figures(rounds: list[dict[str, dict[str, Any]]]) -> list[tuple[str, tuple[float, float, float], float]]:
@@ -225,6 +229,8 @@ def main() -> None:
 
 def _shown(name: str, cell: dict[str, Any]) -> dict[str, Any]:
     words = cell.get("note") or f"{cell['seconds']:8.1f} s, test accuracy {cell['test_accuracy']:.4f}"
+    if (cell.get("others_cores") or 0) > MOST:
+        words += f"  (others took {cell['others_cores']:.1f} cores meanwhile)"
     print(f"{TRAININGS[name][0]:34} {words}", flush=True)
     return cell
 
