@@ -29,7 +29,7 @@ def _stepping(workload: Workload, wrap: Callable[[nn.Module], Any], **rule: Any)
             optimizer.step()
             return loss
 
-        return Stepping(step, ring)
+        return Stepping(step, ring, read=Tensor.item)
 
     return make
 

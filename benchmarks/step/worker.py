@@ -45,6 +45,8 @@ class Stepping:
     ring: list[tuple[Any, Any]]
     wait: Callable[[Any], Any] = lambda loss: None
     """Until what was asked for is computed, where a framework returns before."""
+    read: Callable[[Any], float] = float
+    """The number in a loss."""
     plan: Callable[[], str] | None = None
     """In words, how the step is run."""
     batches: Iterator[tuple[Any, Any]] = field(init=False)
@@ -53,7 +55,7 @@ class Stepping:
         self.batches = cycle(self.ring)
 
     def losses(self, steps: int) -> list[float]:
-        return [float(self.step(*next(self.batches))) for _ in range(steps)]
+        return [self.read(self.step(*next(self.batches))) for _ in range(steps)]
 
     def seconds(self, steps: int) -> float:
         step, batches = self.step, self.batches
