@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 
@@ -63,7 +64,7 @@ WORKLOADS = {
     w.name: w
     for w in (
         Workload("seed network 784-10-10, batch 32", (784, 10, 10), 32, 8_000, 16_000),
-        Workload("MLP 784-512-512-10, batch 128", (784, 512, 512, 10), 128, 500, 12_800),
+        Workload("MLP 784-512-512-10, batch 128", (784, 512, 512, 10), 128, 1_500, 12_800),
     )
 }
 
@@ -234,23 +235,6 @@ def _child(*arguments: str) -> Any:
     return json.load(out)
 
 
-def versions() -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, Any] = {"python": platform.python_version(), "processor": _processor(), "cores": os.cpu_count()}
-    for package in ("thalweg", "torch", "keras", "lightning"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=7, help="timed blocks of each contender")
@@ -275,7 +259,12 @@ def main() -> None:
     os.environ.setdefault("KERAS_BACKEND", "torch")
     contenders = list(CONTENDERS) if options.peers else ["thalweg.fit"]
     flags = ["--blocks", str(options.blocks)] + (["--threads", str(options.threads)] if options.threads else [])
-    table: dict[str, Any] = {"versions": versions(), "command": " ".join(sys.argv), "time": {}, "memory": {}}
+    table: dict[str, Any] = {
+        "versions": machine("thalweg", "torch", "keras", "lightning"),
+        "command": " ".join(sys.argv),
+        "time": {},
+        "memory": {},
+    }
     for workload in WORKLOADS:
         for contender in contenders:
             measured = _child(*flags, "time", contender, workload)

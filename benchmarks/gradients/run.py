@@ -25,36 +25,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results" / "gradients.json"
+BENCHMARKS = Path(__file__).parents[1]
+sys.path.append(str(BENCHMARKS))  # for what the benchmarks share
+from machine import machine  # noqa: E402
+
+RESULTS = BENCHMARKS / "results" / "gradients.json"
 PROGRAMS = ("signals", "examples", "spectrum", "sweep", "factors")
 PACKAGES = ("thalweg", "torch", "backpack-for-pytorch", "opacus", "curvlinops-for-pytorch", "pyhessian", "scipy")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, and versions of what is compared."""
-    found: dict[str, Any] = {"python": platform.python_version(), "processor": _processor(), "cores": os.cpu_count()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _measure(program: str, out: str, options: argparse.Namespace) -> None:
@@ -113,7 +98,7 @@ def main() -> None:
         for row in measured["rows"]:
             print(line(row), flush=True)
         print(f"{program}: {seconds} s", flush=True)
-        record = {"command": " ".join(sys.argv), "machine": machine(), "seconds": seconds, **measured}
+        record = {"command": " ".join(sys.argv), "machine": machine(*PACKAGES), "seconds": seconds, **measured}
         table.setdefault(part, {})[program] = record
     if not options.quick:
         RESULTS.parent.mkdir(exist_ok=True)

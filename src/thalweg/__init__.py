@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from thalweg.run.run import Run, report
     from thalweg.run.trajectory import Trajectory
     from thalweg.run.weights import export, load, save
+    from thalweg.step.fast import FastStep, fast_step
+    from thalweg.step.plan import Plan
 
 __version__ = "0.1.0"
 
@@ -51,7 +53,9 @@ _WORDS = {
     "Callback": "run.callback",
     "Finding": "records.finding",
     "History": "records.history",
+    "FastStep": "step.fast",
     "Landscape": "records.landscape",
+    "Plan": "step.plan",
     "Recipe": "run.recipe",
     "Run": "run.run",
     "RunRecord": "records.run",
@@ -65,6 +69,7 @@ _WORDS = {
     "check_gradients": "gradients.check",
     "evaluate": "loop.evaluate",
     "export": "run.weights",
+    "fast_step": "step.fast",
     "fit": "run.fit",
     "landscape": "gradients.landscape",
     "load": "run.weights",

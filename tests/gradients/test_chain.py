@@ -12,6 +12,7 @@ from gradient_cases import NAMES, case
 from torch import Tensor, nn
 
 from thalweg.gradients.chain import backprop, gradients
+from thalweg.gradients.rules import RULES
 from thalweg.gradients.tape import UntraceableError
 from thalweg.step.forward import Forward
 from thalweg.step.losses import resolve
@@ -603,6 +604,22 @@ def test_frozen_parameters_have_no_gradient_but_let_it_through():
     assert found.keys() == {"0.weight", "0.bias"}
     rows = backprop(model, (torch.randn(6, 4), torch.arange(6) % 3), "cross_entropy").rows
     assert rows[0].weight_gradient is None and rows[1].weight_gradient > 0
+
+
+def test_the_gradients_of_inputs_are_not_computed_where_no_one_sees_them(monkeypatch):
+    """What stands before the first weight is pulled back for the table of layers, and not for the weights alone."""
+    pulled = []
+
+    def doubled(x):
+        return 2 * x, lambda g: [(x, lambda: pulled.append("x") or 2 * g)]
+
+    monkeypatch.setitem(RULES, "tanh", doubled)
+    model = nn.Sequential(nn.Tanh(), nn.Linear(4, 3)).double()
+    data = torch.randn(6, 4).double(), torch.arange(6) % 3
+    found = gradients(model, data, "cross_entropy")
+    assert found.keys() == {"1.weight", "1.bias"} and not pulled
+    backprop(model, data, "cross_entropy")
+    assert pulled == ["x"]
 
 
 @pytest.mark.parametrize("gain, word", [(1e-2, "vanishes"), (1.0, "arrives"), (1e2, "explodes")])

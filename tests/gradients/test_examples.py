@@ -70,7 +70,7 @@ def test_norms_in_single_precision_and_without_fallback(name, fallback):
         model.forward = lambda tokens: model.head(model.block(model.embedding(tokens), src_mask=mask(tokens)))
         mask = lambda t: nn.Transformer.generate_square_subsequent_mask(t.shape[1])  # noqa: E731
     norms = per_example_norms(model, (x, y), made.loss)
-    torch.testing.assert_close(norms.double(), torch.stack(list(expected.values())).norm(dim=0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norms.double(), torch.stack(list(expected.values())).norm(dim=0), rtol=1e-6, atol=0)
     assert not fallback
 
 

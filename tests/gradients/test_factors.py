@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from gradient_cases import case
 from torch import nn
 
+from thalweg.gradients import factors as room
 from thalweg.gradients.columns import columns
-from thalweg.gradients.factors import kronecker_factors
+from thalweg.gradients.factors import gram, kronecker_factors
 from thalweg.step.losses import resolve
 
 
@@ -307,3 +308,25 @@ def test_against_curvlinops(name, sharing, fisher):
     for key, f in ours.items():
         torch.testing.assert_close(f.A, oracle._input_covariances[key], rtol=1e-8, atol=1e-12)
         torch.testing.assert_close(f.G, oracle._gradient_covariances[key], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows, width", [(7, 600), (600, 600), (700, 513), (300, 40)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_gram_matrix_by_blocks_and_panels(rows, width, with_bias):
+    """Some shapes are multiplied whole, some in panels whose mirror images are filled in."""
+    a = torch.randn(rows, width, dtype=torch.float64)
+    whole = torch.cat([a, torch.ones(rows, with_bias, dtype=torch.float64)], 1)
+    for blocks in ([a], a.split(260)):
+        found = gram(blocks, with_bias)
+        assert torch.allclose(found, whole.T @ whole, rtol=1e-12, atol=1e-12)
+
+
+def test_a_convolution_laid_out_image_by_image(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 2)).double()
+    data = torch.randn(5, 2, 4, 4, dtype=torch.float64), torch.arange(5) % 2
+    at_once = kronecker_factors(model, data, "cross_entropy")["0"]
+    monkeypatch.setattr(room, "BLOCK", 1)
+    one_by_one = kronecker_factors(model, data, "cross_entropy")["0"]
+    assert torch.allclose(at_once.A, one_by_one.A, rtol=1e-13, atol=1e-14)
+    rows = nn.functional.unfold(data[0], 3, padding=1).mT.flatten(0, 1)
+    assert torch.allclose(one_by_one.A[:-1, :-1], rows.T @ rows / len(rows), rtol=1e-12, atol=1e-14)

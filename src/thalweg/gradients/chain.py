@@ -30,7 +30,7 @@ from thalweg.step.data import Batch, read
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss, resolve
 from thalweg.tensors import seeds
-from thalweg.tensors.named import assign, copied, leaves, mapped
+from thalweg.tensors.named import leaves, mapped
 
 #: Examples of the one batch that is looked at.
 BATCH_SIZE = 256
@@ -79,11 +79,7 @@ def gradients(model: nn.Module, batch: Batch, loss: LossLike = None) -> dict[str
         ValueError: as `backprop`.
     """
     _, found = _swept(model, batch, loss, None)
-    return {
-        name: found[id(p)]
-        for name, p in Forward(eager(model)).parameters().items()
-        if p.requires_grad and id(p) in found
-    }
+    return {name: found[id(p)] for name, p in Forward(eager(model)).parameters().items() if id(p) in found}
 
 
 def first_batch(model: nn.Module, data: Any, rows: int = BATCH_SIZE) -> Batch:
@@ -101,7 +97,7 @@ def first_batch(model: nn.Module, data: Any, rows: int = BATCH_SIZE) -> Batch:
 
 
 def _swept(model: nn.Module, batch: Batch, loss: LossLike, flow: Flow | None) -> tuple[float, dict[int, Tensor]]:
-    """The loss, and ∂J/∂ of all inputs and parameters by their `id`."""
+    """The loss, and ∂J/∂w of all parameters by their `id` (of the inputs too where `flow` watches)."""
     model = eager(model)
     forward, rule = Forward(model), None if loss is None else resolve(loss)
     tape = Tape(model)
@@ -146,8 +142,12 @@ def _of_loss(tape: Tape, loss: Loss, output: Any, target: Any) -> tuple[list[Sta
 
 
 def _sweep(tape: Tape, starts: list[Start], flow: Flow | None) -> dict[int, Tensor]:
-    """From the last operation to the first: pull the gradient of its outputs back to its operands, and add up."""
+    """From the last operation to the first: pull the gradient of its outputs back to its operands, and add up.
+
+    Where no one watches the flow, what leads to the inputs alone is left out, as in autograd.
+    """
     tape.check_constants()
+    wanted = tape.is_trained if flow is None else tape.follows
     gradient: dict[int, Tensor] = {}
     for t, g in starts:
         gradient[id(t)] = gradient[id(t)] + g if id(t) in gradient else g
@@ -158,7 +158,7 @@ def _sweep(tape: Tape, starts: list[Start], flow: Flow | None) -> dict[int, Tens
             if flow is not None:
                 flow.arrived(operation, gs)
             for t, share in operation.pull(*gs):
-                if tape.follows(t):
+                if wanted(t):
                     d = _fitted(share(), t)
                     gradient[id(t)] = gradient[id(t)] + d if id(t) in gradient else d
                     if flow is not None:
@@ -178,20 +178,23 @@ class Snapshot:
     """Buffers, seeds and the random state of a moment, to go back to."""
 
     def __init__(self, forward: Forward) -> None:
-        # Keras keeps statistics and seeds as parameters that are not trained.
-        trained = forward.parameters().values() if forward.is_keras else forward.model.parameters()
-        ids = {id(p) for p in trained}
         self._buffers = [(module, dict(module._buffers)) for module in forward.model.modules() if module._buffers]
-        self._state = {name: t for name, t in forward.state().items() if id(t) not in ids}
-        self._values = copied(self._state)
-        self._random = seeds.capture()
+        if forward.is_keras:  # it keeps statistics and seeds as parameters that are not trained
+            trained = {id(p) for p in forward.parameters().values()}
+            state = [t for t in forward.state().values() if id(t) not in trained]
+        else:
+            state = [t for _, buffers in self._buffers for t in buffers.values() if t is not None]
+        self._state = [(t, t.detach().clone()) for t in {id(t): t for t in state}.values()]
+        self._put_back_random = seeds.as_found()
 
     def restore(self) -> None:
         """Everything as it was; a buffer that was replaced by another tensor is the old one again."""
         for module, buffers in self._buffers:
             module._buffers.update(buffers)
-        assign(self._state, self._values)
-        seeds.restore(self._random)
+        with torch.no_grad():
+            for t, value in self._state:
+                t.copy_(value)
+        self._put_back_random()
 
 
 @contextmanager
@@ -289,7 +292,8 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     """Euclidean norm of all together."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    return torch.linalg.vector_norm(torch.stack([_norm_of_one(t) for t in tensors]))
+    norms = [_norm_of_one(t) for t in tensors]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _norm_of_one(t: Tensor) -> Tensor:
@@ -300,8 +304,9 @@ def _norm_of_one(t: Tensor) -> Tensor:
     """
     if t.device.type != "cpu":
         return torch.linalg.vector_norm(t, dtype=torch.float32 if t.device.type == "mps" else torch.float64)
-    norm = torch.linalg.vector_norm(t, dtype=None if t.dtype is torch.float64 else torch.float32).double()
-    return norm if _SAFE[0] < norm < _SAFE[1] else torch.linalg.vector_norm(t, dtype=torch.float64)
+    norm = torch.linalg.vector_norm(t, dtype=None if t.dtype in (torch.float32, torch.float64) else torch.float32)
+    is_safe = _SAFE[0] < norm.item() < _SAFE[1]
+    return norm.double() if is_safe else torch.linalg.vector_norm(t, dtype=torch.float64)
 
 
 def _shape(tensors: list[Tensor]) -> tuple[int, ...]:

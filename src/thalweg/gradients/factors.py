@@ -18,7 +18,7 @@ Dangel et al. 2025 (arXiv 2507.05127) for the scales.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,14 @@ from thalweg.step.forward import Forward
 
 FISHERS = ("true", "monte_carlo", "empirical")
 SHARINGS = ("expand", "reduce")
+
+#: Columns of a panel of a symmetric product.
+PANEL = 256
+#: Rows of a product begin at a multiple of so many numbers: 4096 × 64 × 4096 written to rows of 4097 takes half as long
+#: again as to rows of 4112 (one thread).
+ALIGNED = 16
+#: Numbers of the patches that are laid out at once: 4 MB in float32.
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,24 +178,22 @@ class _Reading:
             held = self._sums[key] = _Sum(names, slice(tap.offset, None) if partial else slice(None), bias_row)
         picks = held.picks(tap, self.sampling) if self.sampling.rows else None
         is_known = self.num_passes > 0 and held.has(tap)
-        a, g = self._rows(tap, picks, is_known)
+        if kind(tap.module) == "convolution" and picks is None and self.placed is None:
+            held.add_images(tap, bias is not None, is_known)
+            return
+        a, g = self._rows(tap, picks)
         held.add(a, g, tap, bias is not None, is_known)
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """The factors, when all passes are through."""
         return {key: held.factors() for key, held in self._sums.items()}
 
-    def _rows(self, tap: Tap, picks: Tensor | None, is_known: bool) -> tuple[Tensor, Tensor]:
-        """Rows a [rows, in] (indices [rows] of an embedding) and g [rows, out].
-
-        Where the inputs are known from an earlier pass, the patches of a convolution are not laid out again.
-        """
+    def _rows(self, tap: Tap, picks: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows a [rows, in] (indices [rows] of an embedding) and g [rows, out]."""
         assert tap.gradient is not None and tap.input is not None
         a, g, found = tap.input, as_float(tap.gradient), kind(tap.module)
-        if found == "convolution" and is_known and self.placed is None and picks is None:
-            return a, g.movedim(1, -1).flatten(0, -2)
         if found == "convolution":
-            return _convolved(as_float(a), g, tap.module, self.placed is not None, picks)
+            return _convolved(as_float(a), g, tap.module, picks)
         if found == "embedding":
             a, g = a.flatten(), g.flatten(0, -2)
         elif self.placed is not None:
@@ -248,14 +254,32 @@ class _Sum:
             module: Any = tap.module
             if module.padding_idx is not None:
                 g = g * (a != module.padding_idx).unsqueeze(1)
-        gram = (g.T @ g) * self._scale
-        self.G = gram if self.G is None else self.G.add_(gram)
+        self._add_to_g(gram([g]))
         if is_known:
             return
+        is_embedding = kind(tap.module) == "embedding"
+        self._add_to_a(_counts(a, tap.module, g.dtype) if is_embedding else gram([a], with_bias), len(a), tap)
+
+    def add_images(self, tap: Tap, with_bias: bool, is_known: bool) -> None:
+        """Add one call of a convolution, every position a row; its patches are laid out some images at a time."""
+        assert tap.gradient is not None and tap.input is not None
+        g = as_float(tap.gradient).flatten(2)  # [batch, channels, positions]
+        if g.shape[1] <= g.shape[2]:  # a product an image reads g as it lies
+            self._add_to_g(torch.bmm(g, g.mT).sum(0))
+        else:
+            self._add_to_g(gram([g.mT.flatten(0, 1)]))
+        if not is_known:
+            blocks = _patch_rows(as_float(tap.input), tap.module, g.shape[2])
+            self._add_to_a(gram(blocks, with_bias), g.shape[0] * g.shape[2], tap)
+
+    def _add_to_g(self, part: Tensor) -> None:
+        part = part if self._scale == 1.0 else part.mul_(self._scale)
+        self.G = part if self.G is None else self.G.add_(part)
+
+    def _add_to_a(self, part: Tensor, num_rows: int, tap: Tap) -> None:
         self._calls.add(tap.call)
-        added = _counts(a, tap.module, g.dtype) if kind(tap.module) == "embedding" else _gram(a, with_bias)
-        self.A = added if self.A is None else self.A.add_(added)
-        self.num_rows += len(a)
+        self.A = part if self.A is None else self.A.add_(part)
+        self.num_rows += num_rows
 
     def factors(self) -> KroneckerFactors:
         """Their means."""
@@ -266,19 +290,35 @@ class _Sum:
             self.rows = slice(self.rows.start, self.rows.start + out)
         if self.names[1] is not None:
             bias_rows = slice(self.bias_row, self.bias_row + len(self.G))
-        return KroneckerFactors(self.A / self.num_rows, self.G, *self.names, self.rows, bias_rows)
+        return KroneckerFactors(self.A.div_(self.num_rows), self.G, *self.names, self.rows, bias_rows)
 
 
-def _gram(a: Tensor, with_bias: bool) -> Tensor:
-    """aᵀa; with a column of ones beside a where there is a bias, without copying a."""
-    if not with_bias:
-        return a.T @ a
-    width = a.shape[1]
-    gram = a.new_empty(width + 1, width + 1)
-    torch.mm(a.T, a, out=gram[:width, :width])
-    gram[width, :width] = gram[:width, width] = a.sum(0)
-    gram[width, width] = len(a)
-    return gram
+def gram(blocks: Iterable[Tensor], with_bias: bool = False) -> Tensor:
+    """Σ aᵀa over blocks of rows a [rows, width], without copying them; beside a column of ones where there is a bias.
+
+    It is symmetric: with as many rows as columns, panels above the diagonal are mirrored instead of multiplied.
+    """
+    total, num_rows = torch.empty(0), 0
+    for a in blocks:
+        width = a.shape[1]
+        keep = 1 if num_rows else 0  # of what stands there already
+        if not num_rows:
+            size = width + with_bias
+            total = a.new_empty(size, -(-size // ALIGNED) * ALIGNED)[:, :size]
+            panel = PANEL if len(a) >= width else width
+        for start in range(0, width, panel):
+            part = total[start:width, start : min(start + panel, width)]
+            part.addmm_(a[:, start:].T, a[:, start : start + panel], beta=keep)
+        if with_bias:
+            of_ones = a.sum(0)
+            total[width, :width] = of_ones + total[width, :width] if keep else of_ones
+        num_rows += len(a)
+    for stop in range(panel, width, panel):
+        total[stop - panel : stop, stop:width] = total[stop:width, stop - panel : stop].T
+    if with_bias:
+        total[:width, width] = total[width, :width]
+        total[width, width] = num_rows
+    return total
 
 
 def _counts(index: Tensor, module: Any, dtype: torch.dtype) -> Tensor:
@@ -289,18 +329,30 @@ def _counts(index: Tensor, module: Any, dtype: torch.dtype) -> Tensor:
     return counts
 
 
-def _convolved(a: Tensor, g: Tensor, conv: Any, reduced: bool, picks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows of a convolution: the patch that a position sees, and the gradient of the channels there."""
-    if reduced:
-        return patches(a, conv).squeeze(1).mean(-1), g.flatten(2).sum(-1)
-    dims = len(conv.kernel_size)
-    view = windows(a, conv)
-    view = view.permute(0, *range(2 + dims, 2 + 2 * dims), *range(1, 2 + dims))  # [batch, *out, channels, *kernel]
-    g = g.movedim(1, -1)
+def _convolved(a: Tensor, g: Tensor, conv: Any, picks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows of a convolution: the patch that a position sees, and the gradient of the channels there.
+
+    The chosen ones, or one an example: their mean, and the sum of the gradients.
+    """
     if picks is None:
-        return view.reshape(g.shape[:-1].numel(), -1), g.reshape(-1, g.shape[-1])
+        return patches(a, conv).squeeze(1).mean(-1), g.flatten(2).sum(-1)
+    g = g.movedim(1, -1)
     places = torch.unravel_index(picks, g.shape[:-1])
-    return view[places].flatten(1), g[places]
+    return _patches_last(a, conv)[places].flatten(1), g[places]
+
+
+def _patches_last(a: Tensor, conv: Any) -> Tensor:
+    """What each position sees, as a view [batch, *out, channels, *kernel]."""
+    dims = len(conv.kernel_size)
+    return windows(a, conv).permute(0, *range(2 + dims, 2 + 2 * dims), *range(1, 2 + dims))
+
+
+def _patch_rows(a: Tensor, conv: Any, positions: int) -> Iterator[Tensor]:
+    """The patches of all positions as rows [rows, in], of so many images at a time that they stay in the cache."""
+    view = _patches_last(a, conv)
+    images = max(1, BLOCK // (positions * conv.weight[0].numel()))
+    for some in view.split(images):
+        yield some.reshape(len(some) * positions, -1)
 
 
 def _sharers(model: nn.Module) -> Counter[int]:

@@ -64,15 +64,18 @@ class Tape(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.parameters = {id(p): p for p in model.parameters() if p.requires_grad}
-        self.operations: list[Operation] = []
         self._paths = {module: path for path, module in model.named_modules()}
+        weights = [p for module in self._paths for p in module._parameters.values() if p is not None]
+        self.parameters = {id(p): p for p in weights if p.requires_grad}
+        self.operations: list[Operation] = []
         # The tape holds what it follows, so that an id is never given out twice.
         self._followed: dict[int, Tensor] = dict(self.parameters)
+        #: Parameters and what depends on them, by `id`; the others that are followed depend on the inputs alone.
+        self._trained = set(self.parameters)
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: dict[int, Tensor] = {}
         self._constants: list[tuple[Tensor, int]] = []
-        self._buffers = {id(b) for b in model.buffers()}
+        self._buffers = {id(b) for module in self._paths for b in module._buffers.values() if b is not None}
         self._calls: list[tuple[str, Layer | None]] = []
         self._custom: dict[Any, Operation] = {}
         self._times: dict[str, int] = {}
@@ -83,6 +86,10 @@ class Tape(TorchFunctionMode):
     def follows(self, t: Any) -> bool:
         """Whether a gradient is wanted for it."""
         return isinstance(t, Tensor) and id(t) in self._followed
+
+    def is_trained(self, t: Any) -> bool:
+        """Whether a parameter's gradient comes through it, or is its own."""
+        return isinstance(t, Tensor) and id(t) in self._trained
 
     def inputs(self, x: Any) -> Any:
         """The inputs of the model as tensors of their own; floating ones are followed."""
@@ -128,10 +135,11 @@ class Tape(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         named = dict(kwargs or {})
         args, named = self.current((tuple(args), named))
-        operands = list(leaves((args, named)))
+        operands = _operands(args, named)
+        followed = False
         for t in operands:
             self._check(t, name)
-        followed = any(id(t) in self._followed for t in operands)
+            followed |= id(t) in self._followed
         if not followed or not torch.is_grad_enabled():
             return func(*args, **named)
         if name in CONSTANT:
@@ -140,10 +148,15 @@ class Tape(TorchFunctionMode):
         args, named, name, in_place = normal(name, args, named)
         target = args[0] if in_place else None
         if name in COMPOSED:
-            with self, self._explained(name):
-                result = COMPOSED[name](*args, **named)
+            try:
+                with self:
+                    result = COMPOSED[name](*args, **named)
+            except UntraceableError:
+                raise
+            except (ValueError, TypeError) as error:
+                raise self._explained(name, error) from error
         elif name in RULES:
-            result = self._apply(name, args, named)
+            result = self._apply(name, args, named, operands)
         else:
             return self._unknown(func, name, args, named, in_place)
         if target is None:
@@ -151,15 +164,24 @@ class Tape(TorchFunctionMode):
         self._replace(target, result)
         return None if name == "setitem" else result
 
-    def _apply(self, name: str, args: Any, named: dict[str, Any]) -> Any:
-        if any(torch.is_autocast_enabled(t.device.type) for t in leaves(args)):
-            raise UntraceableError(self._sentence(name, "it runs under autocast, whose casts are not recorded"))
-        with torch.no_grad(), self._explained(name):
-            result, pull = RULES[name](*args, **named)
-        self._note_constants(args, named)
-        outputs = [t for t in leaves(result) if t.is_floating_point()]
+    def _apply(self, name: str, args: Any, named: dict[str, Any], operands: list[Tensor]) -> Any:
+        for t in operands:
+            if torch.is_autocast_enabled(t.device.type):
+                raise UntraceableError(self._sentence(name, "it runs under autocast, whose casts are not recorded"))
+        try:
+            with torch.no_grad():
+                result, pull = RULES[name](*args, **named)
+        except UntraceableError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise self._explained(name, error) from error
+        self._note_constants(operands)
+        outputs = [result] if isinstance(result, Tensor) else list(leaves(result))
+        outputs = [t for t in outputs if t.is_floating_point()]
         if not outputs or any(id(t) in self._followed for t in outputs):  # it gave back what it was given
             return result
+        if not self._trained.isdisjoint(map(id, operands)):
+            self._trained.update(map(id, outputs))
         for t in outputs:
             self._follow(t)
         self._record(name, outputs, pull)
@@ -191,7 +213,7 @@ class Tape(TorchFunctionMode):
         base = old._base if old._is_view() else None
         if base is not None and base.is_contiguous() and id(base) not in self._replaced:
             place = (old.size(), old.stride(), old.storage_offset())
-            self._set(base, self._apply("as_strided_scatter", (base, new, *place), {}))
+            self._set(base, self._apply("as_strided_scatter", (base, new, *place), {}, [base, new]))
         self._set(old, new)
 
     def _set(self, old: Tensor, new: Tensor) -> None:
@@ -200,14 +222,14 @@ class Tape(TorchFunctionMode):
             self._overwritten[old.untyped_storage().data_ptr()] = old
 
     def _check(self, t: Tensor, name: str) -> None:
-        if t.grad_fn is not None and id(t) not in self._followed:
+        if id(t) not in self._followed and t.grad_fn is not None:
             self._adopt(t)
         if self._overwritten and t.numel() and t.untyped_storage().data_ptr() in self._overwritten:
             why = "it reads a tensor that shares its memory with one that was changed in place"
             raise UntraceableError(self._sentence(name, why))
 
-    def _note_constants(self, args: Any, named: dict[str, Any]) -> None:
-        for t in leaves((args, named)):
+    def _note_constants(self, operands: list[Tensor]) -> None:
+        for t in operands:
             if id(t) not in self._followed and id(t) not in self._buffers and t.is_floating_point():
                 self._constants.append((t, t._version))
 
@@ -230,6 +252,7 @@ class Tape(TorchFunctionMode):
         operation.outputs[t.output_nr] = t
         operation.layer.made.add(id(t))
         self._followed[id(t)] = t
+        self._trained.add(id(t))
 
     def _of_node(self, node: Any) -> Operation:
         """A custom function's place on the tape, after those that made its inputs.
@@ -257,6 +280,7 @@ class Tape(TorchFunctionMode):
         device = shapes[0].device
         outputs = [torch.empty(shape.shape, dtype=shape.dtype, device="meta") for shape in shapes]
         self._followed.update((id(t), t) for t in outputs)
+        self._trained.update(map(id, outputs))  # it may be of the inputs alone, and is then swept for nothing
         self._custom[node] = self._record(name.removesuffix("Backward"), outputs, pull)
         return self._custom[node]
 
@@ -297,7 +321,7 @@ class Tape(TorchFunctionMode):
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if module in self._paths:
             for t in leaves(output):
-                if t.grad_fn is not None and id(t) not in self._followed:
+                if id(t) not in self._followed and t.grad_fn is not None:
                     self._adopt(t)
             _, layer = self._calls.pop()
             if layer is not None:
@@ -310,19 +334,24 @@ class Tape(TorchFunctionMode):
 
     # ── sentences ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except UntraceableError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise UntraceableError(self._sentence(name, str(error).splitlines()[0])) from error
+    def _explained(self, name: str, error: ValueError | TypeError) -> UntraceableError:
+        return UntraceableError(self._sentence(name, str(error).splitlines()[0]))
 
     def _sentence(self, name: str, why: str) -> str:
         path = self._calls[-1][0] if self._calls else ""
         where = f"in layer {path!r}" if path else "in the model" if self._calls else "in the loss"
         return f"backprop cannot follow {name}() {where}: {why}"
+
+
+def _operands(args: tuple[Any, ...], named: dict[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments of a call, those in lists and dicts too."""
+    found = []
+    for value in (*args, *named.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list | dict):
+            found += leaves(value)
+    return found
 
 
 def _is_torchs(module: nn.Module) -> bool:

@@ -103,6 +103,7 @@ class Memory:
             if states is not None:
                 self._set_random(states)
         self._epoch_random = saved["epoch_random"]
+        setup.step.resumed(standing.step)
         return standing
 
     def _random(self) -> dict[str, Any]:

@@ -61,8 +61,10 @@ class Settings:
     clip_value: float | None = _setting(None, "largest absolute value of a gradient's entry")
     weight_average: str | None = _setting(None, "average the weights over steps: ema or swa", ("ema", "swa"))
     repair: str = _setting("safe", "how much may be mended while training", ("off", "advise", "safe", "full"))
-    precision: str = _setting("exact", "exact keeps fp32 arithmetic", ("exact", "fast"))
-    plan: Any = _setting("auto", "how a step is run on this machine", ("auto", "eager"))
+    precision: str = _setting(
+        "exact", "exact keeps fp32; fast may use bfloat16 where it does no harm", ("exact", "fast")
+    )
+    plan: Any = _setting("auto", "how a step is run: auto, eager, or the plan of a run", ("auto", "eager"))
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps")
     seed: int = _setting(0, "of everything that is drawn at random while training")
     deterministic: bool = _setting(False, "refuse operations whose result depends on thread timing")
@@ -102,7 +104,7 @@ class Settings:
             value = getattr(self, setting.name)
             if choices and isinstance(value, str) and value not in choices:
                 raise ValueError(unknown(setting.name, value, choices))
-        for name in ("weight_average", "repair", "precision", "plan", "device"):
+        for name in ("weight_average", "repair", "precision", "device"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "weight_average" and value is None):
                 raise TypeError(f"{name} takes a word, got {value!r}")

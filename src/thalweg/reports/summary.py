@@ -78,6 +78,12 @@ def rule(decided: Mapping[str, object]) -> str:
     return ", ".join(plain(word) for word in words if word)
 
 
+def step_words(decided: Mapping[str, object]) -> str:
+    """How a step was run, in words, with what was not taken and why; nothing where it was the plain one."""
+    plan = decided.get("plan")
+    return plain(plan["words"]) if isinstance(plan, Mapping) and plan.get("words") else ""
+
+
 def _facts(run: RunView, report: Path | None) -> list[tuple[str, str]]:
     """The rows of the summary; an empty name continues the row above."""
     rows = []
@@ -91,6 +97,8 @@ def _facts(run: RunView, report: Path | None) -> list[tuple[str, str]]:
     rows.append(("trained", f"{epochs}{counted(run.steps, 'step')}, {duration(run.seconds)}"))
     if how := rule(run.record.decided):
         rows.append(("rule", how))
+    if step := step_words(run.record.decided):
+        rows.append(("step", step))
     weighty = by_weight(run.findings)
     rows.append(("findings", number(len(weighty)) if weighty else "none"))
     rows += [("", f"{finding.severity}: {finding.sentence}") for finding in weighty[:_TOLD]]

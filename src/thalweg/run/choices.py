@@ -21,6 +21,7 @@ from thalweg.step.batches import Batches, Order, automatic_size
 from thalweg.step.data import Arrays, Data, Stream, cast, num_examples, read
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
+from thalweg.step.plan import Plan
 from thalweg.step.update import Clip, Update
 from thalweg.tensors.named import num_bytes
 from thalweg.tensors.seeds import generator
@@ -57,6 +58,8 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     Raises:
         ValueError, TypeError: see `fit`.
     """
+    if settings.plan != "auto":
+        Plan.of(settings.plan)
     dtype = model_dtype(forward.model)
     has_norm = has_batch_norm(forward.model)
     training, held_out = _data(data, settings, dtype)
@@ -91,10 +94,8 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     chosen.decided = _decided(forward, loss, settings, chosen, total)
     if isinstance(training, Stream) and settings.batch_size != "auto":
         chosen.notes.append("The data brings batches of its own: batch_size was not used.")
-    if settings.precision != "exact" or settings.repair == "full":
-        chosen.notes.append(
-            "Nothing is mended while training and arithmetic stays exact: repair and precision were noted."
-        )
+    if settings.repair == "full":
+        chosen.notes.append("Nothing is mended while training: repair was noted.")
     if has_norm and (order.accumulate > 1 or order.batch_size is None):
         chosen.notes.append(
             "Batch norm normalises each micro-batch by itself, so the gradient differs from that of the whole batch."
@@ -235,7 +236,7 @@ def _decided(
         "schedule": _schedule_name(settings, total),
         "batch_size": _batch_size(batches),
         "device": str(batches.device),
-        "plan": "eager",
+        "plan": None,
         "num_parameters": sum(p.numel() for p in forward.parameters().values()),
         "num_examples": batches.num_examples,
         "num_validation_examples": chosen.validation.num_examples if chosen.validation else None,

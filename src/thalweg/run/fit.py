@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import re
@@ -32,8 +33,13 @@ from thalweg.signals.signals import Signals
 from thalweg.step import keras
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss, resolve
-from thalweg.step.whole import Step
+from thalweg.step.plan import Plan
+from thalweg.step.planned import Asked, PlannedStep
+from thalweg.step.planner import Budget
 from thalweg.tensors import devices, seeds
+
+#: Passes over the data that a training without a limit is expected to take, where a plan is weighed against its cost.
+LIKELY_EPOCHS = 20
 
 
 def fit(model: nn.Module, data: Any, loss: Any = None, **settings: Any) -> Run:
@@ -124,10 +130,12 @@ def carry_out(
     stack.callback(history.close)
     run = Run(forward.model, chosen.optimizer, history, record, directory)
     telling.run = run
+    step = _planned(prepared, settings, record, directory, resuming)
+    stack.callback(step.close)
     saver = Saver(checkpoints, before=history.flush)
     stack.callback(saver.finish)
     setup = Setup(
-        step=Step(forward, prepared.loss, chosen.update),
+        step=step,
         signals=Signals(forward, chosen.update.parameters, prepared.loss),
         optimizer=chosen.optimizer,
         schedule=chosen.schedule,
@@ -150,12 +158,46 @@ def carry_out(
             _set_rates(chosen.optimizer, rates)
     record.stopped_because, record.verdict = None, None
     record.write(directory)
+    step.open()
     telling.start()
     with interruptible(training):
         record.stopped_because = training.run()
         finish(run, training, checkpoints)
         telling.end()
     return run
+
+
+def _planned(prepared: Prepared, settings: Settings, record: RunRecord, directory: Path, resuming: bool) -> PlannedStep:
+    """The step, run as the plan says that was asked for or that the run has; else as will be found best.
+
+    What is chosen is on the disk before the first update that follows it, so that a resumed run does the same.
+    """
+    chosen = prepared.chosen
+    plan = None if settings.plan == "auto" else Plan.of(settings.plan)
+    begun = None
+    if resuming and record.decided["plan"] is not None:
+        found = Plan.of(record.decided["plan"])
+        plan, begun = (found, None) if found.is_settled else (None, found)
+
+    def changed(plan: Plan) -> None:
+        record.decided["plan"] = plan.to_dict()
+        with contextlib.suppress(OSError):  # a full disk: the saver says so, and training goes on
+            record.write(directory)
+
+    total = record.decided["total_steps"]
+    if total is None and chosen.batches.per_epoch is not None:
+        total = LIKELY_EPOCHS * chosen.batches.per_epoch
+    asked = Asked(
+        plan=plan,
+        begun=begun,
+        budget=Budget(total, settings.time_budget),
+        outputs=bool(chosen.metrics.names),
+        is_fast=settings.precision == "fast",
+        by_clock=not settings.deterministic,
+    )
+    step = PlannedStep(prepared.forward, prepared.loss, chosen.update, asked, changed)
+    record.decided["plan"] = step.plan.to_dict()
+    return step
 
 
 def _go_back(training: Training, checkpoints: Checkpoints, checkpoint: Any, telling: Telling) -> None:
@@ -232,6 +274,8 @@ def plain(value: Any) -> Any:
     """A keyword's value as JSON holds it, objects by what they print."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Plan):
+        return value.to_dict()
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):

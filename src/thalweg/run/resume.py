@@ -17,6 +17,7 @@ from thalweg.run import directory as directories
 from thalweg.run.fit import carry_out, plain, prepare
 from thalweg.run.recipe import recipe_of
 from thalweg.run.run import Run
+from thalweg.step.plan import Plan
 
 
 def resume(
@@ -65,7 +66,8 @@ def resume(
         )
         stack.enter_context(directories.locked(directory))
         _check_same(record.decided, prepared.chosen.decided)
-        record.decided = prepared.chosen.decided
+        plan = Plan.of(settings.plan).to_dict() if "plan" in changed and settings.plan != "auto" else None
+        record.decided = {**prepared.chosen.decided, "plan": plan or record.decided.get("plan")}
         record.asked |= {word: plain(value) for word, value in changes.items()}  # to be gone on with, once more
         return carry_out(stack, prepared, settings, record, directory, resuming=True)
 

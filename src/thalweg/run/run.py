@@ -16,6 +16,7 @@ from thalweg.records.history import History
 from thalweg.records.landscape import Landscape, Plane
 from thalweg.records.run import RunRecord
 from thalweg.records.verdict import Verdict
+from thalweg.step.plan import Plan
 
 REPORT = "report.html"
 
@@ -62,9 +63,9 @@ class Run:
         return float(self.record.decided["learning_rate"])
 
     @property
-    def plan(self) -> str:
-        """How a step was run."""
-        return str(self.record.decided["plan"])
+    def plan(self) -> Plan:
+        """How a step was run; given to `fit(plan=…)`, another run does the same."""
+        return Plan.of(self.record.decided["plan"])
 
     @property
     def seconds(self) -> float:

@@ -36,6 +36,7 @@ class Signals:
         self._held: dict[str, Tensor] = {}
         self._old: list[Tensor] | None = None
         self._step = 0
+        self.listens = False
 
     @contextlib.contextmanager
     def taking(self, step: int, batch: Any = None) -> Iterator[Signals]:
@@ -48,13 +49,20 @@ class Signals:
         if step % forward.EVERY:
             yield self
             return
-        with Taps(self._model.model, self._activations):
-            yield self
+        self.listens = True
+        try:
+            with Taps(self._model.model, self._activations):
+                yield self
+        finally:
+            self.listens = False
         self._held.update(self._activations.taken())
 
-    def before(self, parameters: Sequence[nn.Parameter]) -> None:
+    def gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Gradients are there, and not clipped yet."""
         self._held["gradients"] = backward.norms(parameters)
+
+    def before(self, parameters: Sequence[nn.Parameter]) -> None:
+        """The rule is about to move the parameters."""
         if self._step == 1 or self._step % (REPORT_EVERY * update.EVERY) == 0:
             self._old = update.before(parameters)
 

@@ -21,8 +21,11 @@ class Clip:
 class Probe(Protocol):
     """Looks at parameters and their gradients around an update; it must not wait for the device."""
 
-    def before(self, parameters: Sequence[nn.Parameter]) -> None: ...  # noqa: D102
-    def after(self, parameters: Sequence[nn.Parameter]) -> None: ...  # noqa: D102
+    @property
+    def listens(self) -> bool: ...  # noqa: D102  # whether it hears the model's own layers, which must then be called
+    def before(self, parameters: Sequence[nn.Parameter]) -> None: ...  # noqa: D102  # ahead of the update
+    def gradients(self, parameters: Sequence[nn.Parameter]) -> None: ...  # noqa: D102  # there, and not clipped yet
+    def after(self, parameters: Sequence[nn.Parameter]) -> None: ...  # noqa: D102  # moved by the rule
 
 
 class Update:
@@ -37,11 +40,16 @@ class Update:
         """Make the update."""
         if probe is not None:
             probe.before(self.parameters)
-        self.clip_gradients()
-        self.optimizer.step()
+            probe.gradients(self.parameters)
+        self.apply()
         if probe is not None:
             probe.after(self.parameters)
         self.optimizer.zero_grad()
+
+    def apply(self) -> None:
+        """Move the parameters by their gradients, clipped, and leave these."""
+        self.clip_gradients()
+        self.optimizer.step()
 
     def clip_gradients(self) -> None:
         """Bound the gradients as they stand."""
@@ -64,6 +72,7 @@ class Update:
             value = gradients()
             if not first and probe is not None:
                 probe.before(self.parameters)
+                probe.gradients(self.parameters)
             first.append(value)
             self.clip_gradients()
             return value.item()  # a line search decides on the host

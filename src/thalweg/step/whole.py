@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from thalweg.step import keras
@@ -21,6 +22,8 @@ class Step:
         self.forward = forward
         self.loss = loss
         self.update = update
+        self.arithmetic: torch.dtype | None = None
+        """What products are computed in, if not in the parameters' own dtype; sums and updates stay in theirs."""
         self.constrained = forward.is_keras and keras.is_constrained(forward.model)
 
     def __call__(self, batch: Batch | Parts, probe: Probe | None = None, watcher: Watcher | None = None) -> Tensor:
@@ -34,8 +37,17 @@ class Step:
             keras.apply_constraints(self.forward.model)
         return loss
 
+    def resumed(self, number: int) -> None:
+        """State was loaded into model and rule, as it stood after so many updates."""
+
     def gradients(self, batch: Any, watcher: Watcher | None = None) -> Tensor:
         """Forward, loss, backward: adds the gradient to the parameters' `.grad` and returns the loss."""
+        if self.arithmetic is None:
+            return self._gradients(batch, watcher)
+        with torch.autocast(next(iter(self.update.parameters)).device.type, self.arithmetic):
+            return self._gradients(batch, watcher)
+
+    def _gradients(self, batch: Any, watcher: Watcher | None) -> Tensor:
         if type(batch) is Parts:
             return accumulate(self.forward, self.loss, batch, watcher)
         loss, output = objective(self.forward, self.loss, batch)

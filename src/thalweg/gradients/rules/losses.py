@@ -73,11 +73,12 @@ def _target_distribution(z: Tensor, target: Tensor, weight: Any, ignored: int, s
     w = 1.0 if weight is None else weight.reshape(-1, *[1] * (z.ndim - 1 - axis))
     if target.is_floating_point():
         return w * (target * (1 - smoothing) + smoothing / classes), z.numel() // classes
-    kept = (target != ignored).unsqueeze(axis)
-    index = target.unsqueeze(axis).where(kept, 0)
-    hot = torch.zeros_like(z).scatter_(axis, index, 1.0)
-    k = w * (hot * (1 - smoothing) + smoothing / classes) * kept
-    return k, kept.sum() if weight is None else (w * hot * kept).sum()
+    is_kept = (target != ignored).unsqueeze(axis)
+    kept = is_kept.to(z.dtype)
+    # One-hot, and nothing at all where the target is ignored.
+    hot = torch.zeros_like(z).scatter_(axis, target.unsqueeze(axis) * is_kept, kept)
+    k = hot * (1 - smoothing) + smoothing / classes * kept if smoothing else hot
+    return (k, is_kept.sum()) if weight is None else (w * k, (w * hot).sum())
 
 
 @rule("nll_loss", "nll_loss_nd")

@@ -1,0 +1,110 @@
+"""The fastest step for a loop that is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from thalweg.step.data import as_batch
+from thalweg.step.forward import Forward
+from thalweg.step.losses import resolve
+from thalweg.step.plan import Plan
+from thalweg.step.planned import Asked, PlannedStep
+from thalweg.step.planner import Budget
+from thalweg.step.update import Update
+
+
+def fast_step(
+    model: nn.Module,
+    loss: str | Callable[[Any, Any], Tensor] | None,
+    optimizer: Optimizer,
+    *,
+    example: Any = None,
+    steps: int | None = None,
+    wait: bool = True,
+    precision: str = "exact",
+    plan: Any = "auto",
+) -> FastStep:
+    """Find the fastest way to run forward, loss, backward and update of this model on this machine.
+
+    Args:
+        model: the module to train, in the mode it is trained in; it is changed in place by each step.
+        loss: a name, a callable `(output, target) -> scalar`, or None where the model returns its loss.
+        optimizer: any `torch.optim.Optimizer` over the model's parameters; its rate may change from step to step.
+        example: a batch `(x, y)` to plan on; its steps leave no trace. Without one, the first batch is planned on.
+        steps: how many steps will follow: what does not repay itself in so many is not done. None: enough of them.
+        wait: plan before the first step returns; else training starts at once, and the compiled step is taken when it
+            is ready.
+        precision: "exact", or "fast": bfloat16 products where the loss over a trial agrees within its noise.
+        plan: "auto", "eager", or a plan such as `run.plan` or `step.plan`.
+
+    Returns:
+        A function of inputs and target: `step(x, y)` makes one update and returns the loss before it, a detached
+        scalar. `step.plan` says what was chosen; `step.close()`, or leaving it as a context, makes the model a stock
+        module again.
+
+    Raises:
+        ValueError: a loss, precision or plan that is not known.
+
+    >>> import torch
+    >>> model = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with fast_step(model, "mse", optimizer, steps=100) as step:
+    ...     losses = [step(torch.ones(8, 2), torch.zeros(8, 1)) for _ in range(100)]
+    >>> losses[-1] < 1e-3 * losses[0]
+    tensor(True)
+    """
+    if precision not in ("exact", "fast"):
+        raise ValueError(f'precision takes "exact" or "fast", got {precision!r}')
+    asked = Asked(
+        plan=None if isinstance(plan, str) and plan == "auto" else Plan.of(plan),
+        budget=Budget(steps, wait=wait),
+        is_fast=precision == "fast",
+    )
+    rule = resolve(loss) if loss is not None else None
+    step = FastStep(PlannedStep(Forward(model), rule, Update(optimizer), asked))
+    if example is not None:
+        step.prepare(*as_batch(example))
+    return step
+
+
+class FastStep:
+    """`step(x, y) -> loss`; see `fast_step`."""
+
+    def __init__(self, step: PlannedStep) -> None:
+        self._step = step
+        self._step.open()
+        self._is_prepared = not step.asked.budget.wait or step.asked.plan is not None
+
+    def __call__(self, x: Any, y: Any = None) -> Tensor:
+        """Make one update; returns the loss on the batch before it, a detached scalar."""
+        if not self._is_prepared:
+            self.prepare(x, y)
+        return self._step((x, y))
+
+    def prepare(self, x: Any, y: Any = None) -> None:
+        """Choose how to run, on one batch; nothing of it stays."""
+        self._is_prepared = True
+        if self._step.asked.budget.wait and self._step.asked.plan is None:
+            self._step.plan_on((x, y))
+
+    @property
+    def plan(self) -> Plan:
+        """How a step is run; may be given to `fit` or `fast_step` again."""
+        return self._step.plan
+
+    def close(self) -> None:
+        """Make the model a stock module again: layout, threads and memory as they were found."""
+        self._step.close()
+
+    def __enter__(self) -> FastStep:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,244 @@
+"""A step that is run the way a plan says; `planner` makes the plan while it runs, where none is given."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.step.backward import BatchLoss, Watcher
+from thalweg.step.batches import Parts
+from thalweg.step.compiler import Compilation, CompileFailed
+from thalweg.step.data import Batch
+from thalweg.step.forward import Forward
+from thalweg.step.kernels import allocator, layout
+from thalweg.step.plan import Plan
+from thalweg.step.planner import Budget, Planner
+from thalweg.step.program import Program
+from thalweg.step.trace import Traced, Untraceable, trace
+from thalweg.step.trial import Snapshot
+from thalweg.step.update import Probe, Update
+from thalweg.step.whole import Step
+from thalweg.tensors.named import leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a planned step may do."""
+
+    plan: Plan | None = None
+    """A plan to follow; None chooses."""
+    begun: Plan | None = None
+    """What an earlier part of the run had chosen so far, where that was not all."""
+    budget: Budget = Budget()
+    outputs: bool = False
+    """Whether somebody looks at the model's outputs."""
+    is_fast: bool = False
+    """Arithmetic of fewer digits may be tried."""
+    by_clock: bool = True
+    """Whether what was timed may decide; else only what changes no number is done."""
+
+
+class PlannedStep(Step):
+    """One update from one batch, like `Step`; how it is run may change from one update to the next.
+
+    `changed` is told of a new plan before the first update that follows it.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        loss: BatchLoss | None,
+        update: Update,
+        asked: Asked,
+        changed: Callable[[Plan], None] = lambda plan: None,
+    ) -> None:
+        super().__init__(forward, loss, update)
+        self.asked = asked
+        self.plan = replace(asked.plan, is_settled=True) if asked.plan is not None else asked.begun or Plan()
+        self.number = 0
+        """Updates made so far."""
+        self.program: Program | None = None
+        self.compilation: Compilation | None = None
+        self._traced: Traced | None = None
+        self._changed = changed
+        self._layout: layout.Layout | None = None
+        self._threads = torch.get_num_threads()
+        self._planner: Planner | None = None
+        self._undo = contextlib.ExitStack()
+
+    # ── around a training ────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self) -> None:
+        """Begin, or go on where a run stood after `number` updates."""
+        is_cpu = self.update.parameters[0].device.type == "cpu"
+        if self.asked.plan is None and is_cpu and allocator.is_available():
+            self.plan = replace(self.plan, keep_memory=True)
+        if self.plan.keep_memory:
+            self._undo.enter_context(allocator.kept())
+        self._undo.callback(torch.set_num_threads, self._threads)
+        self.follow(self.plan)
+        if self.asked.plan is None and is_cpu and self.asked.by_clock:
+            self._planner = Planner(self)
+        elif self.plan.compiled_after is None:
+            self.settle()
+
+    def close(self) -> None:
+        """The model is a stock module again, as it was found: layout, threads, memory."""
+        if self.compilation is not None:
+            self.compilation.stop()
+        self.program = self.compilation = self._traced = self._planner = None
+        if self._layout is not None:
+            self._layout.undo()
+            self._layout = None
+        self.arithmetic = None
+        self._undo.close()
+
+    def resumed(self, number: int) -> None:
+        """State was loaded into model and rule, as it stood after so many updates."""
+        self.number = number
+        if self._layout is not None:
+            self._layout.follow()
+
+    def plan_on(self, batch: Batch) -> None:
+        """Choose everything now, on one batch, from a copy of the state; nothing of these steps stays."""
+        snapshot = Snapshot(self.forward, self.update.optimizer)
+        while self._planner is not None:
+            self(batch)
+        snapshot.restore()
+
+    # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def __call__(self, batch: Batch | Parts, probe: Probe | None = None, watcher: Watcher | None = None) -> Tensor:
+        """Make one update; returns the loss on the batch before it, a detached scalar."""
+        if self._layout is not None:
+            batch = self.laid(batch, self.plan)
+        planner = self._planner
+        if planner is not None:
+            planner.consider(batch)
+        elif self.program is None and self.plan.compiled_after is not None:
+            self._as_planned(batch)
+        self.number += 1
+        program = self.program
+        is_heard = probe is not None and probe.listens
+        if program is not None and not is_heard and type(batch) is tuple and program.takes(batch):
+            return self.by_program(program, batch, probe, watcher)
+        if planner is None or is_heard:
+            return super().__call__(batch, probe, watcher)
+        started = time.perf_counter()
+        loss = super().__call__(batch, probe, watcher)
+        planner.times.append(time.perf_counter() - started)
+        return loss
+
+    def plainly(self, batch: Batch) -> Tensor:
+        """One update the way `Step` makes it."""
+        return super().__call__(batch)
+
+    def by_program(
+        self, program: Program, batch: Batch, probe: Probe | None = None, watcher: Watcher | None = None
+    ) -> Tensor:
+        """One update by a compiled step that takes this batch."""
+        update = self.update
+        if probe is not None:
+            probe.before(update.parameters)
+        loss, gradients, output = program(batch)
+        if probe is not None or not program.has_update:
+            for p, g in zip(program.graded, gradients, strict=True):
+                p.grad = g
+            if probe is not None:
+                probe.gradients(update.parameters)
+            if not program.has_update:
+                update.apply()
+            if probe is not None:
+                probe.after(update.parameters)
+            update.optimizer.zero_grad()
+        if watcher is not None and output is not None:
+            watcher.update(output, batch[1])
+        return loss
+
+    def _as_planned(self, batch: Batch | Parts) -> None:
+        """Have the compiled step of a given plan ready in time, and switch to it at its update, waiting if need be."""
+        after = self.plan.compiled_after
+        assert after is not None
+        if type(batch) is not tuple or shapes(batch) != self.plan.batch:
+            return
+        try:
+            if self.compilation is None and self.number >= min(after, 2):
+                self.record(batch)
+            if self.number >= after:
+                self.program, _ = self.load(batch)
+        except (Untraceable, CompileFailed) as error:
+            self.settle(
+                replace(self.plan, compiled_after=None),
+                f"The plan's compiled step could not be made again ({error}): steps run eagerly.",
+            )
+
+    # ── what a planner does with it ──────────────────────────────────────────────────────────────────────────────
+
+    def follow(self, plan: Plan) -> None:
+        """Bring layout, threads and arithmetic to what a plan says."""
+        if (plan.layout == "channels_last") != (self._layout is not None):
+            if self._layout is not None:
+                self._layout.undo()
+                self._layout = None
+            else:
+                self._layout = layout.Layout(self.forward.model.parameters(), self.update.optimizer)
+                self._layout.apply()
+        torch.set_num_threads(plan.threads or self._threads)
+        self.arithmetic = torch.bfloat16 if plan.arithmetic == "bfloat16" else None
+
+    def laid(self, batch: Any, plan: Plan) -> Any:
+        """A batch in the memory order of a plan."""
+        if plan.layout != "channels_last":
+            return batch
+        if type(batch) is Parts:
+            return Parts(lambda: map(layout.images_last, batch))  # type: ignore[arg-type]
+        return layout.images_last(batch)
+
+    def record(self, batch: Batch) -> None:
+        """Write the step down and begin to compile it.
+
+        Raises:
+            Untraceable, CompileFailed: it is not to be; the message says why.
+        """
+        self._traced = trace(self, batch, self.asked.outputs)
+        choices = self.plan.products if self.asked.plan is not None else None
+        arguments = [*self._traced.held(), *leaves(batch)]
+        self.compilation = Compilation.start(self._traced.graph, arguments, torch.get_num_threads(), choices)
+
+    def load(self, batch: Batch) -> tuple[Program, dict[str, Any]]:
+        """The compiled step, and what is known of it; waits until it is there.
+
+        Raises:
+            CompileFailed: it cannot be had.
+        """
+        assert self.compilation is not None and self._traced is not None
+        library, known = self.compilation.result()
+        return Program(library, self._traced, self.forward, self.update, batch), known
+
+    @property
+    def num_operations(self) -> int:
+        """Operations of the step that was recorded."""
+        return len(self._traced.graph.graph.nodes) if self._traced is not None else 0
+
+    def settle(self, plan: Plan | None = None, note: str = "") -> None:
+        """Nothing more is chosen from here on."""
+        self._planner = None
+        plan = replace(plan or self.plan, is_settled=True)
+        self.tell(replace(plan, notes=(*plan.notes, note)) if note else plan)
+
+    def tell(self, plan: Plan) -> None:
+        """This is the plan now."""
+        if plan != self.plan:
+            self.plan = plan
+            self._changed(plan)
+
+
+def shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """Shapes of a batch's tensors."""
+    return tuple(tuple(t.shape) for t in leaves(batch))

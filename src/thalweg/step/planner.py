@@ -1,0 +1,289 @@
+"""Finds the fastest way to run a step while it runs, each way tried before it is taken.
+
+update 1      the layout of images and the number of threads are timed on the first batch, from a copy of the state
+updates 2–9   plain steps, timed; their batches are remembered
+update 10     where what is still to come repays it, the whole step is recorded, and compiled by another process:
+              beside the training where a core is free for it, else while the training waits
+when ready    it is tried against the plain step on remembered batches, timed, and taken if it is the same and
+              faster; the number of updates made so far is written into the plan
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.step.batches import Parts
+from thalweg.step.compiler import CompileFailed
+from thalweg.step.data import Batch
+from thalweg.step.kernels import layout
+from thalweg.step.plan import Plan
+from thalweg.step.program import Program
+from thalweg.step.trace import Untraceable
+from thalweg.step.trial import Snapshot, ratio, same, timed
+from thalweg.tensors.named import leaves, num_bytes
+
+if TYPE_CHECKING:
+    from thalweg.step.planned import PlannedStep
+
+#: Updates made plainly before compiling is thought of, and batches remembered of them: enough to tell a step's time and
+#: the noise of its loss.
+FIRST = 9
+REMEMBERED = 8
+REMEMBERED_BYTES = 256 << 20
+#: What planning may cost, of the training that it serves, or in seconds if that is more.
+SHARE, SECONDS = 0.02, 1.0
+#: A way must save at least this share of a step's time: less is noise.
+WORTH = 0.97
+#: Steps below this many seconds are tried with one thread: they do not fill several.
+SMALL = 2e-3
+#: Channels last and one thread are taken also where the eager step is slower by this factor: by the first the compiled
+#: step gains more (12 ms and not 16 for two convolutions, where eager it is a tie), by the second a core to compile on.
+LEANING = 1.1
+#: Updates between two looks at whether the other process is done.
+LOOK_EVERY = 5
+
+TOO_SHORT = "The step is not compiled: this training is too short to repay it."
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What there is to gain from planning: how much training follows."""
+
+    steps: int | None = None
+    """Updates that will follow, as far as known; None: enough to repay anything."""
+    seconds: float | None = None
+    """Seconds that training will last at most."""
+    wait: bool = False
+    """Compile before going on, in any case."""
+
+    def allows(self, cost: float, number: int, step: float, least: float = SECONDS) -> bool:
+        """Whether so many seconds may be spent after `number` updates, where each takes `step` seconds."""
+        to_come = float("inf") if self.steps is None else max(0, self.steps - number) * step
+        return cost <= max(least, SHARE * min(to_come, self.seconds or float("inf")))
+
+
+class Planner:
+    """Chooses for one step, until it has settled."""
+
+    def __init__(self, step: PlannedStep) -> None:
+        self.step = step
+        self.budget = step.asked.budget
+        self.times: list[float] = []
+        """Seconds of the plain steps so far."""
+        self._remembered: list[Batch] = []
+
+    def consider(self, batch: Batch | Parts) -> None:
+        """Whatever is due before the next update. Nothing that goes wrong with a way may end a training."""
+        step = self.step
+        try:
+            if step.number == 0:
+                self._first_choices(batch)
+            elif step.compilation is not None:
+                if step.number % LOOK_EVERY == 0 and step.compilation.is_done():
+                    self._take_or_leave(batch)
+            elif step.number >= FIRST and len(self.times) > 2:
+                self._second_choices(batch)
+        except Exception as error:
+            step.program = None
+            step.settle(note=f"Planning ended ({type(error).__name__}: {error}); steps run as before.")
+        if type(batch) is tuple and num_bytes(batch) + num_bytes(tuple(self._remembered)) < REMEMBERED_BYTES:
+            self._remembered = [*self._remembered, batch][-REMEMBERED:]
+
+    # ── before the first update ──────────────────────────────────────────────────────────────────────────────────
+
+    def _first_choices(self, batch: Batch | Parts) -> None:
+        if type(batch) is not tuple:
+            return
+        step = self.step
+        snapshot = Snapshot(step.forward, step.update.optimizer)
+        try:
+            plain = min(_seconds(lambda: step.plainly(batch)) for _ in range(2))
+            plan = step.plan
+            can_lie = layout.has_images(step.forward.model) and not step.forward.is_keras
+            if can_lie and self.budget.allows(10 * plain, 0, plain):
+                plan = self._faster(plan, replace(plan, layout="channels_last"), batch, worth=LEANING)
+            if plain < SMALL and torch.get_num_threads() > 1:
+                plan = self._faster(plan, replace(plan, threads=1), batch, 5 * plain, LEANING)
+        finally:
+            snapshot.restore()
+        step.tell(plan)
+
+    def _faster(self, now: Plan, new: Plan, batch: Batch, seconds: float = 0.0, worth: float = WORTH) -> Plan:
+        """The one whose eager step is faster, in turn on one batch; followed from here on."""
+        times: dict[str, list[float]] = {"now": [], "new": []}
+        for block in range(4):
+            for name, plan in (("now", now), ("new", new)):
+                self.step.follow(plan)
+                laid = self.step.laid(batch, plan)
+                found = timed({name: _call(self.step.plainly, laid)}, 1, seconds)
+                if block:  # the first is a warm-up
+                    times[name] += found[name]
+        gain = ratio(times, "now", "new")
+        taken = replace(new, gain=round(gain * (now.gain or 1.0), 3)) if gain * worth > 1 else now
+        self.step.follow(taken)
+        return taken
+
+    # ── after a few ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _second_choices(self, batch: Batch | Parts) -> None:
+        """Arithmetic of fewer digits, where asked; then whether to compile."""
+        step, eager = self.step, statistics.median(self.times[1:])
+        if step.asked.is_fast and type(batch) is tuple:
+            self._try_fast()
+        if type(batch) is not tuple or step.constrained:
+            why = "its weights are constrained" if step.constrained else "batches come in parts"
+            step.settle(note=f"The step is not compiled: {why}.")
+            return
+        if not self.budget.allows(0.3, step.number, eager, least=0.0):  # recording it and trying it
+            step.settle(note=TOO_SHORT)
+            return
+        if not self._is_usual(batch):
+            return
+        started = time.perf_counter()
+        try:
+            step.record(batch)
+        except (Untraceable, CompileFailed) as error:
+            step.settle(note=f"The step is not compiled: {error}.")
+            return
+        assert step.compilation is not None
+        must_wait = not step.compilation.was_ready and self._must_wait()
+        cost = time.perf_counter() - started + (compile_seconds(step.num_operations) if must_wait else 0.0)
+        if not self.budget.allows(cost, step.number, eager):
+            step.compilation.stop()
+            step.settle(note=TOO_SHORT)
+        elif must_wait or step.compilation.was_ready:
+            self._take_or_leave(batch)
+
+    def _is_usual(self, batch: Batch) -> bool:
+        """Whether the batch has the commonest shape of those seen, which the last one of an epoch may not have."""
+        seen = [[t.shape for t in leaves(b)] for b in self._remembered]
+        return seen.count([t.shape for t in leaves(batch)]) >= max(map(seen.count, seen), default=0)
+
+    def _must_wait(self) -> bool:
+        """Whether compiling stops the training: it was asked for, or no core is left for it.
+
+        Two threads that wait for each other many times a step, one of which shares its core with a compiler, lose far
+        more than the core's share: steps of 100 ms instead of one were seen.
+        """
+        return self.budget.wait or torch.get_num_threads() >= _num_cores()
+
+    def _try_fast(self) -> None:
+        """bfloat16 products where they are faster and the loss over the remembered batches agrees within its noise."""
+        step = self.step
+        if step.update.parameters[0].dtype != torch.float32 or len(self._remembered) < 3:
+            return
+        snapshot = Snapshot(step.forward, step.update.optimizer)
+        losses: dict[str, Tensor] = {}
+        times: dict[str, list[float]] = {}
+        fast_plan = replace(step.plan, arithmetic="bfloat16")
+        try:
+            for name, plan in (("exact", step.plan), ("fast", fast_plan)):
+                snapshot.restore()
+                step.follow(plan)
+                taken, times[name] = [], []
+                for batch in self._remembered:
+                    started = time.perf_counter()
+                    taken.append(step.plainly(batch))
+                    times[name].append(time.perf_counter() - started)
+                losses[name] = torch.stack(taken).double()
+        finally:
+            snapshot.restore()
+            step.follow(step.plan)
+        exact = losses["exact"]
+        noise = float(exact.std()) / len(exact) ** 0.5
+        away = float((losses["fast"].mean() - exact.mean()).abs())
+        gain = ratio({name: spent[1:] for name, spent in times.items()}, "exact", "fast")
+        if away > noise:
+            where = f"over {len(exact)} steps the loss was off by {away:.2g}, its noise is {noise:.2g}"
+            note = f"bfloat16 was not taken: {where}."
+        elif gain * WORTH <= 1:
+            note = f"bfloat16 was not taken: with it a step takes {1 / gain:.2f} times as long on this machine."
+        else:
+            step.follow(fast_plan)
+            step.tell(replace(fast_plan, gain=round(gain * (step.plan.gain or 1.0), 3)))
+            return
+        step.tell(replace(step.plan, notes=(*step.plan.notes, note)))
+
+    # ── when it is ready ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_or_leave(self, batch: Batch | Parts) -> None:
+        """The compiled step is there: take it if it is the same and faster."""
+        step = self.step
+        assert isinstance(batch, tuple)
+        try:
+            program, known = step.load(batch)
+        except CompileFailed as error:
+            step.settle(note=f"The step is not compiled: {error}.")
+            return
+        if not program.takes(batch):
+            return  # of another shape: at the next one
+        reason, gain = self._tried(program, batch)
+        if reason is not None:
+            step.settle(note=f"The compiled step was not taken: {reason}.")
+            return
+        step.program = program
+        now = replace(
+            step.plan,
+            compiled_after=step.number,
+            batch=tuple(tuple(t.shape) for t in leaves(batch)),
+            products=known["choices"],
+            gain=round(gain * (step.plan.gain or 1.0), 3),
+        )
+        step.settle(now)
+
+    def _tried(self, program: Program, batch: Batch) -> tuple[str | None, float]:
+        """Why a program is not to be taken, or None; and how many times as fast as the plain step it is."""
+        step = self.step
+        tried = [*[b for b in self._remembered if program.takes(b)][-1:], batch]
+
+        def way(batch: Batch) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+            loss, gradients, _ = program(batch)
+            found = dict(zip(program.graded, gradients, strict=True))
+            if not program.has_update:
+                for p, g in found.items():
+                    p.grad = g.clone()
+                step.update.apply()
+            return loss, found
+
+        def plain(batch: Batch) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+            loss = step.gradients(batch)
+            return loss, {p: p.grad for p in step.update.parameters if p.grad is not None}
+
+        differs = same(way, plain, step.update, tried, step.forward, step.arithmetic)
+        if differs is not None:
+            return differs, 1.0
+        snapshot = Snapshot(step.forward, step.update.optimizer)
+        try:
+            ways = {"plain": lambda: step.plainly(batch), "program": lambda: step.by_program(program, batch)}
+            times = timed(ways, 5, 0.01)
+        finally:
+            snapshot.restore()
+        gain = ratio(times, "plain", "program")
+        return (None if gain * WORTH > 1 else f"it takes {1 / gain:.2f} times as long as the plain one"), gain
+
+
+def compile_seconds(operations: int) -> float:
+    """Seconds that compiling takes, roughly: 10 for a small network, 40 for 2,000 operations."""
+    return 8.0 + 0.015 * operations
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _call(function: Callable[[Batch], Tensor], batch: Batch) -> Callable[[], Tensor]:
+    return lambda: function(batch)

@@ -1,0 +1,117 @@
+"""A compiled step at work: live tensors in, one call, loss and gradients out.
+
+Model and rule are changed where they lie, so that before and after any step an ordinary one can be made instead.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from thalweg.step.compiler import Shape, small_library
+from thalweg.step.data import Batch
+from thalweg.step.forward import Forward
+from thalweg.step.kernels.products import load_small
+from thalweg.step.trace import Traced
+from thalweg.step.update import Update
+from thalweg.tensors.named import leaves
+
+
+class Program:
+    """One library, bound to the tensors of one model and one rule.
+
+    It takes batches of one shape, a model in one mode and a rule with one set of options; whatever differs is for the
+    ordinary step (`takes`).
+    """
+
+    def __init__(self, library: Path, traced: Traced, forward: Forward, update: Update, batch: Batch) -> None:
+        """Raises RuntimeError where the library cannot be loaded."""
+        load_small(small_library())
+        self._run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+        self._traced = traced
+        self._update = update
+        self._shapes = [Shape.of(t) for t in leaves(batch)]
+        self._layouts = [(t.shape, t.stride(), t.dtype) for t in traced.held()]
+        self._held: list[Tensor] = []
+        self._live = list(traced.tensors.model.values())
+        self._pointers: list[int] = []
+        self._first = next(iter(traced.tensors.rule), None)
+        self._first_held: Tensor | None = None
+        self._rates = [float(group["lr"]) for group in update.optimizer.param_groups]
+        self._options = [
+            [(name, value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")]
+            for group in update.optimizer.param_groups
+        ]
+        self._sizes = [len(group["params"]) for group in update.optimizer.param_groups]
+        self._modes = [(module, module.training) for module in forward.model.modules()]
+        self._trained = [(p, p.requires_grad) for p in forward.model.parameters()]
+        self._output_spec = traced.output_spec
+        self.graded: list[nn.Parameter] = traced.graded
+        self.has_update = traced.has_update
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether this batch, and model and rule as they are now, are what the program was made for."""
+        x, y = batch
+        found = (x, y) if type(x) is Tensor and type(y) is Tensor else list(leaves(batch))
+        if len(found) != len(self._shapes):
+            return False
+        for t, shape in zip(found, self._shapes, strict=True):
+            if t.shape != shape.size or t.dtype is not shape.dtype or t.stride() != shape.stride:
+                return False
+        for module, mode in self._modes:
+            if module.training is not mode:
+                return False
+        for p, is_trained in self._trained:
+            if p.requires_grad is not is_trained:
+                return False
+        return (not self.has_update or self._has_options()) and self._is_bound()
+
+    def _has_options(self) -> bool:
+        """Whether the rule's options but the rate are those that the program has taken as constants."""
+        groups = self._update.optimizer.param_groups
+        if len(groups) != len(self._options):
+            return False
+        for group, options, size in zip(groups, self._options, self._sizes, strict=True):
+            if len(group["params"]) != size:
+                return False
+            for name, value in options:
+                if (now := group[name]) is not value and now != value:
+                    return False
+        return True
+
+    def _is_bound(self) -> bool:
+        """Whether the tensors that are held are those of model and rule; looks for them anew where they have moved."""
+        kept = None
+        if self._first is not None:
+            parameter, name = self._first
+            kept = self._update.optimizer.state.get(parameter, {}).get(name)
+            if kept is None:
+                return False  # the rule has no state yet: its first step makes it
+        if kept is self._first_held and self._pointers == [t.data_ptr() for t in self._live]:
+            return True
+        try:
+            held = self._traced.held()
+        except LookupError:
+            return False
+        if [(t.shape, t.stride(), t.dtype) for t in held] != self._layouts:
+            return False
+        self._held, self._first_held, self._pointers = held, kept, [t.data_ptr() for t in self._live]
+        return True
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor], Any]:
+        """Run on a batch that it takes: the loss before the update, the gradients of `graded`, the outputs.
+
+        Where the rule is not part of the program (`has_update`), the update is still to be made.
+        """
+        for i, group in enumerate(self._update.optimizer.param_groups):
+            if (rate := group["lr"]) != self._rates[i]:
+                self._rates[i] = float(rate)
+                self._traced.rates[i].fill_(self._rates[i])
+        found = self._run([*self._held, *leaves(batch)])
+        end = 1 + len(self.graded)
+        outputs = pytree.tree_unflatten(found[end:], self._output_spec) if len(found) > end else None
+        return found[0], found[1:end], outputs

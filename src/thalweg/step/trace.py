@@ -1,0 +1,390 @@
+"""A whole step, forward, loss, backward, clipping and update, written down as one program of tensor operations.
+
+The program is recorded on stand-ins without data, so nothing is computed and nothing of the model changes. What is
+recorded is what this model does with a batch of this shape, in training mode, now. A model whose next step may be
+another program (it draws numbers in Python, counts its calls, has hooks, decides by a value) is not recorded at all.
+
+The rule is not written anew: torch's own step is recorded in the form it has under a compiler, which is made of tensor
+operations, on scalars in double precision. A rule that cannot be recorded is left out of the program and runs as it is.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from thalweg.step.backward import objective
+from thalweg.step.data import Batch
+from thalweg.step.forward import Forward
+from thalweg.step.kernels import operators
+from thalweg.step.update import Clip, Update
+from thalweg.step.whole import Step
+from thalweg.tensors.seeds import untouched
+
+#: Operations above which compiling takes minutes: a recurrence written out step by step.
+LIMIT = 6_000
+
+
+class Untraceable(ValueError):
+    """The step cannot be written down; the message says why, to follow "the step is not compiled: "."""
+
+
+@dataclass(slots=True)
+class Tensors:
+    """The live tensors that a step reads and changes, each once; and where each stands in the list of all."""
+
+    model: dict[str, Tensor]
+    """Parameters and buffers by name; a tied one under its first name."""
+    rule: list[tuple[nn.Parameter, str]]
+    """Owner and name of each tensor of the rule's state."""
+    optimizer: Optimizer
+
+    @classmethod
+    def of(cls, forward: Forward, update: Update) -> Tensors:
+        """Those of a model and of a rule that has made a step."""
+        model = {**dict(forward.model.named_parameters()), **dict(forward.model.named_buffers())}
+        state = update.optimizer.state
+        names = [(p, n) for p in update.parameters for n, v in state.get(p, {}).items() if isinstance(v, Tensor)]
+        return cls(model, names, update.optimizer)
+
+    def all(self) -> list[Tensor]:
+        """As they are now, the model's first."""
+        state = self.optimizer.state
+        return [t.detach() if t.requires_grad else t for t in self.model.values()] + [state[p][n] for p, n in self.rule]
+
+
+@dataclass(slots=True)
+class Traced:
+    """A step as a graph of tensor operations.
+
+    Its arguments are `held` followed by the leaves of a batch; its results are the loss, the gradients in the order of
+    `update.parameters` (those that are None left out), then the outputs' leaves. `held` are the live tensors of model
+    and rule, which the graph changes in place, one double scalar for each parameter group (its rate), and tensors that
+    the model keeps elsewhere.
+    """
+
+    graph: GraphModule
+    tensors: Tensors
+    rates: list[Tensor]
+    constants: list[Tensor]
+    has_update: bool
+    graded: list[nn.Parameter]
+    """Parameters that have a gradient, in the order in which gradients come back."""
+    output_spec: Any
+
+    def held(self) -> list[Tensor]:
+        """The arguments ahead of the batch, as they are now.
+
+        Raises:
+            LookupError: the rule keeps no state yet.
+        """
+        return [*self.tensors.all(), *self.rates, *self.constants]
+
+
+def trace(step: Step, batch: Batch, outputs: bool) -> Traced:
+    """Write down a step on a batch of this shape; `outputs` asks for the model's outputs too.
+
+    The rule must have made a step, so that its state is there.
+
+    Raises:
+        Untraceable: the step is not always this program, or cannot be followed.
+    """
+    _refuse(step.forward, batch)
+    if _recordable(step.update):
+        try:
+            return _traced(_Recorder(step, outputs), batch)
+        except _RuleFailed:
+            pass
+    return _traced(_Recorder(step, outputs, has_update=False), batch)
+
+
+# ── what is not recorded ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _refuse(forward: Forward, batch: Batch) -> None:
+    model = forward.model
+    if forward.is_keras:
+        raise Untraceable("a Keras model keeps its state outside of the graph")
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise Untraceable("the model is compiled already")
+    if not isinstance(batch, tuple) or not all(isinstance(t, Tensor) for t in pytree.tree_leaves(batch)):
+        raise Untraceable("a batch holds more than tensors")
+    if nn.modules.module._has_any_global_hook():
+        raise Untraceable("hooks are set on all modules")
+    for name, module in model.named_modules():
+        if any(getattr(module, hooks, None) for hooks in _HOOKS):
+            raise Untraceable(f"module {name!r} has hooks, which a program passes over" if name else "it has hooks")
+        if getattr(module, "sparse", False):
+            raise Untraceable(f"module {name!r} has sparse gradients")
+        if hasattr(module, "_orig_mod"):
+            raise Untraceable(f"module {name!r} is compiled already")
+    for name, p in model.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise Untraceable(f"parameter {name!r} has hooks, which a program passes over")
+        if p.device.type != "cpu":
+            raise Untraceable(f"programs are made for the CPU, and parameter {name!r} is on {p.device.type}")
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def _recordable(update: Update) -> bool:
+    """Whether a rule is nothing but operations on tensors, as far as can be told before trying."""
+    optimizer = update.optimizer
+    if update.needs_closure:
+        return False
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    if any(hooks):
+        return False
+    values = (v for p in update.parameters for v in optimizer.state.get(p, {}).values())
+    return all(value is None or isinstance(value, Tensor) for value in values)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that remembers something in Python from call to call, or draws random numbers there.
+
+    Its attributes are put back as they were.
+    """
+    modules = list(model.modules())
+    before = [dict(module.__dict__) for module in modules]
+    sizes = [_sizes(module) for module in modules]
+    drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
+    try:
+        yield
+        if (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]) != drawn:
+            raise Untraceable("the model draws random numbers in Python, which a program would freeze")
+        for module, found, size in zip(modules, before, sizes, strict=True):
+            now = module.__dict__
+            changed = [n for n in {*now, *found} if now.get(n) is not found.get(n)] if now != found else []
+            if changed or _sizes(module) != size:
+                what = f"its attribute {changed[0]!r}" if changed else "a list or dict of its own"
+                raise Untraceable(f"{type(module).__name__} changes {what} in each call, which a program would not")
+    finally:
+        for module, found in zip(modules, before, strict=True):
+            if list(module.__dict__) != list(found) or any(module.__dict__[n] is not found[n] for n in found):
+                module.__dict__.clear()
+                module.__dict__.update(found)
+
+
+def _sizes(module: nn.Module) -> list[int]:
+    """Lengths of what a module keeps in containers of its own."""
+    return [len(v) for v in module.__dict__.values() if isinstance(v, list | dict | set)]
+
+
+# ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _RuleFailed(Exception):
+    """The rule could not be recorded."""
+
+
+class _Objective(nn.Module):
+    """Model and loss as one module, so that its parameters can be stood in for."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.model = step.forward.model
+        self.call = lambda batch: objective(step.forward, step.loss, batch)
+        self.arithmetic = step.arithmetic
+
+    def forward(self, *batch: Any) -> Any:
+        with torch.autocast("cpu", self.arithmetic, enabled=self.arithmetic is not None, cache_enabled=False):
+            return self.call(batch)
+
+
+class _Recorder:
+    """The step as a function of tensors alone."""
+
+    def __init__(self, step: Step, outputs: bool, has_update: bool = True) -> None:
+        self.forward = step.forward
+        self.objective = _Objective(step)
+        self.update = update = step.update
+        self.tensors = Tensors.of(step.forward, update)
+        self.outputs = outputs
+        self.has_update = has_update
+        self.rates = [torch.tensor(float(g["lr"]), dtype=torch.float64) for g in update.optimizer.param_groups]
+        self.graded: list[nn.Parameter] = []
+        self.output_spec: Any = None
+
+    def held(self) -> list[Tensor]:
+        """The arguments before the batch."""
+        return [*self.tensors.all(), *self.rates]
+
+    def __call__(self, held: list[Tensor], batch: Batch) -> tuple[Tensor, ...]:
+        names = list(self.tensors.model)
+        stands = dict(zip(names, held, strict=False))
+        state = held[len(names) : len(names) + len(self.tensors.rule)]
+        rates = held[len(names) + len(state) :]
+        owner = {id(t): name for name, t in self.tensors.model.items()}
+        trained = {owner[id(p)]: p for p in self.update.parameters if p.requires_grad and id(p) in owner}
+        variables = {name: stands[name].detach().requires_grad_() for name in trained}
+        called = {f"model.{name}": t for name, t in {**stands, **variables}.items()}
+        loss, output = torch.func.functional_call(self.objective, called, batch)
+        if loss.ndim or not loss.requires_grad:
+            raise Untraceable("the loss is no scalar that depends on the parameters")
+        gradients = torch.autograd.grad(loss, list(variables.values()), allow_unused=True)
+        found = {name: g.detach() for name, g in zip(variables, gradients, strict=True) if g is not None}
+        self.graded = [trained[name] for name in found]
+        if self.has_update:
+            self._update({id(trained[name]): (stands[name], g) for name, g in found.items()}, state, rates)
+        flat, self.output_spec = pytree.tree_flatten(output if self.outputs else None)
+        if not all(isinstance(t, Tensor) or t is None for t in flat):
+            raise Untraceable("the model's outputs hold more than tensors")
+        return (loss.detach(), *found.values(), *(t.detach() for t in flat if t is not None))
+
+    def _update(self, graded: dict[int, tuple[Tensor, Tensor]], state: list[Tensor], rates: list[Tensor]) -> None:
+        """Record the rule on stand-ins: a twin of the optimizer that owns them instead of the parameters."""
+        optimizer = self.update.optimizer
+        stands = {key: stand.detach() for key, (stand, _) in graded.items()}
+        for key, (_, gradient) in graded.items():
+            stands[key].grad = gradient.clone() if self.update.clip != Clip() else gradient
+        twin = object.__new__(type(optimizer))
+        twin.__dict__.update(optimizer.__dict__)
+        twin.state = defaultdict(dict)
+        scalars = []
+        equals: dict[tuple[str, float], Tensor] = {}
+        for (p, name), value in zip(self.tensors.rule, state, strict=True):
+            if id(p) not in stands:
+                continue
+            if value.ndim == 0 and value.is_floating_point():
+                # A count of steps: powers of it need all its digits, and where all parameters have had as many steps
+                # they are the same powers.
+                first = equals.setdefault((name, float(optimizer.state[p][name])), value)
+                scalars.append((value, first.double()))
+                value = scalars[-1][1]
+            twin.state[stands[id(p)]][name] = value
+        plain = {"fused": None, "foreach": False, "capturable": True}
+        twin.param_groups = [
+            {**group, **plain, "params": [stands[id(p)] for p in group["params"] if id(p) in stands], "lr": rate}
+            for group, rate in zip(optimizer.param_groups, rates, strict=True)
+        ]
+        try:
+            with torch.no_grad(), _as_if_compiling(), _ScalarTensors():
+                Update(twin, self.update.clip).clip_gradients()
+                type(optimizer).step(twin)
+                for stored, exact in scalars:
+                    stored.copy_(exact)
+        except Untraceable:
+            raise
+        except Exception as error:  # whatever a rule of somebody's does with stand-ins
+            raise _RuleFailed from error
+
+
+@contextmanager
+def _as_if_compiling() -> Iterator[None]:
+    """Rules of torch read counts and rates back to the host, except where a compiler looks on."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+class _ScalarTensors(TorchFunctionMode):
+    """Lets a rate that is a tensor stand where torch takes a number: `p.add_(g, alpha=-rate)`."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if isinstance(factor := kwargs.get("alpha"), Tensor):
+            del kwargs["alpha"]
+            return function(args[0], args[1] * factor, **kwargs)
+        if isinstance(factor := kwargs.get("value"), Tensor) and len(args) == 3:
+            del kwargs["value"]
+            return function(args[0], args[1] * factor, args[2], **kwargs)
+        return function(*args, **kwargs)
+
+
+def _traced(recorder: _Recorder, batch: Batch) -> Traced:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    held = recorder.held()
+    arguments, spec = pytree.tree_flatten((held, batch))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    function: Callable[..., Any] = lambda *flat: recorder(*pytree.tree_unflatten(flat, spec))  # noqa: E731
+    try:
+        with warnings.catch_warnings(), untouched(), _unchanged(recorder.forward.model), mode:
+            warnings.simplefilter("ignore")
+            fakes = [mode.from_tensor(t) for t in arguments]
+            graph = make_fx(function, tracing_mode="real")(*fakes)
+    except (Untraceable, _RuleFailed):
+        raise
+    except Exception as error:  # whatever a model of the user's does with stand-ins
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Untraceable(f"it cannot be followed ({type(error).__name__}: {first[:160]})") from error
+    for node in reversed(list(graph.graph.nodes)):  # marks for a profiler, which torch's rules set around a step
+        if str(node.target).startswith("profiler."):
+            graph.graph.erase_node(node)
+    if len(graph.graph.nodes) > LIMIT:
+        raise Untraceable(f"it is {len(graph.graph.nodes)} operations long")
+    constants = _lifted(graph, len(held))
+    _hold_scalars(graph)
+    graph.graph._tracer_cls = None  # it goes to another process, where it is read back by torch's plain tracer
+    return Traced(
+        GraphModule({}, graph.graph),
+        recorder.tensors,
+        recorder.rates,
+        constants,
+        recorder.has_update,
+        recorder.graded,
+        recorder.output_spec,
+    )
+
+
+def _hold_scalars(graph: GraphModule) -> None:
+    """What a rule computes of its counts and rate is computed once: a compiler would repeat it in the loop over each
+    parameter, a power for every vector of numbers.
+    """
+    for node in list(graph.graph.nodes):
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, Tensor) or value.ndim or value.dtype != torch.float64:
+            continue
+        users = [user for user in node.users if getattr(user.meta.get("val"), "ndim", 0)]
+        if users:
+            with graph.graph.inserting_after(node):
+                held = graph.graph.call_function(operators.held(), (node,))
+            for user in users:
+                user.replace_input_with(node, held)
+
+
+def _lifted(graph: GraphModule, place: int) -> list[Tensor]:
+    """Tensors that the model holds outside of parameters and buffers become arguments, after those that are held: a
+    program must see what they are at each step.
+    """
+    constants: list[Tensor] = []
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    first_of_batch = placeholders[place] if place < len(placeholders) else None
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(graph, node.target)
+        if not isinstance(value, Tensor):
+            raise Untraceable("it holds a part that is no tensor")
+        before = first_of_batch or next(n for n in graph.graph.nodes if n.op != "placeholder")
+        with graph.graph.inserting_before(before):
+            argument = graph.graph.placeholder(f"constant_{len(constants)}")
+        argument.meta = dict(node.meta)
+        node.replace_all_uses_with(argument)
+        graph.graph.erase_node(node)
+        constants.append(value)
+    return constants
