@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from contenders import CONTENDERS, Contender
 from images import Part, read
-from load import MOST, Others
-from pairs import clean, quartiles, versions
+from load import Others
+from pairs import clean, quartiles, undisturbed, versions
 from tables import machine, ours, save
 from workloads import LEARNING_RATE
 
@@ -167,14 +167,15 @@ def fresh(name: str, options: argparse.Namespace) -> dict[str, Any]:
         out = Path(cache, "out.json")
         flags = ["--data", str(options.data.resolve()), "--images", str(options.images)]
         command = [contender.python, __file__, "--child", name, str(out), *flags]
-        others = Others([os.getpid()])
+        environ = clean(contender, cache)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, env=clean(contender, cache), timeout=LIMIT)
+            with Others([os.getpid()]) as others:
+                done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=LIMIT)
         except subprocess.TimeoutExpired:
             return {"note": f"over {LIMIT:.0f} s"}
         if done.returncode:
             return {"note": f"cannot: {(done.stderr.strip().splitlines() or [''])[-1][:160]}"}
-        return json.loads(out.read_text()) | {"others_cores": others.cores()}
+        return json.loads(out.read_text()) | {"others_cores": others.cores}
 
 
 def figures(rounds: list[dict[str, dict[str, Any]]]) -> list[tuple[str, tuple[float, float, float], float]]:
@@ -229,7 +230,7 @@ def main() -> None:
 
 def _shown(name: str, cell: dict[str, Any]) -> dict[str, Any]:
     words = cell.get("note") or f"{cell['seconds']:8.1f} s, test accuracy {cell['test_accuracy']:.4f}"
-    if (cell.get("others_cores") or 0) > MOST:
+    if not undisturbed(cell):
         words += f"  (others took {cell['others_cores']:.1f} cores meanwhile)"
     print(f"{TRAININGS[name][0]:34} {words}", flush=True)
     return cell

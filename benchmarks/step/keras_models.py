@@ -42,6 +42,16 @@ def residual() -> keras.Model:
     return keras.Model(read, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
 
 
+class Positions(layers.Layer):
+    """A learned vector for each position, added. (A layer called on constants would be a constant itself.)"""
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        self.vectors = self.add_weight(shape=shape[1:], initializer="random_normal", name="vectors")
+
+    def call(self, x: Any) -> Any:
+        return x + self.vectors
+
+
 def transformer() -> keras.Model:
     (length,) = WORKLOADS["transformer"].shape
     below = np.tril(np.ones((length, length), bool))
@@ -59,7 +69,7 @@ def transformer() -> keras.Model:
 
     read = keras.Input((length,), dtype="int32")
     x = layers.Embedding(CHARACTERS, WIDTH)(read)
-    x = x + layers.Embedding(length, WIDTH)(ops.arange(length))
+    x = Positions()(x)
     for _ in range(LAYERS):
         x = x + attention(norm()(x))
         y = ops.gelu(layers.Dense(4 * WIDTH)(norm()(x)), approximate=False)

@@ -12,21 +12,23 @@ MOST = 0.1
 
 
 class Others:
-    """Cores that processes other than the given ones take, on average since this was made."""
+    """Cores that processes other than the given ones take, on average while this is open; 0 where nobody can tell."""
 
     def __init__(self, own: Sequence[int]) -> None:
-        self.own, self.started, self.before = own, time.monotonic(), self._seconds(own)
+        self.own, self.cores = own, 0.0
 
-    def cores(self) -> float | None:
-        now = self._seconds(self.own)
-        if now is None or self.before is None:
-            return None
-        return max(0.0, round((now - self.before) / (time.monotonic() - self.started), 3))
+    def __enter__(self) -> Others:
+        self.started, self.before = time.monotonic(), self._seconds(self.own)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        taken = self._seconds(self.own) - self.before
+        self.cores = max(0.0, round(taken / (time.monotonic() - self.started), 3))
 
     @staticmethod
-    def _seconds(own: Sequence[int]) -> float | None:
+    def _seconds(own: Sequence[int]) -> float:
         if not Path("/proc/stat").exists():
-            return None
+            return 0.0
         user, nice, system, _idle, _waiting, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
         busy = user + nice + system + sum(interrupts[:2])
         return (busy - sum(map(_ticks, own))) / os.sysconf("SC_CLK_TCK")

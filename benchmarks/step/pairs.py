@@ -27,7 +27,9 @@ FEWEST = 3
 
 
 LONG = 3.0
-"""Seconds of a turn that needs no steps before it which do not count."""
+"""Seconds of three steps where a turn is one step, or the fewest there can be."""
+WARM = 10
+"""A turn's tenth goes before it and does not count."""
 
 
 class Failed(Exception):
@@ -47,6 +49,11 @@ class Effort:
     """Of one turn, about; a step or fifty where they take longer."""
     limit: float = 240.0
     """Seconds that a contender has on one workload, compiling and the reference's turns included."""
+
+
+REFERENCES = 3
+"""Processes of the reference, one after the other, that share a cell's blocks: what the stock allocator makes of an
+address space differs from process to process, by 15 % for the convolutions."""
 
 
 def clean(contender: Contender, cache: str) -> dict[str, str]:
@@ -70,7 +77,17 @@ class Worker:
             [contender.python, WORKER, name, workload], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self.errors, env=clean(contender, self.cache), start_new_session=True,
         )  # fmt: skip
-        self._answer()
+        try:
+            self._answer()
+        except Failed:
+            self.close()
+            raise
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def ask(self, command: str, steps: int) -> dict[str, Any]:
         self.process.stdin.write(f"{command} {steps}\n".encode())
@@ -109,32 +126,31 @@ def side_by_side(name: str, workload: str, effort: Effort) -> dict[str, Any]:
     """The cell of a contender on a workload: ratios to the reference, or why there are none."""
     started = time.monotonic()
     deadline = started + effort.limit
-    workers: list[Worker] = []
-    cell: dict[str, Any] = {}
     times: dict[str, list[float]] = {"contender": [], "reference": []}
+    cell: dict[str, Any] = {}
     try:
-        for part in (REFERENCE, name):
-            workers.append(Worker(part, workload, deadline))
-        reference, contender = workers
-        expected, found = (worker.ask("first", COMPARED) for worker in workers)
-        cell |= _firsts(expected, found, CONTENDERS[name].same_weights)
-        others = Others([os.getpid(), *(worker.process.pid for worker in workers)])
-        try:
-            _blocks(contender, reference, effort, times)
-        finally:
-            cell["others_cores"] = others.cores()
+        with Worker(name, workload, deadline) as contender:
+            found = contender.ask("first", COMPARED)
+            for blocks in _shares(effort.blocks, REFERENCES):
+                with Worker(REFERENCE, workload, deadline) as reference:
+                    cell = _firsts(reference.ask("first", COMPARED), found, CONTENDERS[name].same_weights) | cell
+                    with Others([os.getpid(), contender.process.pid, reference.process.pid]) as others:
+                        _blocks(contender, reference, blocks, effort.seconds, times)
+                cell["others_cores"] = max(others.cores, cell.get("others_cores", 0.0))
     except OverTime:
         cell["note"] = f"over {effort.limit:.0f} s"
     except Failed as failure:
         cell["note"] = str(failure)
-    finally:
-        for worker in workers:
-            worker.close()
     if len(times["contender"]) >= FEWEST:
         cell |= _figures(times)
-    if (cell.get("others_cores") or 0) > MOST:
+    if not undisturbed(cell):
         cell["note"] = f"disturbed: others took {cell['others_cores']:.1f} cores; measured again next time"
     return cell | {"seconds": round(time.monotonic() - started)}
+
+
+def _shares(blocks: int, processes: int) -> list[int]:
+    """How many blocks each process of the reference has."""
+    return [share for i in range(processes) if (share := (blocks + i) // processes)]
 
 
 def _firsts(expected: dict[str, Any], found: dict[str, Any], compared: bool) -> dict[str, Any]:
@@ -149,25 +165,27 @@ def _firsts(expected: dict[str, Any], found: dict[str, Any], compared: bool) -> 
     }
 
 
-def _blocks(contender: Worker, reference: Worker, effort: Effort, times: dict[str, list[float]]) -> None:
+def _blocks(contender: Worker, reference: Worker, blocks: int, seconds: float, times: dict[str, list[float]]) -> None:
     """Turns of both, every second block the other way round; one of each before anything counts."""
-    steps, long = {}, {}
-    for worker in (contender, reference):
-        tried = worker.ask("run", 3)
-        if tried["in_all"] < LONG:
-            tried = worker.ask("run", max(1, round(effort.seconds / 4 / tried["seconds"])))
-        steps[worker] = max(1, round(effort.seconds / tried["seconds"]))
-        long[worker] = tried["in_all"] >= LONG
-    both = ((reference, times["reference"]), (contender, times["contender"]))
-    for block in range(effort.blocks):
+    steps = {worker: _steps(worker, seconds) for worker in (contender, reference)}
+    for block in range(blocks):
         turn = {}
-        for worker, _ in both if block % 2 else both[::-1]:
-            # A library's threads may still spin from its other's turn: its first steps do not count.
-            if not long[worker]:
-                worker.ask("run", max(1, steps[worker] // 10))
+        for worker in (reference, contender) if block % 2 else (contender, reference):
+            # A library's threads may still spin from the other's turn: the first steps do not count.
+            if steps[worker] >= WARM:
+                worker.ask("run", steps[worker] // WARM)
             turn[worker] = worker.ask("run", steps[worker])["seconds"]
-        for worker, kept in both:
-            kept.append(turn[worker])
+        times["contender"].append(turn[contender])
+        times["reference"].append(turn[reference])
+
+
+def _steps(worker: Worker, seconds: float) -> int:
+    """Of a turn that takes about so long."""
+    tried = worker.ask("run", 3)
+    if tried["in_all"] >= LONG:
+        return 1
+    tried = worker.ask("run", max(1, round(seconds / 4 / tried["seconds"])))
+    return max(1, round(seconds / tried["seconds"]))
 
 
 def _figures(times: dict[str, list[float]]) -> dict[str, Any]:
@@ -187,9 +205,14 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
+def undisturbed(cell: dict[str, Any]) -> bool:
+    """Whether others left the machine to it."""
+    return cell.get("others_cores", 0.0) <= MOST
+
+
 def known(cell: dict[str, Any], holds: dict[str, Any]) -> bool:
     """Whether a cell stands: measured undisturbed, on what holds now."""
-    return (cell.get("others_cores") or 0) <= MOST and all(cell.get(key) == value for key, value in holds.items())
+    return undisturbed(cell) and all(cell.get(key) == value for key, value in holds.items())
 
 
 def versions(contender: Contender) -> dict[str, str]:

@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from contenders import CONTENDERS, REFERENCE
-from pairs import Effort, known, side_by_side, versions
+from pairs import Effort, known, side_by_side, undisturbed, versions
 from tables import machine, ours, save
 from workloads import WORKLOADS
 
 RESULTS = Path(__file__).parents[1] / "results" / "step.json"
+OURS = [name for name, contender in CONTENDERS.items() if contender.ours]
 Table = dict[str, dict[str, dict[str, Any]]]
 """workload -> contender -> cell."""
 
@@ -66,10 +67,13 @@ def geometric(values: list[float]) -> float:
 
 def best_peer(cells: dict[str, dict[str, Any]]) -> tuple[float, str]:
     """The smallest ratio that is not ours; the reference's own, 1, is one of them."""
-    peers = [
-        (cell["ratio"], n) for n, cell in cells.items() if not CONTENDERS[n].ours and n != REFERENCE and "ratio" in cell
-    ]
+    peers = [(ratio, n) for n, cell in cells.items() if n not in (*OURS, REFERENCE) and (ratio := counted(cell))]
     return min([*peers, (1.0, REFERENCE)])
+
+
+def counted(cell: dict[str, Any]) -> float | None:
+    """The ratio of a cell that was measured undisturbed."""
+    return cell.get("ratio") if undisturbed(cell) else None
 
 
 def lines(table: Table) -> list[str]:
@@ -78,7 +82,7 @@ def lines(table: Table) -> list[str]:
         f"best peer on {w:12} {CONTENDERS[n].title}, {r:.3f} × stock" for w in table for r, n in [best_peer(table[w])]
     ]
     for name, bound in (("thalweg", 0.50), ("thalweg-fast", 0.40)):
-        ratios = {w: cells[name]["ratio"] for w, cells in table.items() if "ratio" in cells.get(name, {})}
+        ratios = {w: ratio for w, cells in table.items() if (ratio := counted(cells.get(name, {})))}
         title = CONTENDERS[name].title
         if len(ratios) < len(WORKLOADS):
             shown.append(f"{title}: {len(ratios)} of {len(WORKLOADS)} workloads, no mean")
