@@ -16,11 +16,19 @@ from machine import processor
 
 
 def machine() -> dict[str, Any]:
-    """Without versions: each contender has its own."""
+    """Without versions: each contender has its own. The family tells processors of one name apart."""
     return {
-        "processor": processor(), "cores": os.cpu_count(),
+        "processor": processor(), "family": _family(), "cores": os.cpu_count(),
         "system": platform.system(), "libc": platform.libc_ver()[1],
     }  # fmt: skip
+
+
+def _family() -> str | None:
+    if not Path("/proc/cpuinfo").exists():
+        return None
+    fields = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines())
+    known = {name.strip(): value.strip() for name, _, value in fields}
+    return f"{known.get('cpu family')}, {known.get('model')}"
 
 
 def ours(part: str = "") -> str | None:
