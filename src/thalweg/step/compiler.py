@@ -3,7 +3,7 @@
 A process of its own, since compiling takes seconds of Python and of a C++ compiler while training goes on, and since
 nothing that goes wrong there can then hurt the training. What was made is kept in the user's cache directory under a
 name that follows from the program, torch's version, the processor and the number of threads: the next training of the
-same model finds it ready. `python -m thalweg.step.compiler REQUEST` is that process.
+same model finds it ready.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from thalweg.step.kernels import operators, products
 
 #: Part of every name in the cache: raise it where the same program would be compiled to something else.
 FORMAT = 1
+#: What the process runs. (Not `-m`: what is pickled would be of this module there, and of `__main__` here.)
+_PROGRAM = "import sys; from thalweg.step.compiler import main; main(sys.argv[1])"
 #: A process that has not ended by then is given up [s].
 TIMEOUT = 900.0
 #: Politeness of the process towards the training that it serves.
@@ -94,7 +96,7 @@ class Compilation:
         environment.pop("PYTHONWARNINGS", None)
         with open(Path(folder) / "log", "wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "thalweg.step.compiler", str(request)],
+                [sys.executable, "-c", _PROGRAM, str(request)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder,
             )  # fmt: skip
         return cls(path, process, folder)
@@ -300,9 +302,3 @@ def _die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    from thalweg.step.compiler import main as compile_request  # what was pickled is of that module, not of `__main__`
-
-    compile_request(sys.argv[1])
