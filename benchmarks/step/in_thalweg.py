@@ -10,7 +10,7 @@ import torch_models
 from worker import Contender, Stepping
 from workloads import LEARNING_RATE, Workload
 
-STEPS_TO_COME = 50_000
+STEPS_TO_COME = None
 """Of a long training: what compiling costs is not the question here, and stands beside the figures."""
 
 

@@ -179,7 +179,7 @@ def test_images_lie_channels_last_and_come_back(rule: Callable) -> None:
 
     def held() -> dict[str, Tensor]:
         found = {f"{i} {name}": t for i, p in enumerate(model.parameters()) for name, t in optimizer.state[p].items()}
-        found |= {name: p for name, p in model.named_parameters()}
+        found |= dict(model.named_parameters())
         return found | {f"{name}.grad": p.grad for name, p in model.named_parameters()}
 
     values = {name: t.detach().clone() for name, t in held().items()}
@@ -220,7 +220,7 @@ def test_state_that_was_loaded_follows() -> None:
     model = network()
     optimizer = torch.optim.Adam(model.parameters())
     stepped(model, optimizer, 0)
-    saved = {k: v for k, v in optimizer.state_dict().items()}
+    saved = dict(optimizer.state_dict().items())
     laid = layout.Layout(model.parameters(), optimizer)
     laid.apply()
     optimizer.load_state_dict(torch.load(_stored(saved), weights_only=True))
