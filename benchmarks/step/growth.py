@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import CONTENDERS
-from pairs import Effort, known, side_by_side, versions
+from pairs import Effort, better, known, side_by_side, versions
 from tables import machine, ours, save
 
 RESULTS = Path(__file__).parents[1] / "results" / "step-growth.json"
@@ -42,13 +42,13 @@ WIDE, HIGH, LEFT, TOP, BELOW = 300, 240, 62, 34, 44
 
 def measure(series: str, table: Table, options: argparse.Namespace) -> None:
     """The points of a series: those known on the same versions and machine stay."""
-    effort = Effort(2, 0.05) if options.quick else Effort(options.blocks, 0.4)
+    effort = Effort(3, 0.05) if options.quick else Effort(options.blocks, 0.4)
     holds = {"versions": versions(CONTENDERS["thalweg"]) | {"thalweg.step": ours("step")}, "machine": machine()}
     for at, workload in SERIES[series][1].items():
         cell = table[series].get(str(at), {})
         if options.again or options.quick or not known(cell, holds):
-            cell = side_by_side("thalweg", workload, effort) | holds | {"command": " ".join(sys.argv)}
-            table[series][str(at)] = cell
+            found = side_by_side("thalweg", workload, effort) | holds | {"command": " ".join(sys.argv)}
+            cell = table[series][str(at)] = better(found, cell, holds)
             if not options.quick:
                 save(RESULTS, table)
         print(f"{workload:14} {line(cell)}", flush=True)

@@ -143,6 +143,8 @@ def side_by_side(name: str, workload: str, effort: Effort) -> dict[str, Any]:
         cell["note"] = str(failure)
     if len(times["contender"]) >= FEWEST:
         cell |= _figures(times)
+    else:
+        cell.setdefault("note", f"fewer than {FEWEST} turns")
     if not undisturbed(cell):
         cell["note"] = f"disturbed: others took {cell['others_cores']:.1f} cores; measured again next time"
     return cell | {"seconds": round(time.monotonic() - started)}
@@ -213,6 +215,11 @@ def undisturbed(cell: dict[str, Any]) -> bool:
 def known(cell: dict[str, Any], holds: dict[str, Any]) -> bool:
     """Whether a cell stands: measured undisturbed, on what holds now."""
     return undisturbed(cell) and all(cell.get(key) == value for key, value in holds.items())
+
+
+def better(new: dict[str, Any], old: dict[str, Any], holds: dict[str, Any]) -> dict[str, Any]:
+    """The new cell, unless it was disturbed and the old one stands."""
+    return old if "ratio" in old and known(old, holds) and not undisturbed(new) else new
 
 
 def versions(contender: Contender) -> dict[str, str]:

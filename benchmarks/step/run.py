@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import CONTENDERS, REFERENCE
-from pairs import Effort, known, side_by_side, undisturbed, versions
+from pairs import Effort, better, known, side_by_side, undisturbed, versions
 from tables import machine, ours, save
 from workloads import WORKLOADS
 
@@ -117,8 +117,8 @@ def main() -> None:
         for name in options.only:
             cell = table[workload].get(name, {})
             if options.again or options.quick or not known(cell, holds[name]):
-                cell = side_by_side(name, workload, effort) | holds[name] | {"command": " ".join(sys.argv)}
-                table[workload][name] = cell
+                found = side_by_side(name, workload, effort) | holds[name] | {"command": " ".join(sys.argv)}
+                cell = table[workload][name] = better(found, cell, holds[name])
                 if not options.quick:
                     save(RESULTS, table)
             print(line(workload, name, cell), flush=True)
