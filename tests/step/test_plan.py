@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "products no words": ({"products": {"2x3:3,1 3x4:4,1": "fast"}}, "products .*'fast'"),
     "products a list": ({"products": ["onednn"]}, "products .*onednn"),
     "gain a word": ({"gain": "much"}, "gain .*'much'"),
-    "a word": ("fastest", "plan takes \"auto\", \"eager\", or a plan such as run.plan; got 'fastest'"),
+    "a word": ("fastest", 'plan takes "auto", "eager", or a plan such as run.plan; got \'fastest\''),
     "a number": (3, "plan takes .*; got 3"),
     "nothing": (None, "plan takes .*; got None"),
 }

@@ -39,7 +39,9 @@ def batches(count: int = 6, rows: int = 8) -> list[Batch]:
 
 
 def step_of(model: nn.Module, rule: Rule = lambda p: O.SGD(p, 0.1), loss: Any = "cross_entropy", **of: Any) -> Step:
-    return Step(Forward(model), resolve(loss) if isinstance(loss, str) else loss, Update(rule(model.parameters()), **of))
+    return Step(
+        Forward(model), resolve(loss) if isinstance(loss, str) else loss, Update(rule(model.parameters()), **of)
+    )
 
 
 def replay(traced: Traced, batch: Batch) -> tuple[Tensor, dict[nn.Parameter, Tensor], list[Tensor]]:
@@ -152,7 +154,9 @@ def test_a_rate_that_moves_is_an_argument(name: str) -> None:
         traced.rates[0].fill_(rate)
         step(batch)
         replay(traced, batch)
-    assert_same([t.detach() for t in state(twin)], [t.detach() for t in state(step)], 1e-7 if name in ROUNDED else 1e-12)
+    assert_same(
+        [t.detach() for t in state(twin)], [t.detach() for t in state(step)], 1e-7 if name in ROUNDED else 1e-12
+    )
 
 
 @pytest.mark.parametrize("clip", [Clip(norm=0.1), Clip(norm=1e3), Clip(value=0.01)], ids=str)
@@ -372,12 +376,18 @@ ODD: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "attribute": (keeps, "Odd changes its attribute 'last' in each call"),
     "entry of a list": (keeps_in_a_list, "Odd changes a list or dict of its own in each call"),
     "entry of a dict": (keeps_in_a_dict, "Odd changes a list or dict of its own in each call"),
-    "buffer replaced": (replaces_a_buffer, "puts a new tensor in the place of 'kept' in each call, which a program cannot"),
+    "buffer replaced": (
+        replaces_a_buffer,
+        "puts a new tensor in the place of 'kept' in each call, which a program cannot",
+    ),
     "new attribute": (begins_to_keep, "Odd changes its attribute 'new' in each call"),
     "random": (draws, "the model draws random numbers in Python, which a program would freeze"),
     "numpy": (draws_in_numpy, "the model draws random numbers in Python"),
     "numpy of its own": (draws_of_its_own_in_numpy, "module '' has a random generator of its own"),
-    "a generator of its own": (draws_of_its_own, "module '' has a random generator of its own, which a program would freeze"),
+    "a generator of its own": (
+        draws_of_its_own,
+        "module '' has a random generator of its own, which a program would freeze",
+    ),
     "item": (decides, FOLLOWED),
     "branch": (branches, FOLLOWED),
     "mask": (selects, FOLLOWED),

@@ -271,7 +271,9 @@ class _Recorder:
         replaced = [name for name, t in given.items() if called[name] is not t]
         if replaced:
             name = replaced[0].removeprefix("model.")
-            raise Untraceable(f"the model puts a new tensor in the place of {name!r} in each call, which a program cannot")
+            raise Untraceable(
+                f"the model puts a new tensor in the place of {name!r} in each call, which a program cannot"
+            )
         if loss.ndim or not loss.requires_grad:
             raise Untraceable("the loss is no scalar that depends on the parameters")
         gradients = torch.autograd.grad(loss, list(variables.values()), allow_unused=True)
