@@ -24,9 +24,12 @@ from thalweg.step.update import Update
 from thalweg.tensors import seeds
 from thalweg.tensors.named import assign, copied
 
-#: Share of the norm of all tensors below which one is looked at beside all, not by itself: rounding has no size. For
-#: gradients it is more: ahead of a batch norm they are sums that nearly cancel, whose rounding is that of their terms.
-FLOOR, GRADIENT_FLOOR = 1e-3, 0.1
+#: Share of the norm of all tensors below which one is looked at beside all, not by itself: rounding has no size.
+FLOOR = 1e-3
+#: Roundings by which weights are moved to see how much of a gradient is rounding, how often, and how many times as far
+#: another way may lie. At a kink (ReLU, max pooling) rounding decides which side counts: of a million activations of a
+#: residual network some always sit there, and its gradients differ by a hundredth from one layout to another.
+SHAKE, SHAKES, MARGIN = 8.0, 2, 10.0
 #: Roundings of θ that θ′ − θ may be off by, of each entry, where both ways add the same to it.
 ROUNDINGS = 4.0
 
@@ -121,6 +124,9 @@ def same(
             snapshot.restore()
             expected_loss, expected = plain(batch)
             expected = {p: g.detach().clone() for p, g in expected.items()}
+            noise = _shaken(plain, batch, expected, snapshot, forward)
+            snapshot.restore()
+            plain(batch)
             statistics_after = {n: t.clone() for n, t in floating.items() if n not in parameters}
             snapshot.restore()
             before = copied(floating)
@@ -131,7 +137,7 @@ def same(
             rounding = {n: ROUNDINGS * torch.finfo(t.dtype).eps * float(t.norm()) for n, t in before.items()}
             found = {
                 "the loss": difference({0: loss}, {0: expected_loss}),
-                "a gradient": difference(gradients, expected, GRADIENT_FLOOR),
+                "a gradient": difference(gradients, expected, FLOOR, noise),
                 "a statistic": difference({n: after[n] for n in statistics_after}, statistics_after, FLOOR),
                 "the update": difference(moved, moved_by, FLOOR, rounding),
                 "the rule's state": difference(kept, _kept(optimizer), FLOOR),
@@ -142,6 +148,25 @@ def same(
         return None
     finally:
         snapshot.restore()
+
+
+def _shaken(
+    plain: Way, batch: Batch, expected: Gradients, snapshot: Snapshot, forward: Forward
+) -> dict[nn.Parameter, float]:
+    """How far each gradient may lie from the plain one and be the same: several times what shaking the weights does."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    noise = dict.fromkeys(expected, 0.0)
+    for _ in range(SHAKES):
+        snapshot.restore()
+        with torch.no_grad():
+            for p in forward.parameters().values():
+                shake = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
+                p.mul_(1 + SHAKE * torch.finfo(p.dtype).eps * shake)
+        _, gradients = plain(batch)
+        for p, g in gradients.items():
+            if p in noise:
+                noise[p] = max(noise[p], MARGIN * float((g.detach().double() - expected[p].double()).norm()))
+    return noise
 
 
 def _kept(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:

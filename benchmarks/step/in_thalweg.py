@@ -1,0 +1,38 @@
+"""Thalweg: the step as it is planned for this model on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch_models
+from worker import Contender, Stepping
+from workloads import LEARNING_RATE, Workload
+
+STEPS_TO_COME = 50_000
+"""Of a long training: what compiling costs is not the question here, and stands beside the figures."""
+
+
+def _stepping(workload: Workload, **options: Any) -> Callable[[], Contender]:
+    import thalweg
+
+    if not hasattr(thalweg, "fast_step"):
+        raise ModuleNotFoundError("this Thalweg has no fast_step")
+    ring = torch_models.ring(workload)
+
+    def make() -> Contender:
+        model = torch_models.model(workload.name)
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+        step = thalweg.fast_step(model, "cross_entropy", optimizer, example=ring[0], steps=STEPS_TO_COME, **options)
+        return Stepping(step, ring, read=torch.Tensor.item, plan=lambda: str(step.plan))
+
+    return make
+
+
+def exact(workload: Workload) -> Callable[[], Contender]:
+    return _stepping(workload)
+
+
+def fast(workload: Workload) -> Callable[[], Contender]:
+    return _stepping(workload, precision="fast")
