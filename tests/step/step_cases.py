@@ -141,7 +141,7 @@ def _cnn() -> Any:
 def _batch_norm() -> Any:
     layers = [
         nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2), nn.Dropout2d(0.2),
-        nn.Conv2d(6, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4, momentum=None), nn.SiLU(), nn.Flatten(),
+        nn.Conv2d(6, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(),
     ]  # fmt: skip
     return _images(nn.Sequential(*layers, nn.Linear(4, 5)))
 

@@ -10,11 +10,12 @@ operations, on scalars in double precision. A rule that cannot be recorded is le
 
 from __future__ import annotations
 
+import copy
 import operator
 import random
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +133,8 @@ def _refuse(forward: Forward, batch: Batch) -> None:
             raise Untraceable(f"module {name!r} has sparse gradients")
         if hasattr(module, "_orig_mod"):
             raise Untraceable(f"module {name!r} is compiled already")
+        if any(isinstance(value, _GENERATORS) for value in vars(module).values()):
+            raise Untraceable(f"module {name!r} has a random generator of its own, which a program would freeze")
     for name, p in model.named_parameters():
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
             raise Untraceable(f"parameter {name!r} has hooks, which a program passes over")
@@ -139,6 +142,7 @@ def _refuse(forward: Forward, batch: Batch) -> None:
             raise Untraceable(f"programs are made for the CPU, and parameter {name!r} is on {p.device.type}")
 
 
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -163,32 +167,55 @@ def _recordable(update: Update) -> bool:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Refuse a model that remembers something in Python from call to call, or draws random numbers there.
 
-    Its attributes are put back as they were.
+    Its attributes, and what lists and dicts among them hold, are put back as they were.
     """
     modules = list(model.modules())
     before = [dict(module.__dict__) for module in modules]
-    sizes = [_sizes(module) for module in modules]
+    kept = [(m, v, copy.copy(v)) for m, d in zip(modules, before, strict=True) for v in d.values() if _holds(v)]
     drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
+    refused = "{} changes {} in each call, which a program would not"
     try:
         yield
         if (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]) != drawn:
             raise Untraceable("the model draws random numbers in Python, which a program would freeze")
-        for module, found, size in zip(modules, before, sizes, strict=True):
-            now = module.__dict__
-            changed = [n for n in {*now, *found} if now.get(n) is not found.get(n)] if now != found else []
-            if changed or _sizes(module) != size:
-                what = f"its attribute {changed[0]!r}" if changed else "a list or dict of its own"
-                raise Untraceable(f"{type(module).__name__} changes {what} in each call, which a program would not")
+        for module, found in zip(modules, before, strict=True):
+            changed = _changed(module.__dict__, found)
+            if changed is not None:
+                raise Untraceable(refused.format(type(module).__name__, f"its attribute {changed!r}"))
+        for module, container, was in kept:
+            if not _same_contents(container, was):
+                raise Untraceable(refused.format(type(module).__name__, "a list or dict of its own"))
     finally:
+        for _, container, was in kept:
+            if not _same_contents(container, was):
+                container.clear()
+                container.extend(was) if isinstance(container, list | deque) else container.update(was)
         for module, found in zip(modules, before, strict=True):
             if list(module.__dict__) != list(found) or any(module.__dict__[n] is not found[n] for n in found):
                 module.__dict__.clear()
                 module.__dict__.update(found)
 
 
-def _sizes(module: nn.Module) -> list[int]:
-    """Lengths of what a module keeps in containers of its own."""
-    return [len(v) for v in module.__dict__.values() if isinstance(v, list | dict | set)]
+def _holds(value: Any) -> bool:
+    return isinstance(value, list | dict | set | deque)
+
+
+def _changed(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> Any:
+    """The first name whose value is another one, or None."""
+    return next((n for n in [*before, *now] if n not in now or n not in before or not _same(now[n], before[n])), None)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are one, or are equal numbers or words."""
+    return a is b or (type(a) is type(b) and isinstance(a, int | float | complex | str | torch.Size) and a == b)
+
+
+def _same_contents(now: Any, before: Any) -> bool:
+    if isinstance(now, dict):
+        return list(now) == list(before) and _changed(now, before) is None
+    if isinstance(now, set):
+        return bool(now == before)
+    return len(now) == len(before) and all(map(_same, now, before))
 
 
 # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +266,14 @@ class _Recorder:
         trained = {owner[id(p)]: p for p in self.update.parameters if p.requires_grad and id(p) in owner}
         variables = {name: stands[name].detach().requires_grad_() for name in trained}
         called = {f"model.{name}": t for name, t in {**stands, **variables}.items()}
+        given = dict(called)
         loss, output = torch.func.functional_call(self.objective, called, batch)
+        replaced = [name for name, t in given.items() if called[name] is not t]
+        if replaced:
+            name = replaced[0].removeprefix("model.")
+            raise Untraceable(
+                f"the model puts a new tensor in the place of {name!r} in each call, which a program cannot"
+            )
         if loss.ndim or not loss.requires_grad:
             raise Untraceable("the loss is no scalar that depends on the parameters")
         gradients = torch.autograd.grad(loss, list(variables.values()), allow_unused=True)
@@ -343,6 +377,7 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
         raise Untraceable(f"it is {len(graph.graph.nodes)} operations long")
     constants = _lifted(graph, len(held))
     _hold_scalars(graph)
+    graph.recompile()
     return Traced(
         graph,
         recorder.tensors,
