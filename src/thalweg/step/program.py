@@ -5,6 +5,9 @@ Model and rule are changed where they lie, so that before and after any step an 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from copy import copy
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,25 @@ from thalweg.step.kernels.products import load_small
 from thalweg.step.trace import Traced
 from thalweg.step.update import Update
 from thalweg.tensors.named import leaves
+
+
+#: Of a module's own attributes, what a program does not depend on, or what is looked at elsewhere.
+_ASIDE = set(vars(nn.Module())) - {"training", "_modules"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _found(module: nn.Module) -> tuple[dict[str, Any], Callable[[Any], Any], tuple[Any, ...]]:
+    """A module's attributes, what reads those of them that a program takes for constant, and their values now."""
+    names = [name for name in vars(module) if name not in _ASIDE]
+    values_of = itemgetter(*names, *_HOOKS)
+    return vars(module), values_of, tuple(copy(v) if isinstance(v, dict) else v for v in values_of(vars(module)))
+
+
+def _structure(tree: Any) -> Any:
+    """Where the tensors of a batch stand."""
+    if isinstance(tree, Mapping):
+        return [(name, _structure(part)) for name, part in tree.items()]
+    return [_structure(part) for part in tree] if isinstance(tree, tuple | list) else None
 
 
 class Program:
@@ -47,7 +69,14 @@ class Program:
             for group in update.optimizer.param_groups
         ]
         self._sizes = [len(group["params"]) for group in update.optimizer.param_groups]
-        self._modes = [(module, module.training) for module in forward.model.modules()]
+        self._structure = _structure(batch)
+        self._modules = [_found(module) for module in forward.model.modules()]
+        self._tensors = [
+            (held, list(map(id, held.values())))
+            for module in forward.model.modules()
+            for held in (module._parameters, module._buffers)
+            if held
+        ]
         self._trained = [(p, p.requires_grad) for p in forward.model.parameters()]
         self._output_spec = traced.output_spec
         self.graded: list[nn.Parameter] = traced.graded
@@ -56,19 +85,27 @@ class Program:
     def takes(self, batch: Batch) -> bool:
         """Whether this batch, and model and rule as they are now, are what the program was made for."""
         x, y = batch
-        found = (x, y) if type(x) is Tensor and type(y) is Tensor else list(leaves(batch))
-        if len(found) != len(self._shapes):
+        is_pair = type(x) is Tensor and type(y) is Tensor
+        found = (x, y) if is_pair else list(leaves(batch))
+        if len(found) != len(self._shapes) or not (is_pair or _structure(batch) == self._structure):
             return False
         for t, shape in zip(found, self._shapes, strict=True):
             if t.shape != shape.size or t.dtype is not shape.dtype or t.stride() != shape.stride:
                 return False
-        for module, mode in self._modes:
-            if module.training is not mode:
-                return False
         for p, is_trained in self._trained:
             if p.requires_grad is not is_trained:
                 return False
-        return (not self.has_update or self._has_options()) and self._is_bound()
+        return self._is_as_recorded() and (not self.has_update or self._has_options()) and self._is_bound()
+
+    def _is_as_recorded(self) -> bool:
+        """Whether the modules are those that were recorded, in their modes, without hooks, with the same attributes."""
+        try:
+            for attributes, values_of, values in self._modules:
+                if values_of(attributes) != values:
+                    return False
+        except (KeyError, RuntimeError, ValueError):  # one is gone, or is an array now, which has no one truth
+            return False
+        return all(list(map(id, held.values())) == ids for held, ids in self._tensors)
 
     def _has_options(self) -> bool:
         """Whether the rule's options but the rate are those that the program has taken as constants."""
