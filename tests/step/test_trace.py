@@ -172,7 +172,7 @@ def test_clipping_is_part_of_the_record_and_the_gradients_are_those_before_it(cl
 
 def test_groups_keep_their_options() -> None:
     def rule(parameters: Any) -> Optimizer:
-        first, second, third, fourth = parameters
+        first, second, _third, fourth = parameters
         return O.Adam([{"params": [first, fourth], "lr": 0.1}, {"params": [second], "betas": (0.5, 0.6)}], lr=0.01)
 
     step, twin = (step_of(network(), rule) for _ in range(2))
