@@ -85,14 +85,19 @@ class Traced:
     has_update: bool
     graded: list[nn.Parameter]
     """Parameters that have a gradient, in the order in which gradients come back."""
+    shared: list[tuple[str, nn.Parameter, nn.Parameter]]
+    """Counts that were equal when recorded, by name, of two parameters each: the first one's stands for both."""
     output_spec: Any
 
     def held(self) -> list[Tensor]:
         """The arguments ahead of the batch, as they are now.
 
         Raises:
-            LookupError: the rule keeps no state yet.
+            LookupError: the rule keeps no state yet, or has made more steps for some parameters than for others since.
         """
+        state = self.tensors.optimizer.state
+        if any(one is not other and state[one][name] != state[other][name] for name, one, other in self.shared):
+            raise LookupError("counts of steps have come to differ")
         return [*self.tensors.all(), *self.rates, *self.constants]
 
 
@@ -251,6 +256,7 @@ class _Recorder:
         self.has_update = has_update
         self.rates = [torch.tensor(float(g["lr"]), dtype=torch.float64) for g in update.optimizer.param_groups]
         self.graded: list[nn.Parameter] = []
+        self.shared: list[tuple[str, nn.Parameter, nn.Parameter]] = []
         self.output_spec: Any = None
 
     def held(self) -> list[Tensor]:
@@ -296,14 +302,17 @@ class _Recorder:
         twin.__dict__.update(optimizer.__dict__)
         twin.state = defaultdict(dict)
         scalars = []
-        equals: dict[tuple[str, float], Tensor] = {}
+        equals: dict[tuple[str, float], tuple[Tensor, nn.Parameter]] = {}
+        self.shared.clear()
         for (p, name), value in zip(self.tensors.rule, state, strict=True):
             if id(p) not in stands:
                 continue
             if value.ndim == 0 and value.is_floating_point():
                 # A count of steps: powers of it need all its digits, and where all parameters have had as many steps
                 # they are the same powers.
-                first = equals.setdefault((name, float(optimizer.state[p][name])), value)
+                count = (name, float(optimizer.state[p][name]))
+                first, owner = equals.setdefault(count, (value, p))
+                self.shared.append((name, owner, p))
                 scalars.append((value, first.double()))
                 value = scalars[-1][1]
             twin.state[stands[id(p)]][name] = value
@@ -385,6 +394,7 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
         constants,
         recorder.has_update,
         recorder.graded,
+        recorder.shared,
         recorder.output_spec,
     )
 
