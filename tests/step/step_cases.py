@@ -108,7 +108,7 @@ class Indexing(nn.Module):
     def forward(self, index: Tensor, x: Tensor) -> Tensor:
         rows = self.table[index] * x[:, None]
         rows = rows.index_add(0, torch.tensor([0, 1]), rows[2:4])
-        rows[:, 1:3] += rows[:, :2]
+        rows[:, 1:3] += rows[:, 3:]
         rows = torch.where(rows > 1, rows.log1p(), rows)[:, self.order]
         self.running.lerp_(rows.detach().mean(0), 0.1)
         top, _ = rows.topk(2, dim=1)

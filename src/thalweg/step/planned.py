@@ -159,6 +159,7 @@ class PlannedStep(Step):
             if probe is not None:
                 probe.after(update.parameters)
             update.optimizer.zero_grad()
+        update.optimizer._opt_called = True  # type: ignore[attr-defined]  # or torch's schedules warn of no step
         if watcher is not None and output is not None:
             watcher.update(output, batch[1])
         return loss
@@ -221,7 +222,11 @@ class PlannedStep(Step):
         """
         assert self.compilation is not None and self._traced is not None
         library, known = self.compilation.result()
-        return Program(library, self._traced, self.forward, self.update, batch), known
+        try:
+            return Program(library, self._traced, self.forward, self.update, batch), known
+        except (OSError, RuntimeError) as error:
+            library.unlink(missing_ok=True)  # the next one makes it anew
+            raise CompileFailed(f"what was made cannot be loaded ({str(error).strip().splitlines()[0]})") from error
 
     @property
     def num_operations(self) -> int:

@@ -23,6 +23,7 @@ from thalweg.step.trace import Traced
 from thalweg.step.update import Update
 from thalweg.tensors.named import leaves
 
+
 #: Of a module's own attributes, what a program does not depend on, or what is looked at elsewhere.
 _ASIDE = set(vars(nn.Module())) - {"training", "_modules"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -60,8 +61,7 @@ class Program:
         self._held: list[Tensor] = []
         self._live = list(traced.tensors.model.values())
         self._pointers: list[int] = []
-        self._first = next(iter(traced.tensors.rule), None)
-        self._first_held: Tensor | None = None
+        self._kept: list[int] | None = None
         self._rates = [float(rate) for rate in traced.rates]  # as they were when the step was recorded
         self._options = [
             [(name, value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")]
@@ -121,21 +121,16 @@ class Program:
 
     def _is_bound(self) -> bool:
         """Whether the tensors that are held are those of model and rule; looks for them anew where they have moved."""
-        kept = None
-        if self._first is not None:
-            parameter, name = self._first
-            kept = self._update.optimizer.state.get(parameter, {}).get(name)
-            if kept is None:
-                return False  # the rule has no state yet: its first step makes it
-        if kept is self._first_held and self._pointers == [t.data_ptr() for t in self._live]:
+        kept = [id(t) for values in self._update.optimizer.state.values() for t in values.values()]
+        if kept == self._kept and self._pointers == [t.data_ptr() for t in self._live]:
             return True
         try:
             held = self._traced.held()
         except LookupError:
-            return False
+            return False  # the rule has no state yet: its first step makes it
         if [(t.shape, t.stride(), t.dtype) for t in held] != self._layouts:
             return False
-        self._held, self._first_held, self._pointers = held, kept, [t.data_ptr() for t in self._live]
+        self._held, self._kept, self._pointers = held, kept, [t.data_ptr() for t in self._live]
         return True
 
     def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor], Any]:

@@ -113,13 +113,16 @@ def same(
     optimizer = rule.optimizer
     snapshot = Snapshot(forward, optimizer)
     floating = {name: t.detach() for name, t in forward.state().items() if t.is_floating_point()}
+    counts = {name: t for name, t in forward.state().items() if not t.is_floating_point()}
     parameters = {name for name, p in forward.parameters().items() if p.requires_grad}
+    trained = {id(p) for p in forward.parameters().values()}  # a tied one has a second name
+    moving = {name for name, t in forward.state().items() if name in floating and id(t) not in trained}
     limit = tolerance(arithmetic or next(iter(floating.values())).dtype)
     try:
         for batch in batches:
             snapshot.restore()
             loss, gradients = way(batch)
-            after, kept = copied(floating), _kept(optimizer)
+            after, kept, counted, drawn = copied(floating), _kept(optimizer), copied(counts), torch.get_rng_state()
             gradients = {p: g.detach().clone() for p, g in gradients.items()}
             snapshot.restore()
             expected_loss, expected = plain(batch)
@@ -127,11 +130,15 @@ def same(
             noise = _shaken(plain, batch, expected, snapshot, forward)
             snapshot.restore()
             plain(batch)
-            statistics_after = {n: t.clone() for n, t in floating.items() if n not in parameters}
+            if not torch.equal(torch.get_rng_state(), drawn):
+                return "it draws other random numbers"
+            if any(not torch.equal(t, counted[name]) for name, t in counts.items()):
+                return "a count differs"
+            statistics_after = {n: floating[n].clone() for n in moving}
             snapshot.restore()
             before = copied(floating)
             for p, g in gradients.items():
-                p.grad = g
+                p.grad = g.clone()  # which clipping changes
             rule.apply()
             moved, moved_by = ({n: t[n] - before[n] for n in parameters} for t in (after, floating))
             rounding = {n: ROUNDINGS * torch.finfo(t.dtype).eps * float(t.norm()) for n, t in before.items()}

@@ -1,0 +1,468 @@
+"""How a plan is made: what is weighed, what is left alone, and that nothing which goes wrong ends a training.
+
+Where a measured time would decide, the ratio of two times is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from step_cases import Case, case
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from thalweg.step import compiler, planner
+from thalweg.step.batches import Parts
+from thalweg.step.compiler import Compilation, CompileFailed
+from thalweg.step.data import Batch
+from thalweg.step.forward import Forward
+from thalweg.step.kernels import allocator
+from thalweg.step.plan import Plan
+from thalweg.step.planned import Asked, PlannedStep
+from thalweg.step.planner import TOO_SHORT, Budget, Planner
+from thalweg.step.trace import Untraceable
+from thalweg.step.trial import Snapshot
+from thalweg.step.update import Update
+from thalweg.step.whole import Step
+
+KEPT = allocator.is_available()
+#: What is chosen where nothing is: memory is kept, for it changes no number.
+NOTHING = Plan(keep_memory=KEPT, is_settled=True)
+
+
+def adam(parameters: Any) -> Optimizer:
+    return torch.optim.Adam(parameters, 0.01)
+
+
+def planned(of: Case, told: list[Plan] | None = None, **asked: Any) -> PlannedStep:
+    update = Update(adam(of.model.parameters()))
+    return PlannedStep(Forward(of.model), of.loss, update, Asked(**asked), (told if told is not None else []).append)
+
+
+def trained(step: Step, batches: list[Any], count: int = 16) -> list[Tensor]:
+    """Losses, and in the end all that a training leaves; the random numbers are those of one seed."""
+    torch.manual_seed(0)
+    losses = [step(batches[i % len(batches)]) for i in range(count)]
+    return [*losses, *(t.detach().clone() for t in step.forward.state().values()), torch.get_rng_state()]
+
+
+def eager(name: str, count: int = 16) -> list[Tensor]:
+    of = case(name)
+    return trained(Step(Forward(of.model), of.loss, Update(adam(of.model.parameters()))), of.batches, count)
+
+
+def same(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compilation, "start", lambda *_: pytest.fail("nothing is to be compiled"))
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """What any comparison of two times comes to."""
+
+    def are(gain: float) -> None:
+        monkeypatch.setattr(planner, "ratio", lambda *_: gain)
+
+    return are
+
+
+# ── what there is to gain ────────────────────────────────────────────────────────────────────────────────────────────
+
+#: budget, (cost, updates so far, seconds of one, what is allowed in any case) → whether it is allowed
+WEIGHED = [
+    (Budget(), (1e9, 0, 1e-6, 1.0), True),
+    (Budget(1000), (1.0, 0, 1e-6, 1.0), True),
+    (Budget(1000), (1.01, 0, 1e-6, 1.0), False),
+    (Budget(1000), (2.0, 0, 0.1, 1.0), True),
+    (Budget(1000), (2.01, 0, 0.1, 1.0), False),
+    (Budget(1000), (1.0, 500, 0.1, 0.0), True),
+    (Budget(1000), (1.01, 500, 0.1, 0.0), False),
+    (Budget(1000), (0.001, 1000, 0.1, 0.0), False),
+    (Budget(1000), (0.001, 2000, 0.1, 0.0), False),
+    (Budget(1000, seconds=10.0), (0.2, 0, 0.1, 0.0), True),
+    (Budget(1000, seconds=10.0), (0.21, 0, 0.1, 0.0), False),
+    (Budget(None, seconds=10.0), (0.21, 0, 0.1, 0.0), False),
+]
+
+
+@pytest.mark.parametrize(("budget", "of", "is_allowed"), WEIGHED)
+def test_what_planning_may_cost(budget: Budget, of: tuple[float, int, float, float], is_allowed: bool) -> None:
+    assert budget.allows(*of) is is_allowed
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_short_training_stays_eager() -> None:
+    step = planned(case("dropout"), told := [], budget=Budget(50))
+    step.open()
+    found = trained(step, case("dropout").batches, 50)
+    assert same(found, eager("dropout", 50))
+    assert step.plan.notes == (TOO_SHORT,)
+    assert (step.plan.compiled_after, step.plan.is_settled) == (None, True)
+    assert told[-1] == step.plan
+    step.close()
+
+
+@pytest.mark.usefixtures("no_process")
+def test_nothing_is_decided_by_the_clock_where_it_must_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner.time, "perf_counter", lambda: pytest.fail("the clock is looked at"))
+    step = planned(case("batch norm"), by_clock=False)
+    step.open()
+    assert step.plan == NOTHING
+    assert same(trained(step, case("batch norm").batches), eager("batch norm"))
+    assert step.plan == NOTHING
+    step.close()
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_a_layout_is_taken_where_it_is_faster(gain: float, times: Callable[[float], None]) -> None:
+    times(gain)
+    of = case("cnn")
+    strides = [p.stride() for p in of.model.parameters()]
+    step = planned(of, told := [], budget=Budget(20))
+    step.open()
+    found = trained(step, of.batches)
+    is_last = of.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    if gain > 1:
+        assert (step.plan.layout, is_last, told[0].layout) == ("channels_last", True, "channels_last")
+        torch.testing.assert_close(found, eager("cnn"), rtol=1e-4, atol=1e-5)
+    else:
+        assert (step.plan.layout, is_last) == ("as_is", False)
+        assert same(found, eager("cnn")), "what was tried leaves no trace"
+    step.close()
+    assert [p.stride() for p in of.model.parameters()] == strides
+
+
+# ── what is not compiled ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def assert_goes_on_eagerly(step: PlannedStep, name: str, note: str, told: list[Plan]) -> None:
+    step.open()
+    found = trained(step, case(name).batches)
+    assert same(found, eager(name))
+    (said,) = step.plan.notes
+    assert said.startswith(note)
+    assert step.plan.is_settled
+    assert step.plan.compiled_after is None
+    assert step.program is None
+    assert sum(plan.is_settled for plan in told) == 1, "it is said once"
+    step.close()
+
+
+def test_without_a_compiler_it_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiler, "has_compiler", lambda: False)
+    step = planned(case("dropout"), told := [])
+    note = "The step is not compiled: there is no C++ compiler (install g++ or clang++, or set CXX)."
+    assert_goes_on_eagerly(step, "dropout", note, told)
+
+
+@pytest.mark.skipif(not compiler.has_compiler(), reason="there is no C++ compiler")
+def test_a_compilation_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    step = planned(case("dropout"), told := [], budget=Budget(wait=True))
+    assert_goes_on_eagerly(step, "dropout", "The step is not compiled: it could not be compiled (", told)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_model_that_cannot_be_recorded() -> None:
+    of = case("dropout")
+    of.model.register_forward_hook(lambda *_: None)
+    step = planned(of, told := [])
+    assert_goes_on_eagerly(step, "dropout", "The step is not compiled: it has hooks.", told)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_weights_that_are_constrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thalweg.step.keras.apply_constraints", lambda model: None)
+    step = planned(case("dropout"), told := [])
+    step.constrained = True
+    assert_goes_on_eagerly(step, "dropout", "The step is not compiled: its weights are constrained.", told)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_batches_in_parts() -> None:
+    of = case("dense")
+    step = planned(of, told := [])
+    step.open()
+    for i in range(12):
+        x, y = of.batches[i % 6]
+        step(Parts(lambda x=x, y=y: iter([(x[:9], y[:9]), (x[9:], y[9:])])))
+    assert step.plan.notes == ("The step is not compiled: batches come in parts.",)
+    assert sum(plan.is_settled for plan in told) == 1
+    step.close()
+
+
+@pytest.mark.parametrize("where", ["_first_choices", "_second_choices", "_is_usual"])
+def test_planning_that_fails(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise ArithmeticError("halfway")
+
+    monkeypatch.setattr(Planner, where, fails)
+    step = planned(case("dropout"), told := [])
+    note = "Planning ended (ArithmeticError: halfway); steps run as before."
+    assert_goes_on_eagerly(step, "dropout", note, told)
+
+
+# ── when it is ready ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Ready:
+    """A compilation that has been made before."""
+
+    was_ready = True
+
+    def is_done(self) -> bool:
+        return True
+
+    def stop(self) -> None: ...
+
+
+class Faithful:
+    """A program that does just what the eager step does; others do something else."""
+
+    has_update = True
+
+    def __init__(self, step: PlannedStep, batch: Batch) -> None:
+        self.step = step
+        self.shape = batch[0].shape
+        self.graded = list(step.update.parameters)
+        self.calls = 0
+
+    def takes(self, batch: Batch) -> bool:
+        return bool(batch[0].shape == self.shape)
+
+    def __call__(self, batch: Batch) -> Any:
+        self.calls += 1
+        loss = Step.gradients(self.step, batch)
+        gradients = [p.grad.clone() for p in self.graded]
+        self.step.update()
+        return loss, gradients, None
+
+
+class Wrong(Faithful):
+    def __call__(self, batch: Batch) -> Any:
+        loss, gradients, _ = super().__call__(batch)
+        return loss, [gradients[0] * 1.1, *gradients[1:]], None
+
+
+class Forgetful(Faithful):
+    def __call__(self, batch: Batch) -> Any:
+        with torch.no_grad():
+            found = super().__call__(batch)
+            return (found[0], found[1], None) if self.graded[0].mul_(2) is not None else None
+
+
+class Failing(Faithful):
+    def __call__(self, batch: Batch) -> Any:
+        super().__call__(batch)
+        raise ArithmeticError("inside the program")
+
+
+class Unloadable(Faithful):
+    def __init__(self, step: PlannedStep, batch: Batch) -> None:
+        raise CompileFailed("what was made cannot be loaded")
+
+
+class Blind(Faithful):
+    def takes(self, batch: Batch) -> bool:
+        raise ArithmeticError("inside the question")
+
+
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Faithful]], None]:
+    """Whatever is recorded is there at once, as a program of this kind."""
+
+    def are(kind: type[Faithful]) -> None:
+        def record(self: PlannedStep, batch: Batch) -> None:
+            self.compilation = Ready()  # type: ignore[assignment]
+
+        monkeypatch.setattr(PlannedStep, "record", record)
+        monkeypatch.setattr(PlannedStep, "load", lambda self, batch: (kind(self, batch), {"choices": {"a b": "small"}}))
+
+    return are
+
+
+LEFT = {
+    Wrong: "The compiled step was not taken: a gradient differs by",
+    Forgetful: "Planning ended (RuntimeError: ",
+    Failing: "Planning ended (ArithmeticError: inside the program); steps run as before.",
+    Unloadable: "The step is not compiled: what was made cannot be loaded.",
+    Blind: "Planning ended (ArithmeticError: inside the question); steps run as before.",
+}
+
+
+@pytest.mark.parametrize("kind", LEFT, ids=lambda kind: kind.__name__)
+def test_a_program_that_is_wrong_is_left(kind: type[Faithful], ready: Any, times: Callable[[float], None]) -> None:
+    ready(kind), times(2.0)
+    assert_goes_on_eagerly(planned(case("dropout"), told := []), "dropout", LEFT[kind], told)
+
+
+def test_a_program_that_is_slow_is_left(ready: Any, times: Callable[[float], None]) -> None:
+    ready(Faithful), times(0.8)
+    note = "The compiled step was not taken: it takes 1.25 times as long as the plain one."
+    assert_goes_on_eagerly(planned(case("dropout"), told := []), "dropout", note, told)
+
+
+def test_a_program_that_is_the_same_and_faster_is_taken(ready: Any, times: Callable[[float], None]) -> None:
+    ready(Faithful), times(2.0)
+    of = case("dropout")
+    seen: list[tuple[int, Plan]] = []
+    step = planned(of)
+    step._changed = lambda plan: seen.append((step.number, plan))
+    step.open()
+    assert same(trained(step, of.batches), eager("dropout"))
+    ((number, plan),) = [(n, p) for n, p in seen if p.compiled_after is not None]
+    assert number == plan.compiled_after == 9, "it is told before the first update that is made by it"
+    assert plan == step.plan
+    assert plan.batch == ((16, 12), (16,))
+    assert (plan.products, plan.gain, plan.notes, plan.is_settled) == ({"a b": "small"}, 2.0, (), True)
+    before = step.program.calls  # type: ignore[union-attr]
+    trained(step, of.batches, 4)
+    assert step.program.calls == before + 4  # type: ignore[union-attr]
+    step.close()
+
+
+def test_a_last_smaller_batch_is_not_what_a_program_is_made_for(ready: Any, times: Callable[[float], None]) -> None:
+    ready(Faithful), times(2.0)
+    of = case("dropout")
+    x, y = of.batches[0]
+    step = planned(of)
+    step.open()
+    for batch in [*of.batches, *of.batches[:3], (x[:7], y[:7])]:
+        step(batch)
+    assert (step.number, step.compilation) == (10, None)
+    step(of.batches[1])
+    assert step.plan.compiled_after == 10
+    assert step.plan.batch == ((16, 12), (16,))
+    before = step.program.calls  # type: ignore[union-attr]
+    step((x[:7], y[:7]))
+    assert step.program.calls == before  # type: ignore[union-attr]
+    step.close()
+
+
+def test_planning_on_one_batch_leaves_no_trace(ready: Any, times: Callable[[float], None]) -> None:
+    ready(Faithful), times(2.0)
+    of = case("dropout")
+    step = planned(of, budget=Budget(wait=True))
+    step.open()
+    before = [t.detach().clone() for t in step.forward.state().values()]
+    torch.manual_seed(0)
+    step.plan_on(of.batches[0])
+    assert step.plan.compiled_after == 9
+    assert same([t.detach() for t in step.forward.state().values()], before)
+    assert not step.update.optimizer.state
+    assert same(trained(step, of.batches), eager("dropout"))
+    step.close()
+
+
+def test_a_way_that_is_refused_on_one_batch_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def record(self: PlannedStep, batch: Batch) -> None:
+        asked.append(self.number)
+        raise Untraceable("it is what it is")
+
+    monkeypatch.setattr(PlannedStep, "record", record)
+    step = planned(case("dropout"), told := [])
+    assert_goes_on_eagerly(step, "dropout", "The step is not compiled: it is what it is.", told)
+    assert asked == [9]
+
+
+# ── arithmetic of fewer digits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_bfloat16_is_taken_where_it_is_faster_and_as_good(gain: float, times: Callable[[float], None]) -> None:
+    times(gain)
+    of = case("dense")
+    step = planned(of, is_fast=True, budget=Budget(20))
+    step.open()
+    found = trained(step, of.batches)
+    if gain > 1:
+        assert (step.plan.arithmetic, step.arithmetic) == ("bfloat16", torch.bfloat16)
+        assert same(found[:9], eager("dense")[:9]), "the first ones are exact"
+        assert not same(found, eager("dense"))
+        assert all(p.dtype == torch.float32 for p in of.model.parameters())
+    else:
+        assert step.plan.arithmetic == "exact"
+        assert "bfloat16 was not taken: with it a step takes 2.00 times as long on this machine." in step.plan.notes
+        assert same(found, eager("dense"))
+    step.close()
+    assert step.arithmetic is None
+
+
+@pytest.mark.usefixtures("no_process")
+def test_bfloat16_is_left_where_the_loss_is_off(times: Callable[[float], None]) -> None:
+    times(2.0)
+    of = case("dense")
+    step = planned(of, is_fast=True, budget=Budget(20))
+    step.update.optimizer.param_groups[0]["lr"] = 0.0  # the loss on one batch has no noise then
+    step.open()
+    trained(step, of.batches[:1])
+    assert step.plan.arithmetic == "exact"
+    assert any(note.startswith("bfloat16 was not taken: over 8 steps the loss was off by") for note in step.plan.notes)
+    step.close()
+
+
+def test_without_asking_there_is_no_bfloat16(monkeypatch: pytest.MonkeyPatch, no_process: None) -> None:
+    monkeypatch.setattr(Planner, "_try_fast", lambda self: pytest.fail("nobody asked"))
+    step = planned(case("dense"), budget=Budget(20))
+    step.open()
+    assert same(trained(step, case("dense").batches), eager("dense"))
+    step.close()
+
+
+# ── around a training ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("no_process")
+def test_threads_and_memory_are_as_found_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    entered: list[str] = []
+
+    class Kept:
+        def __enter__(self) -> None:
+            entered.append("in")
+
+        def __exit__(self, *_: object) -> None:
+            entered.append("out")
+
+    monkeypatch.setattr(allocator, "kept", Kept)
+    step = planned(case("dense"), plan=Plan(threads=3, keep_memory=True))
+    step.open()
+    assert (seen, entered) == ([3], ["in"])
+    step.close()
+    assert (seen, entered) == ([3, 5], ["in", "out"])
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_plan_that_is_given_is_followed_and_nothing_else_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Planner, "consider", lambda self, batch: pytest.fail("nothing is to be chosen"))
+    of = case("batch norm")
+    step = planned(of, plan=Plan(layout="channels_last"))
+    step.open()
+    assert of.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    trained(step, of.batches)
+    assert step.plan == Plan(layout="channels_last", is_settled=True)
+    step.close()
+    assert of.model[0].weight.stride() == case("batch norm").model[0].weight.stride()
+
+
+def test_a_snapshot_of_nothing_is_nothing() -> None:
+    model = nn.Linear(1, 1)
+    optimizer = adam(model.parameters())
+    Snapshot(Forward(model), optimizer).restore()
+    assert not optimizer.state
