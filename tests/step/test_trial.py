@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from step_cases import NAMES, Case, case
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.step.data import Batch
@@ -169,7 +169,7 @@ def statistic_forgotten(t: Trial, batch: Batch) -> Any:
 
 def count_forgotten(t: Trial, batch: Batch) -> Any:
     found = t.way(batch)
-    for name, b in t.model.named_buffers():
+    for _name, b in t.model.named_buffers():
         if not b.is_floating_point():
             b.sub_(1)
     return found

@@ -23,7 +23,6 @@ from thalweg.step.trace import Traced
 from thalweg.step.update import Update
 from thalweg.tensors.named import leaves
 
-
 #: Of a module's own attributes, what a program does not depend on, or what is looked at elsewhere.
 _ASIDE = set(vars(nn.Module())) - {"training", "_modules"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
