@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,10 @@ def resume(
         )
         stack.enter_context(directories.locked(directory))
         _check_same(record.decided, prepared.chosen.decided)
-        plan = Plan.of(settings.plan).to_dict() if "plan" in changed and settings.plan != "auto" else None
-        record.decided = {**prepared.chosen.decided, "plan": plan or record.decided.get("plan")}
+        plan = record.decided.get("plan")
+        if "plan" in changed and settings.plan != "auto":
+            plan = replace(Plan.of(settings.plan), is_settled=True).to_dict()
+        record.decided = {**prepared.chosen.decided, "plan": plan}
         record.asked |= {word: plain(value) for word, value in changes.items()}  # to be gone on with, once more
         return carry_out(stack, prepared, settings, record, directory, resuming=True)
 
