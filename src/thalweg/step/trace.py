@@ -385,6 +385,7 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
     if len(graph.graph.nodes) > LIMIT:
         raise Untraceable(f"it is {len(graph.graph.nodes)} operations long")
     constants = _lifted(graph, len(held))
+    _draw_masks(graph)
     _hold_scalars(graph)
     graph.recompile()
     return Traced(
@@ -401,6 +402,26 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
 
 def _is_plain(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) or target is operator.getitem
+
+
+def _draw_masks(graph: GraphModule) -> None:
+    """Masks of dropout, which torch draws into empty memory, are drawn as new tensors."""
+    empty = (torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default, torch.ops.aten.empty.memory_format)
+    for node in list(graph.graph.nodes):
+        if node.target is not torch.ops.aten.bernoulli_.float or len(node.args) > 2 or node.kwargs:
+            continue
+        memory, p = node.args[0], node.args[1] if len(node.args) > 1 else 0.5
+        if memory.target not in empty or list(memory.users) != [node]:
+            continue
+        value = memory.meta["val"]
+        with graph.graph.inserting_before(node):
+            new = graph.graph.call_function(
+                operators.drawn(), (list(value.shape), list(value.stride()), value.dtype, p)
+            )
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+        graph.graph.erase_node(memory)
 
 
 def _hold_scalars(graph: GraphModule) -> None:

@@ -4,6 +4,7 @@ void thalweg_product_small(const float* a, int64_t am, int64_t ak, const float* 
                            int64_t M, int64_t N, int64_t K);
 AOTITorchError aoti_torch_cpu__linear_pointwise(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*, const char*,
                                                 const double**, int64_t, const char**, AtenTensorHandle*);
+AOTITorchError aoti_torch_cpu_bernoulli__float(AtenTensorHandle, double, AtenGeneratorHandle*);
 
 AOTITorchError aoti_torch_cpu_product_small(AtenTensorHandle a, AtenTensorHandle b, AtenTensorHandle* out) {
   int64_t *as, *at, *bs, *bt;
@@ -45,4 +46,11 @@ AOTITorchError aoti_torch_cpu_held_scalar(AtenTensorHandle a, AtenTensorHandle* 
   AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(*out, &to));
   *(double*)to = *(const double*)from;
   return 0;
+}
+
+AOTITorchError aoti_torch_cpu_drawn(const int64_t* size, int64_t dimensions, const int64_t* stride, int64_t,
+                                    int32_t dtype, double p, AtenTensorHandle* out) {
+  AOTI_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dimensions, size, stride, dtype, aoti_torch_device_type_cpu(), 0, out));
+  return aoti_torch_cpu_bernoulli__float(*out, p, nullptr);
 }

@@ -24,11 +24,23 @@ def _library() -> torch.library.Library:
     library.define("held_scalar(Tensor a) -> Tensor")
     library.impl("held_scalar", Tensor.clone, "CPU")
     torch.library.register_fake("thalweg::held_scalar", torch.empty_like, lib=library)
+    drawn = "drawn(SymInt[] size, SymInt[] stride, ScalarType dtype, float p) -> Tensor"
+    library.define(drawn, tags=(torch.Tag.nondeterministic_seeded,))
+    library.impl("drawn", _drawn, "CompositeExplicitAutograd")
+    torch.library.register_fake("thalweg::drawn", _empty, lib=library)
     return library
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _drawn(size: list[int], stride: list[int], dtype: torch.dtype, p: float) -> Tensor:
+    return _empty(size, stride, dtype, p).bernoulli_(p)
+
+
+def _empty(size: list[int], stride: list[int], dtype: torch.dtype, p: float) -> Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype)
 
 
 def product(way: str) -> Any:
@@ -43,6 +55,20 @@ def held() -> Any:
     return torch.ops.thalweg.held_scalar.default
 
 
+def drawn() -> Any:
+    """The operator that draws a mask of ones, with probability p, and zeros: a new tensor, as torch draws it in place.
+
+    Inductor may read what is drawn in place before it is drawn.
+    """
+    _library()
+    return torch.ops.thalweg.drawn.default
+
+
 def sources() -> dict[Any, list[str]]:
     """Operator → its C function, for `aot_inductor.custom_ops_to_c_shims`."""
-    return {held(): [SOURCE], product("small"): ["int thalweg_1"], product("onednn"): ["int thalweg_2"]}
+    return {
+        held(): [SOURCE],
+        product("small"): ["int thalweg_1"],
+        product("onednn"): ["int thalweg_2"],
+        drawn(): ["int thalweg_3"],
+    }
