@@ -23,7 +23,7 @@ from thalweg.step.kernels import products
 from thalweg.step.plan import Plan
 from thalweg.step.planned import Asked, PlannedStep, shapes
 from thalweg.step.trace import trace
-from thalweg.step.update import Update
+from thalweg.step.update import Clip, Update
 from thalweg.step.whole import Step
 
 Rule = Callable[[Any], Optimizer]
@@ -130,6 +130,26 @@ def test_in_float64_it_is_the_eager_step(name: str) -> None:
     ours, theirs = (state(s.forward.model, s.update.optimizer) for s in (step, other))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
     assert [p.stride() for p in of.model.parameters()] == [p.stride() for p in plain.model.parameters()]
+
+
+@pytest.mark.parametrize("clip", [Clip(norm=0.5), pytest.param(Clip(value=0.01), marks=pytest.mark.slow)], ids=str)
+def test_masks_are_drawn_before_they_are_read(clip: Clip) -> None:
+    """Inductor has read a mask that is drawn in place before it was drawn, in just this step."""
+
+    def made() -> Case:
+        of = case("dropout")
+        torch.manual_seed(3)
+        layers = [nn.Linear(12, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 5)]
+        return Case(nn.Sequential(*layers), of.loss, of.batches)
+
+    of, other = made(), made()
+    step, plain = compiled(of), eager(other)
+    step.update.clip = plain.update.clip = clip
+    step.open()
+    found, expected = trained(step, of.batches), trained(plain, other.batches)
+    assert step.program is not None
+    step.close()
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)
 
 
 def test_each_way_to_multiply_is_as_near_to_the_exact_product() -> None:
