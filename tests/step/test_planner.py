@@ -403,6 +403,44 @@ def test_bfloat16_is_taken_where_it_is_faster_and_as_good(gain: float, times: Ca
 
 
 @pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize(("name", "is_fast"), [("cnn", False), ("batch norm", False), ("dense", True)])
+def test_what_was_chosen_repeats_to_the_last_bit(name: str, is_fast: bool, times: Callable[[float], None]) -> None:
+    """Given from the beginning, a plan switches where the training that has chosen it did."""
+    times(2.0)
+    step = planned(of := case(name), is_fast=is_fast, budget=Budget(20))
+    step.open()
+    found = trained(step, of.batches)
+    assert not step.plan.is_eager
+    step.close()
+    again = planned(of := case(name), plan=step.plan)
+    again.open()
+    assert same(trained(again, of.batches), found)
+    again.close()
+
+
+@pytest.mark.usefixtures("no_process")
+def test_bfloat16_begins_at_its_update_also_where_a_run_is_gone_on_with() -> None:
+    plan = Plan(arithmetic="bfloat16", arithmetic_after=5)
+    step = planned(case("dense"), plan=plan)
+    step.open()
+    seen = []
+    for batch in case("dense").batches[:3]:
+        step(batch)
+        seen.append(step.arithmetic)
+    step.resumed(4)
+    for batch in case("dense").batches[:3]:
+        step(batch)
+        seen.append(step.arithmetic)
+    assert seen == [None, None, None, None, torch.bfloat16, torch.bfloat16]
+    step.close()
+    later = planned(case("dense"), plan=plan)
+    later.resumed(9)
+    later.open()
+    assert later.arithmetic == torch.bfloat16
+    later.close()
+
+
+@pytest.mark.usefixtures("no_process")
 def test_bfloat16_is_left_where_the_loss_is_off(times: Callable[[float], None]) -> None:
     times(2.0)
     of = case("dense")

@@ -580,6 +580,6 @@ def test_outputs_that_are_more_than_tensors_are_refused_where_they_are_asked_for
 
 
 def test_a_step_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thalweg.step.trace.LIMIT", 10)
+    monkeypatch.setattr("thalweg.step.rewrites.LIMIT", 10)
     with pytest.raises(Untraceable, match=r"it is \d\d operations long"):
         trace(step_of(network()), batches()[0], outputs=False)

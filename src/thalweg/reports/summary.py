@@ -79,7 +79,7 @@ def rule(decided: Mapping[str, object]) -> str:
 
 
 def step_words(decided: Mapping[str, object]) -> str:
-    """How a step was run, in words, with what was not taken and why; nothing where it was the plain one."""
+    """How a step was run, in words; nothing where that is not known yet."""
     plan = decided.get("plan")
     return plain(plan["words"]) if isinstance(plan, Mapping) and plan.get("words") else ""
 

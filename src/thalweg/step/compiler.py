@@ -152,7 +152,7 @@ class Compilation:
 
 def has_compiler() -> bool:
     """Whether a C++ compiler is at hand."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+    return products.cxx() is not None
 
 
 def cache_directory() -> Path:
@@ -216,14 +216,17 @@ def main(request: str) -> None:
         choices = products.chosen(graph, small)
     products.replace(graph, choices)
     made = _compiled(graph, arguments, threads, Path(request).parent)
+    known = json.dumps({"choices": choices, "seconds": round(time.perf_counter() - started, 2)})
     path = Path(target)
-    for source, final in ((Path(made), path), (None, path.with_suffix(".json"))):
-        partial = final.with_name(f"{final.name}.{os.getpid()}")
-        if source is not None:
-            shutil.copyfile(source, partial)
-        else:
-            partial.write_text(json.dumps({"choices": choices, "seconds": round(time.perf_counter() - started, 2)}))
-        os.replace(partial, final)
+    _put(path, Path(made).read_bytes())
+    _put(path.with_suffix(".json"), known.encode())  # the last: where it is, the library is
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file in one step for whoever looks on."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
 @dataclass(frozen=True, slots=True)

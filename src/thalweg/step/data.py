@@ -139,6 +139,11 @@ def cast(tree: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return mapped(move, tree)
 
 
+def shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """Shapes of a batch's tensors."""
+    return tuple(tuple(t.shape) for t in leaves(batch))
+
+
 def num_examples(batch: Batch) -> int:
     """Rows of a batch."""
     return len(next(leaves(batch[0])))

@@ -26,6 +26,8 @@ class Plan:
     """Memory order of images and of the weights that read them: as_is, or channels_last."""
     arithmetic: str = "exact"
     """What products are computed in: exact is the parameters' own dtype; bfloat16 keeps sums and updates in it."""
+    arithmetic_after: int = 0
+    """Updates after which that arithmetic is taken."""
     threads: int | None = None
     """Threads of torch while training; None leaves them."""
     keep_memory: bool = False
@@ -47,7 +49,7 @@ class Plan:
         for name, known in (("layout", LAYOUTS), ("arithmetic", ARITHMETICS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"a plan's {name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, least in (("threads", 1), ("compiled_after", 1)):
+        for name, least in (("threads", 1), ("compiled_after", 1), ("arithmetic_after", 0)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"a plan's {name} is a whole number of at least {least}, or None; got {value!r}")

@@ -14,13 +14,14 @@ from torch import Tensor
 from thalweg.step.backward import BatchLoss, Watcher
 from thalweg.step.batches import Parts
 from thalweg.step.compiler import Compilation, CompileFailed
-from thalweg.step.data import Batch
+from thalweg.step.data import Batch, shapes
 from thalweg.step.forward import Forward
 from thalweg.step.kernels import allocator, layout
 from thalweg.step.plan import Plan
 from thalweg.step.planner import Budget, Planner
 from thalweg.step.program import Program
-from thalweg.step.trace import Traced, Untraceable, trace
+from thalweg.step.refusals import Untraceable
+from thalweg.step.trace import Traced, trace
 from thalweg.step.trial import Snapshot
 from thalweg.step.update import Probe, Update
 from thalweg.step.whole import Step
@@ -118,12 +119,12 @@ class PlannedStep(Step):
 
     def __call__(self, batch: Batch | Parts, probe: Probe | None = None, watcher: Watcher | None = None) -> Tensor:
         """Make one update; returns the loss on the batch before it, a detached scalar."""
-        if self._layout is not None:
-            batch = self.laid(batch, self.plan)
+        batch = self.laid(batch, self.plan)
         planner = self._planner
         if planner is not None:
             planner.consider(batch)
-        elif self.program is None and self.plan.compiled_after is not None:
+            batch = self.laid(batch, self.plan)  # which may be another now, from this update on
+        elif self.asked.plan is not None:
             self._as_planned(batch)
         self.number += 1
         program = self.program
@@ -165,13 +166,14 @@ class PlannedStep(Step):
         return loss
 
     def _as_planned(self, batch: Batch | Parts) -> None:
-        """Have the compiled step of a given plan ready in time, and switch to it at its update, waiting if need be."""
+        """Switch at the updates of a given plan; have its compiled step ready in time, waiting for it if need be."""
+        if self.number == self.plan.arithmetic_after:
+            self.follow(self.plan)
         after = self.plan.compiled_after
-        assert after is not None
-        if type(batch) is not tuple or shapes(batch) != self.plan.batch:
+        if after is None or self.program is not None or type(batch) is not tuple or shapes(batch) != self.plan.batch:
             return
         try:
-            if self.compilation is None and self.number >= min(after, 2):
+            if self.compilation is None and self.number >= max(min(after, 2), self.plan.arithmetic_after):
                 self.record(batch)
             if self.number >= after:
                 self.program, _ = self.load(batch)
@@ -193,7 +195,8 @@ class PlannedStep(Step):
                 self._layout = layout.Layout(self.forward.model.parameters(), self.update.optimizer)
                 self._layout.apply()
         torch.set_num_threads(plan.threads or self._threads)
-        self.arithmetic = torch.bfloat16 if plan.arithmetic == "bfloat16" else None
+        is_fast = plan.arithmetic == "bfloat16" and self.number >= plan.arithmetic_after
+        self.arithmetic = torch.bfloat16 if is_fast else None
 
     def laid(self, batch: Any, plan: Plan) -> Any:
         """A batch in the memory order of a plan."""
@@ -244,8 +247,3 @@ class PlannedStep(Step):
         if plan != self.plan:
             self.plan = plan
             self._changed(plan)
-
-
-def shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    """Shapes of a batch's tensors."""
-    return tuple(tuple(t.shape) for t in leaves(batch))

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from thalweg.step.batches import Parts
 from thalweg.step.compiler import CompileFailed
-from thalweg.step.data import Batch
+from thalweg.step.data import Batch, shapes
 from thalweg.step.kernels import layout
 from thalweg.step.plan import Plan
 from thalweg.step.program import Program
-from thalweg.step.trace import Untraceable
+from thalweg.step.refusals import Untraceable
 from thalweg.step.trial import Snapshot, ratio, same, timed
-from thalweg.tensors.named import leaves, num_bytes
+from thalweg.tensors.named import num_bytes
 
 if TYPE_CHECKING:
     from thalweg.step.planned import PlannedStep
@@ -45,7 +45,7 @@ WORTH = 0.97
 #: Steps below this many seconds are tried with one thread: they do not fill several.
 SMALL = 2e-3
 #: Channels last and one thread are taken also where the eager step is slower by this factor: by the first the compiled
-#: step gains more (12 ms and not 16 for two convolutions, where eager it is a tie), by the second a core to compile on.
+#: step gains more than an eager one, and the second leaves a core to compile on.
 LEANING = 1.1
 #: Updates between two looks at whether the other process is done.
 LOOK_EVERY = 5
@@ -93,6 +93,7 @@ class Planner:
                 self._second_choices(batch)
         except Exception as error:
             step.program = None
+            step.follow(step.plan)
             step.settle(note=f"Planning ended ({type(error).__name__}: {error}); steps run as before.")
         if type(batch) is tuple and num_bytes(batch) + num_bytes(tuple(self._remembered)) < REMEMBERED_BYTES:
             self._remembered = [*self._remembered, batch][-REMEMBERED:]
@@ -164,8 +165,8 @@ class Planner:
 
     def _is_usual(self, batch: Batch) -> bool:
         """Whether the batch has the commonest shape of those seen, which the last one of an epoch may not have."""
-        seen = [[t.shape for t in leaves(b)] for b in self._remembered]
-        return seen.count([t.shape for t in leaves(batch)]) >= max(map(seen.count, seen), default=0)
+        seen = [shapes(b) for b in self._remembered]
+        return seen.count(shapes(batch)) >= max(map(seen.count, seen), default=0)
 
     def _must_wait(self) -> bool:
         """Whether compiling stops the training: it was asked for, or no core is left for it.
@@ -183,7 +184,7 @@ class Planner:
         snapshot = Snapshot(step.forward, step.update.optimizer)
         losses: dict[str, Tensor] = {}
         times: dict[str, list[float]] = {}
-        fast_plan = replace(step.plan, arithmetic="bfloat16")
+        fast_plan = replace(step.plan, arithmetic="bfloat16", arithmetic_after=step.number)
         try:
             for name, plan in (("exact", step.plan), ("fast", fast_plan)):
                 snapshot.restore()
@@ -233,7 +234,7 @@ class Planner:
         now = replace(
             step.plan,
             compiled_after=step.number,
-            batch=tuple(tuple(t.shape) for t in leaves(batch)),
+            batch=shapes(batch),
             products=known["choices"],
             gain=round(gain * (step.plan.gain or 1.0), 3),
         )

@@ -19,19 +19,19 @@ from thalweg.step.compiler import Shape, small_library
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
 from thalweg.step.kernels.products import load_small
+from thalweg.step.refusals import HOOKS
 from thalweg.step.trace import Traced
 from thalweg.step.update import Update
 from thalweg.tensors.named import leaves
 
 #: Of a module's own attributes, what a program does not depend on, or what is looked at elsewhere.
 _ASIDE = set(vars(nn.Module())) - {"training", "_modules"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _found(module: nn.Module) -> tuple[dict[str, Any], Callable[[Any], Any], tuple[Any, ...]]:
     """A module's attributes, what reads those of them that a program takes for constant, and their values now."""
     names = [name for name in vars(module) if name not in _ASIDE]
-    values_of = itemgetter(*names, *_HOOKS)
+    values_of = itemgetter(*names, *HOOKS)
     return vars(module), values_of, tuple(copy(v) if isinstance(v, dict) else v for v in values_of(vars(module)))
 
 
@@ -143,5 +143,5 @@ class Program:
                 self._traced.rates[i].fill_(self._rates[i])
         found = self._run([*self._held, *leaves(batch)])
         end = 1 + len(self.graded)
-        outputs = pytree.tree_unflatten(found[end:], self._output_spec) if len(found) > end else None
+        outputs = pytree.tree_unflatten(found[end:], self._output_spec) if self._output_spec is not None else None
         return found[0], found[1:end], outputs

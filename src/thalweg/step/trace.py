@@ -10,17 +10,13 @@ operations, on scalars in double precision. A rule that cannot be recorded is le
 
 from __future__ import annotations
 
-import copy
-import operator
-import random
 import warnings
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -28,20 +24,14 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from thalweg.step import refusals, rewrites
 from thalweg.step.backward import objective
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
-from thalweg.step.kernels import operators
+from thalweg.step.refusals import Untraceable
 from thalweg.step.update import Clip, Update
 from thalweg.step.whole import Step
 from thalweg.tensors.seeds import untouched
-
-#: Operations above which compiling takes minutes: a recurrence written out step by step.
-LIMIT = 6_000
-
-
-class Untraceable(ValueError):
-    """The step cannot be written down; the message says why, to follow "the step is not compiled: "."""
 
 
 @dataclass(slots=True)
@@ -109,118 +99,13 @@ def trace(step: Step, batch: Batch, outputs: bool) -> Traced:
     Raises:
         Untraceable: the step is not always this program, or cannot be followed.
     """
-    _refuse(step.forward, batch)
-    if _recordable(step.update):
+    refusals.check(step.forward, batch)
+    if refusals.is_recordable(step.update):
         try:
             return _traced(_Recorder(step, outputs), batch)
         except _RuleFailed:
             pass
     return _traced(_Recorder(step, outputs, has_update=False), batch)
-
-
-# ── what is not recorded ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _refuse(forward: Forward, batch: Batch) -> None:
-    model = forward.model
-    if forward.is_keras:
-        raise Untraceable("a Keras model keeps its state outside of the graph")
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
-        raise Untraceable("the model is compiled already")
-    if not isinstance(batch, tuple) or not all(isinstance(t, Tensor) for t in pytree.tree_leaves(batch)):
-        raise Untraceable("a batch holds more than tensors")
-    if nn.modules.module._has_any_global_hook():
-        raise Untraceable("hooks are set on all modules")
-    for name, module in model.named_modules():
-        if any(getattr(module, hooks, None) for hooks in _HOOKS):
-            raise Untraceable(f"module {name!r} has hooks, which a program passes over" if name else "it has hooks")
-        if getattr(module, "sparse", False):
-            raise Untraceable(f"module {name!r} has sparse gradients")
-        if hasattr(module, "_orig_mod"):
-            raise Untraceable(f"module {name!r} is compiled already")
-        if any(isinstance(value, _GENERATORS) for value in vars(module).values()):
-            raise Untraceable(f"module {name!r} has a random generator of its own, which a program would freeze")
-    for name, p in model.named_parameters():
-        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
-            raise Untraceable(f"parameter {name!r} has hooks, which a program passes over")
-        if p.device.type != "cpu":
-            raise Untraceable(f"programs are made for the CPU, and parameter {name!r} is on {p.device.type}")
-
-
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-def _recordable(update: Update) -> bool:
-    """Whether a rule is nothing but operations on tensors, as far as can be told before trying."""
-    optimizer = update.optimizer
-    if update.needs_closure:
-        return False
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    if any(hooks):
-        return False
-    values = (v for p in update.parameters for v in optimizer.state.get(p, {}).values())
-    return all(value is None or isinstance(value, Tensor) for value in values)
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Refuse a model that remembers something in Python from call to call, or draws random numbers there.
-
-    Its attributes, and what lists and dicts among them hold, are put back as they were.
-    """
-    modules = list(model.modules())
-    before = [dict(module.__dict__) for module in modules]
-    kept = [(m, v, copy.copy(v)) for m, d in zip(modules, before, strict=True) for v in d.values() if _holds(v)]
-    drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
-    refused = "{} changes {} in each call, which a program would not"
-    try:
-        yield
-        if (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]) != drawn:
-            raise Untraceable("the model draws random numbers in Python, which a program would freeze")
-        for module, found in zip(modules, before, strict=True):
-            changed = _changed(module.__dict__, found)
-            if changed is not None:
-                raise Untraceable(refused.format(type(module).__name__, f"its attribute {changed!r}"))
-        for module, container, was in kept:
-            if not _same_contents(container, was):
-                raise Untraceable(refused.format(type(module).__name__, "a list or dict of its own"))
-    finally:
-        for _, container, was in kept:
-            if not _same_contents(container, was):
-                container.clear()
-                container.extend(was) if isinstance(container, list | deque) else container.update(was)
-        for module, found in zip(modules, before, strict=True):
-            if list(module.__dict__) != list(found) or any(module.__dict__[n] is not found[n] for n in found):
-                module.__dict__.clear()
-                module.__dict__.update(found)
-
-
-def _holds(value: Any) -> bool:
-    return isinstance(value, list | dict | set | deque)
-
-
-def _changed(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> Any:
-    """The first name whose value is another one, or None."""
-    return next((n for n in [*before, *now] if n not in now or n not in before or not _same(now[n], before[n])), None)
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two values are one, or are equal numbers or words."""
-    return a is b or (type(a) is type(b) and isinstance(a, int | float | complex | str | torch.Size) and a == b)
-
-
-def _same_contents(now: Any, before: Any) -> bool:
-    if isinstance(now, dict):
-        return list(now) == list(before) and _changed(now, before) is None
-    if isinstance(now, set):
-        return bool(now == before)
-    return len(now) == len(before) and all(map(_same, now, before))
 
 
 # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -287,10 +172,12 @@ class _Recorder:
         self.graded = [trained[name] for name in found]
         if self.has_update:
             self._update({id(trained[name]): (stands[name], g) for name, g in found.items()}, state, rates)
-        flat, self.output_spec = pytree.tree_flatten(output if self.outputs else None)
-        if not all(isinstance(t, Tensor) or t is None for t in flat):
+        returned: list[Any] = []
+        if self.outputs and output is not None:
+            returned, self.output_spec = pytree.tree_flatten(output)
+        if not all(isinstance(t, Tensor) for t in returned):
             raise Untraceable("the model's outputs hold more than tensors")
-        return (loss.detach(), *found.values(), *(t.detach() for t in flat if t is not None))
+        return (loss.detach(), *found.values(), *(t.detach() for t in returned))
 
     def _update(self, graded: dict[int, tuple[Tensor, Tensor]], state: list[Tensor], rates: list[Tensor]) -> None:
         """Record the rule on stand-ins: a twin of the optimizer that owns them instead of the parameters."""
@@ -327,8 +214,6 @@ class _Recorder:
                 type(optimizer).step(twin)
                 for stored, exact in scalars:
                     stored.copy_(exact)
-        except Untraceable:
-            raise
         except Exception as error:  # whatever a rule of somebody's does with stand-ins
             raise _RuleFailed from error
 
@@ -367,7 +252,7 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     function: Callable[..., Any] = lambda *flat: recorder(*pytree.tree_unflatten(flat, spec))  # noqa: E731
     try:
-        with warnings.catch_warnings(), untouched(), _unchanged(recorder.forward.model), mode:
+        with warnings.catch_warnings(), untouched(), refusals.unchanged(recorder.forward.model), mode:
             warnings.simplefilter("ignore")
             fakes = [mode.from_tensor(t) for t in arguments]
             graph = make_fx(function, tracing_mode="real")(*fakes)
@@ -376,18 +261,7 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
     except Exception as error:  # whatever a model of the user's does with stand-ins
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Untraceable(f"it cannot be followed ({type(error).__name__}: {first[:160]})") from error
-    for node in reversed(list(graph.graph.nodes)):  # marks for a profiler, which torch's rules set around a step
-        if str(node.target).startswith("profiler."):
-            graph.graph.erase_node(node)
-    strange = [n for n in graph.graph.nodes if n.op == "call_function" and not _is_plain(n.target)]
-    if strange:
-        raise Untraceable(f"it calls {strange[0].target}, which is no operation on tensors")
-    if len(graph.graph.nodes) > LIMIT:
-        raise Untraceable(f"it is {len(graph.graph.nodes)} operations long")
-    constants = _lifted(graph, len(held))
-    _draw_masks(graph)
-    _hold_scalars(graph)
-    graph.recompile()
+    constants = rewrites.fit_to_compile(graph, len(held))
     return Traced(
         graph,
         recorder.tensors,
@@ -398,66 +272,3 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
         recorder.shared,
         recorder.output_spec,
     )
-
-
-def _is_plain(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) or target is operator.getitem
-
-
-def _draw_masks(graph: GraphModule) -> None:
-    """Masks of dropout, which torch draws into empty memory, are drawn as new tensors."""
-    empty = (torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default, torch.ops.aten.empty.memory_format)
-    for node in list(graph.graph.nodes):
-        if node.target is not torch.ops.aten.bernoulli_.float or len(node.args) > 2 or node.kwargs:
-            continue
-        memory, p = node.args[0], node.args[1] if len(node.args) > 1 else 0.5
-        if memory.target not in empty or list(memory.users) != [node]:
-            continue
-        value = memory.meta["val"]
-        with graph.graph.inserting_before(node):
-            new = graph.graph.call_function(
-                operators.drawn(), (list(value.shape), list(value.stride()), value.dtype, p)
-            )
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        graph.graph.erase_node(node)
-        graph.graph.erase_node(memory)
-
-
-def _hold_scalars(graph: GraphModule) -> None:
-    """What a rule computes of its counts and rate is computed once: a compiler would repeat it in the loop over each
-    parameter, a power for every vector of numbers.
-    """
-    for node in list(graph.graph.nodes):
-        value = node.meta.get("val")
-        if node.op != "call_function" or not isinstance(value, Tensor) or value.ndim or value.dtype != torch.float64:
-            continue
-        users = [user for user in node.users if getattr(user.meta.get("val"), "ndim", 0)]
-        if users:
-            with graph.graph.inserting_after(node):
-                held = graph.graph.call_function(operators.held(), (node,))
-            for user in users:
-                user.replace_input_with(node, held)
-
-
-def _lifted(graph: GraphModule, place: int) -> list[Tensor]:
-    """Tensors that the model holds outside of parameters and buffers become arguments, after those that are held: a
-    program must see what they are at each step.
-    """
-    constants: list[Tensor] = []
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    first_of_batch = placeholders[place] if place < len(placeholders) else None
-    for node in list(graph.graph.nodes):
-        if node.op != "get_attr":
-            continue
-        value = getattr(graph, node.target)
-        if not isinstance(value, Tensor):
-            raise Untraceable("it holds a part that is no tensor")
-        before = first_of_batch or next(n for n in graph.graph.nodes if n.op != "placeholder")
-        with graph.graph.inserting_before(before):
-            argument = graph.graph.placeholder(f"constant_{len(constants)}")
-        argument.meta = dict(node.meta)
-        node.replace_all_uses_with(argument)
-        graph.graph.erase_node(node)
-        constants.append(value)
-    return constants

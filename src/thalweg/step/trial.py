@@ -127,14 +127,12 @@ def same(
             snapshot.restore()
             expected_loss, expected = plain(batch)
             expected = {p: g.detach().clone() for p, g in expected.items()}
-            noise = _shaken(plain, batch, expected, snapshot, forward)
-            snapshot.restore()
-            plain(batch)
             if not torch.equal(torch.get_rng_state(), drawn):
                 return "it draws other random numbers"
             if any(not torch.equal(t, counted[name]) for name, t in counts.items()):
                 return "a count differs"
             statistics_after = {n: floating[n].clone() for n in moving}
+            noise = _shaken(plain, batch, expected, snapshot, forward)
             snapshot.restore()
             before = copied(floating)
             for p, g in gradients.items():

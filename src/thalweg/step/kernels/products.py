@@ -149,16 +149,20 @@ def _small(library: Path) -> Callable[[Tensor, Tensor], Any]:
     return call
 
 
+def cxx() -> str | None:
+    """The C++ compiler at hand, if any: what CXX names, else the usual ones."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((name for name in names if name and shutil.which(name)), None)
+
+
 def compile_small(library: Path) -> None:
     """Make the small kernel a library, in one step for whoever looks on.
 
     Raises:
         OSError, subprocess.SubprocessError: it cannot be compiled.
     """
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    compiler = next((name for name in names if name and shutil.which(name)), "c++")
     partial = library.with_name(f"{library.name}.{os.getpid()}")
-    subprocess.run([compiler, *FLAGS, str(_KERNEL), "-o", str(partial)], check=True)
+    subprocess.run([cxx() or "c++", *FLAGS, str(_KERNEL), "-o", str(partial)], check=True)
     os.replace(partial, library)
 
 

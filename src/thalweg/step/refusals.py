@@ -1,0 +1,130 @@
+"""Which steps are not written down as a program: those that do more in Python than operations on tensors."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from thalweg.step.data import Batch
+from thalweg.step.forward import Forward
+from thalweg.step.update import Update
+
+
+class Untraceable(ValueError):
+    """The step cannot be written down; the message says why, to follow "the step is not compiled: "."""
+
+
+def check(forward: Forward, batch: Batch) -> None:
+    """Let pass a model whose steps on such batches may all be one program.
+
+    Raises:
+        Untraceable: they may not.
+    """
+    model = forward.model
+    if forward.is_keras:
+        raise Untraceable("a Keras model keeps its state outside of the graph")
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise Untraceable("the model is compiled already")
+    if not isinstance(batch, tuple) or not all(isinstance(t, Tensor) for t in pytree.tree_leaves(batch)):
+        raise Untraceable("a batch holds more than tensors")
+    if nn.modules.module._has_any_global_hook():
+        raise Untraceable("hooks are set on all modules")
+    for name, module in model.named_modules():
+        if any(getattr(module, hooks, None) for hooks in HOOKS):
+            raise Untraceable(f"module {name!r} has hooks, which a program passes over" if name else "it has hooks")
+        if getattr(module, "sparse", False):
+            raise Untraceable(f"module {name!r} has sparse gradients")
+        if hasattr(module, "_orig_mod"):
+            raise Untraceable(f"module {name!r} is compiled already")
+        if any(isinstance(value, _GENERATORS) for value in vars(module).values()):
+            raise Untraceable(f"module {name!r} has a random generator of its own, which a program would freeze")
+    for name, p in model.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise Untraceable(f"parameter {name!r} has hooks, which a program passes over")
+        if p.device.type != "cpu":
+            raise Untraceable(f"programs are made for the CPU, and parameter {name!r} is on {p.device.type}")
+
+
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def is_recordable(update: Update) -> bool:
+    """Whether a rule is nothing but operations on tensors, as far as can be told before trying."""
+    optimizer = update.optimizer
+    if update.needs_closure:
+        return False
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    if any(hooks):
+        return False
+    values = (v for p in update.parameters for v in optimizer.state.get(p, {}).values())
+    return all(value is None or isinstance(value, Tensor) for value in values)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that remembers something in Python from call to call, or draws random numbers there.
+
+    Its attributes, and what lists and dicts among them hold, are put back as they were.
+    """
+    modules = list(model.modules())
+    before = [dict(module.__dict__) for module in modules]
+    kept = [(m, v, copy.copy(v)) for m, d in zip(modules, before, strict=True) for v in d.values() if _holds(v)]
+    drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
+    refused = "{} changes {} in each call, which a program would not"
+    try:
+        yield
+        if (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]) != drawn:
+            raise Untraceable("the model draws random numbers in Python, which a program would freeze")
+        for module, found in zip(modules, before, strict=True):
+            changed = _changed(module.__dict__, found)
+            if changed is not None:
+                raise Untraceable(refused.format(type(module).__name__, f"its attribute {changed!r}"))
+        for module, container, was in kept:
+            if not _same_contents(container, was):
+                raise Untraceable(refused.format(type(module).__name__, "a list or dict of its own"))
+    finally:
+        for _, container, was in kept:
+            if not _same_contents(container, was):
+                container.clear()
+                container.extend(was) if isinstance(container, list | deque) else container.update(was)
+        for module, found in zip(modules, before, strict=True):
+            if list(module.__dict__) != list(found) or any(module.__dict__[n] is not found[n] for n in found):
+                module.__dict__.clear()
+                module.__dict__.update(found)
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, list | dict | set | deque)
+
+
+def _changed(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> Any:
+    """The first name whose value is another one, or None."""
+    return next((n for n in [*before, *now] if n not in now or n not in before or not _same(now[n], before[n])), None)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are one, or are equal numbers or words."""
+    return a is b or (type(a) is type(b) and isinstance(a, int | float | complex | str | torch.Size) and a == b)
+
+
+def _same_contents(now: Any, before: Any) -> bool:
+    if isinstance(now, dict):
+        return list(now) == list(before) and _changed(now, before) is None
+    if isinstance(now, set):
+        return bool(now == before)
+    return len(now) == len(before) and all(map(_same, now, before))

@@ -1,0 +1,103 @@
+"""A recorded step made ready to be compiled: what Inductor would get wrong, or repeat, is put in other words."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from thalweg.step.kernels import operators
+from thalweg.step.refusals import Untraceable
+
+#: Operations above which compiling takes minutes: a recurrence written out step by step.
+LIMIT = 6_000
+
+
+def fit_to_compile(graph: GraphModule, num_held: int) -> list[Tensor]:
+    """Rewrite a graph in place; its first `num_held` arguments come before those of a batch.
+
+    Returns:
+        Tensors that have become arguments, after those that are held.
+
+    Raises:
+        Untraceable: it is not to be compiled.
+    """
+    for node in reversed(list(graph.graph.nodes)):  # marks for a profiler, which torch's rules set around a step
+        if str(node.target).startswith("profiler."):
+            graph.graph.erase_node(node)
+    strange = [n for n in graph.graph.nodes if n.op == "call_function" and not _is_plain(n.target)]
+    if strange:
+        raise Untraceable(f"it calls {strange[0].target}, which is no operation on tensors")
+    if len(graph.graph.nodes) > LIMIT:
+        raise Untraceable(f"it is {len(graph.graph.nodes)} operations long")
+    constants = _lifted(graph, num_held)
+    _draw_masks(graph)
+    _hold_scalars(graph)
+    graph.recompile()
+    return constants
+
+
+def _is_plain(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) or target is operator.getitem
+
+
+def _draw_masks(graph: GraphModule) -> None:
+    """Masks of dropout, which torch draws into empty memory, are drawn as new tensors."""
+    empty = (torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default, torch.ops.aten.empty.memory_format)
+    for node in list(graph.graph.nodes):
+        if node.target is not torch.ops.aten.bernoulli_.float or len(node.args) > 2 or node.kwargs:
+            continue
+        memory, p = node.args[0], node.args[1] if len(node.args) > 1 else 0.5
+        if memory.target not in empty or list(memory.users) != [node]:
+            continue
+        value = memory.meta["val"]
+        with graph.graph.inserting_before(node):
+            new = graph.graph.call_function(
+                operators.drawn(), (list(value.shape), list(value.stride()), value.dtype, p)
+            )
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+        graph.graph.erase_node(memory)
+
+
+def _hold_scalars(graph: GraphModule) -> None:
+    """What a rule computes of its counts and rate is computed once: a compiler would repeat it in the loop over each
+    parameter, a power for every vector of numbers.
+    """
+    for node in list(graph.graph.nodes):
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, Tensor) or value.ndim or value.dtype != torch.float64:
+            continue
+        users = [user for user in node.users if getattr(user.meta.get("val"), "ndim", 0)]
+        if users:
+            with graph.graph.inserting_after(node):
+                held = graph.graph.call_function(operators.held(), (node,))
+            for user in users:
+                user.replace_input_with(node, held)
+
+
+def _lifted(graph: GraphModule, place: int) -> list[Tensor]:
+    """Tensors that the model holds outside of parameters and buffers become arguments, after those that are held: a
+    program must see what they are at each step.
+    """
+    constants: list[Tensor] = []
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    first_of_batch = placeholders[place] if place < len(placeholders) else None
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(graph, node.target)
+        if not isinstance(value, Tensor):
+            raise Untraceable("it holds a part that is no tensor")
+        before = first_of_batch or next(n for n in graph.graph.nodes if n.op != "placeholder")
+        with graph.graph.inserting_before(before):
+            argument = graph.graph.placeholder(f"constant_{len(constants)}")
+        argument.meta = dict(node.meta)
+        node.replace_all_uses_with(argument)
+        graph.graph.erase_node(node)
+        constants.append(value)
+    return constants
