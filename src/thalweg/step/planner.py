@@ -172,7 +172,7 @@ class Planner:
         """Whether compiling stops the training: it was asked for, or no core is left for it.
 
         Two threads that wait for each other many times a step, one of which shares its core with a compiler, lose far
-        more than the core's share: steps of 100 ms instead of one were seen.
+        more than the core's share.
         """
         return self.budget.wait or torch.get_num_threads() >= _num_cores()
 
@@ -272,7 +272,7 @@ class Planner:
 
 
 def compile_seconds(operations: int) -> float:
-    """Seconds that compiling takes, roughly: 10 for a small network, 40 for 2,000 operations."""
+    """Seconds that compiling takes, roughly, where torch has compiled something before: its headers take ten more."""
     return 8.0 + 0.015 * operations
 
 
