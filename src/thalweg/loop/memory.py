@@ -32,10 +32,10 @@ class Memory:
         if setup.batches.repeatable:
             return setup.batches.epoch(at.epoch, at.position)
         if at.position == 0 or self._epoch_random is None:
-            self._epoch_random = self._random()
+            self._epoch_random = self.random()
             return setup.batches.epoch(at.epoch, at.position)
         now = seeds.capture()
-        self._set_random(self._epoch_random)
+        self.set_random(self._epoch_random)
         batches = setup.batches.epoch(at.epoch, at.position)
         first = next(batches, None)
         seeds.restore(now)
@@ -65,7 +65,7 @@ class Memory:
             "schedule": setup.schedule.state_dict(),
             "metrics": setup.metrics.state_dict(),
             "signals": setup.signals.state_dict(),
-            "random": self._random(),
+            "random": self.random(),
             "epoch_random": self._epoch_random,
         }
         if setup.average is not None:
@@ -101,16 +101,17 @@ class Memory:
             setup.average.load_state_dict(saved["average"])
         for states in (saved["epoch_random"], saved["random"]):  # the first only to see that it is one
             if states is not None:
-                self._set_random(states)
+                self.set_random(states)
         self._epoch_random = saved["epoch_random"]
         setup.step.resumed(standing.step)
         return standing
 
-    def _random(self) -> dict[str, Any]:
+    def random(self) -> dict[str, Any]:
         """The state of everything that draws: the global generators, and those that a stream brings along."""
         return {**seeds.capture(), "own": [generator.get_state() for generator in self._generators]}
 
-    def _set_random(self, states: dict[str, Any]) -> None:
+    def set_random(self, states: dict[str, Any]) -> None:
+        """Put back what `random` returned."""
         seeds.restore(states)
         for generator, state in zip(self._generators, states["own"], strict=True):
             generator.set_state(state)

@@ -29,6 +29,8 @@ REPORTED = ("loss", "learning_rate", "gradient_norm", "noise_scale")
 #: Updates between two evaluations where an epoch has no known end.
 EVALUATE_EVERY = 500
 SAVE_SECONDS = 30.0
+#: What ends a part of a training: no reason to stop.
+PAUSED = "paused"
 
 
 class Training:
@@ -44,6 +46,7 @@ class Training:
         self.verdict: Verdict | None = None
         self.best: dict[str, Tensor] | None = None
         self.memory = Memory(setup)
+        self._pause: int | None = None
         self._pending: list[Tensor] = []
         self._started = self._saved = 0.0
 
@@ -68,13 +71,26 @@ class Training:
         self.verdict = self._judge()
         return reason
 
+    def advance(self, to: int) -> str | None:
+        """Train up to an update, as a part of a training that goes on from there; why it ended before, or None."""
+        self._started = time.perf_counter() - self.at.seconds
+        self._saved = time.perf_counter()
+        self._pause = to
+        reason = self._limit_reached()
+        while reason is None and self.at.step < to:
+            self.model.train()
+            reason = self._epoch()
+        self._pause = None
+        self.at.seconds = time.perf_counter() - self._started
+        return None if reason == PAUSED else reason
+
     def _epoch(self) -> str | None:
         """Train to the end of the epoch, from where it stands; why to stop, or None to go on."""
         at, setup = self.at, self.setup
         batches = self.memory.batches(at)
         watcher = setup.metrics if setup.metrics.names else None
         optimizer, apply, step = setup.optimizer, setup.schedule.apply, setup.step
-        average, last, signals = setup.average, self.limits.steps, setup.signals
+        average, last, pause, signals = setup.average, self.limits.steps, self._pause, setup.signals
         evaluate_every = EVALUATE_EVERY if setup.batches.per_epoch is None else 0
         save_every = self.limits.save_every if isinstance(self.limits.save_every, int) else 0
         wake = self._next_wake()
@@ -102,6 +118,8 @@ class Training:
                 reason = reason or "steps"
             if self.interrupt:
                 reason = reason or "interrupted"
+            if number == pause:
+                reason = reason or PAUSED
             if save_every and number % save_every == 0 and reason is None:  # else it is saved when it has stopped
                 self.save()
             if time.perf_counter() >= wake:
@@ -124,11 +142,9 @@ class Training:
         at.epoch += 1
         at.position = 0
         stop = self._evaluate(of_epoch=True)
-        if reason is not None:
+        if reason not in (None, PAUSED):
             return reason
-        if stop is not None:
-            return stop
-        return self._limit_reached()
+        return stop or self._limit_reached() or reason
 
     def _limit_reached(self) -> str | None:
         at, limits = self.at, self.limits

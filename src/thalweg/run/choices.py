@@ -61,9 +61,8 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     if settings.plan != "auto":
         Plan.of(settings.plan)
     dtype = model_dtype(forward.model)
-    has_norm = has_batch_norm(forward.model)
     training, held_out = _data(data, settings, dtype)
-    order = _order(training, settings, keep_single=not has_norm)
+    order = _order(training, settings, keep_single=not has_batch_norm(forward.model))
     batches = Batches(_placed(training, dtype, device), order, dtype, device)
     if forward.is_keras:
         keras.build(forward.model, batches.first(1)[0])
@@ -73,17 +72,33 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     if held_out is not None:
         validation = Batches(held_out, Order(BATCH_SIZE, shuffle=False), dtype, device)
         trial(forward, loss, validation)
+    return _assembled(forward, loss, settings, batches, validation)
+
+
+def again(chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings) -> Chosen:
+    """The same data under settings that differ in rule, rate or batch size: parts that share nothing that changes."""
+    batches = chosen.batches
+    if settings.batch_size != "auto" and not isinstance(batches.data, Stream):
+        order = _order(batches.data, settings, batches.order.keep_single)
+        batches = Batches(batches.data, order, batches.dtype, batches.device)
+    return _assembled(forward, loss, settings, batches, chosen.validation)
+
+
+def _assembled(
+    forward: Forward, loss: Loss | None, settings: Settings, batches: Batches, validation: Batches | None
+) -> Chosen:
+    """Rule, schedule and limits for data that was read and checked."""
+    has_norm = has_batch_norm(forward.model)
     limits, total = _limits(settings, batches)
     metrics = resolve_metrics(settings.metrics, loss.name if loss is not None else None)
     _check_measured(settings, metrics, loss is not None, validation is not None)
     optimizer = _optimizer(forward, settings)
-    schedule = schedules.build(settings.schedule, optimizer, total, batches.per_epoch)
     chosen = Chosen(
         batches=batches,
         validation=validation,
         optimizer=optimizer,
         update=Update(optimizer, Clip(settings.clip_norm, settings.clip_value)),
-        schedule=schedule,
+        schedule=schedules.build(settings.schedule, optimizer, total, batches.per_epoch),
         metrics=metrics,
         average=_average(forward, settings, batches, total),
         limits=limits,
@@ -92,15 +107,22 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
         decided={},
     )
     chosen.decided = _decided(forward, loss, settings, chosen, total)
-    if isinstance(training, Stream) and settings.batch_size != "auto":
-        chosen.notes.append("The data brings batches of its own: batch_size was not used.")
+    chosen.notes = _notes(settings, batches, has_norm)
+    return chosen
+
+
+def _notes(settings: Settings, batches: Batches, has_norm: bool) -> list[str]:
+    """What the user should know of what was asked."""
+    notes, order = [], batches.order
+    if isinstance(batches.data, Stream) and settings.batch_size != "auto":
+        notes.append("The data brings batches of its own: batch_size was not used.")
     if settings.repair == "full":
-        chosen.notes.append("Nothing is mended while training: repair was noted.")
+        notes.append("Nothing is mended while training: repair was noted.")
     if has_norm and (order.accumulate > 1 or order.batch_size is None):
-        chosen.notes.append(
+        notes.append(
             "Batch norm normalises each micro-batch by itself, so the gradient differs from that of the whole batch."
         )
-    return chosen
+    return notes
 
 
 def _data(data: Any, settings: Settings, dtype: torch.dtype) -> tuple[Data, Data | None]:

@@ -1,0 +1,91 @@
+"""Candidates of a search, made of what `fit` prepared: each a training of its own in the one model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from thalweg.loop.checkpoint import Checkpoint
+from thalweg.loop.setup import Setup
+from thalweg.loop.train import Training
+from thalweg.records.history import History
+from thalweg.records.settings import Settings
+from thalweg.records.step import StepRecord
+from thalweg.run.choices import Chosen, again
+from thalweg.search.candidate import Choice
+from thalweg.signals.signals import Signals
+from thalweg.step.forward import Forward
+from thalweg.step.losses import Loss
+from thalweg.step.whole import Step
+from thalweg.tensors.named import copied, mapped
+
+
+@dataclass(slots=True)
+class Kept:
+    """Who is told and saved to while candidates run: all is kept, so that the winner's part can be told afterwards."""
+
+    records: list[tuple[str, StepRecord]] = field(default_factory=list)
+    best: Checkpoint | None = None
+
+    def step(self, record: StepRecord) -> None:
+        """After a reported update."""
+        self.records.append(("step", record))
+
+    def validated(self, record: StepRecord) -> None:
+        """After an evaluation."""
+        self.records.append(("validated", record))
+
+    def save(self, live: Checkpoint, best: bool = False) -> bool:
+        """Keep a copy of the best; others need none, a candidate being in memory itself."""
+        if best:
+            state = mapped(lambda t: t.detach().clone(), live.state)
+            self.best = Checkpoint(live.step, copied(live.model), state, live.best_step)
+        return True
+
+    def finish(self) -> None:
+        """Nothing waits."""
+
+
+def assemble(
+    step: Step, chosen: Chosen, history: History, saver: Any, events: Any, signals: Signals | None = None
+) -> Setup:
+    """The parts of a training, put together."""
+    return Setup(
+        step=step,
+        signals=signals or Signals(step.forward, chosen.update.parameters, step.loss),
+        optimizer=chosen.optimizer,
+        schedule=chosen.schedule,
+        batches=chosen.batches,
+        validation=chosen.validation,
+        metrics=chosen.metrics,
+        held_out_metrics=copy.deepcopy(chosen.metrics),
+        average=chosen.average,
+        history=history,
+        saver=saver,
+        events=events,
+        has_norm=chosen.has_norm,
+        anneals=chosen.anneals,
+    )
+
+
+def asked_for(settings: Settings, choice: Choice) -> Settings:
+    """The settings of a training that was asked for with this choice from the beginning."""
+    options = dict(settings.optimizer_options or {}) | dict(choice.options)
+    return replace(
+        settings,
+        optimizer=choice.optimizer,
+        learning_rate=choice.learning_rate,
+        batch_size=choice.batch_size or settings.batch_size,
+        optimizer_options=options or None,
+    )
+
+
+def training_of(
+    choice: Choice, chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings
+) -> tuple[Training, Chosen]:
+    """A training with this choice that keeps everything in memory, and the parts it was made of."""
+    parts = again(chosen, forward, loss, asked_for(settings, choice))
+    kept = Kept()
+    setup = assemble(Step(forward, loss, parts.update), parts, History(), kept, kept)
+    return Training(setup, parts.limits), parts

@@ -1,0 +1,117 @@
+"""One training among several that take turns in one model: its weights and its random state are put in while it runs.
+
+What differs between candidates is said by a `Choice`; all begin from the same weights, the same random state and the
+same batches, so that a difference of their losses is one of their choices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from thalweg.loop.train import Training
+from thalweg.step.trial import Snapshot
+from thalweg.tensors.named import assign, copied
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a candidate is trained with."""
+
+    learning_rate: float
+    optimizer: str = "auto"
+    """A rule of the catalogue."""
+    batch_size: int | None = None
+    """Examples per update; None: the size that was asked for."""
+    options: tuple[tuple[str, float], ...] = field(default=())
+    """Further arguments of the rule that are searched, as weight_decay and momentum."""
+
+
+class Candidate:
+    """A training that can be gone on with, and judged, at any time; between its turns the model is another's."""
+
+    def __init__(self, choice: Choice, training: Training) -> None:
+        """`training` has not begun: its model holds the weights, and the generators the state, that all begin with."""
+        self.choice = choice
+        self.training = training
+        self.ended: str | None = None
+        """Why it can go on no more."""
+        self.scores: dict[int, float] = {}
+        """Update → held-out loss after a cool-down from there."""
+        self.spent = 0
+        """Updates made in all, those of cool-downs included."""
+        self._weights = copied(training.forward.state())
+        self._random = training.memory.random()
+
+    @property
+    def step(self) -> int:
+        """Updates that its training stands after."""
+        return self.training.at.step
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, model and generators are this candidate's; what becomes of them is its own again afterwards."""
+        state = self.training.forward.state()
+        assign(state, self._weights)
+        self.training.memory.set_random(self._random)
+        yield
+        self._weights = copied(state)
+        self._random = self.training.memory.random()
+
+    def advance(self, to: int) -> None:
+        """Train up to an update, unless it has ended."""
+        if self.ended is not None or self.step >= to:
+            return
+        before = self.step
+        with self.turn():
+            self.ended = self.training.advance(to)
+        self.spent += self.step - before
+
+    def judge(self, cool_down: int, measure: Callable[[], float]) -> float:
+        """The loss after so many further updates whose rate falls to zero along a line; its training is left alone.
+
+        Short trainings that end with a high rate are judged by the noise of their last updates: the rate that is best
+        for them is far below the one that is best in the end (Wu et al. 2018). Infinite where it is not finite.
+        """
+        if self.ended == "diverged":
+            self.scores[self.step] = math.inf
+            return math.inf
+        training, setup = self.training, self.training.setup
+        with self.turn():
+            snapshot = Snapshot(training.forward, setup.optimizer)
+            random = training.memory.random()
+            rates = [group["lr"] for group in setup.optimizer.param_groups]
+            training.model.train()
+            for number, batch in enumerate(itertools.islice(self._batches(), cool_down)):
+                for group, rate in zip(setup.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * (1 - (number + 1) / (cool_down + 1))
+                setup.step(batch)
+            value = measure()
+            for group, rate in zip(setup.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            snapshot.restore()
+            training.memory.set_random(random)
+        self.spent += cool_down
+        self.scores[self.step] = value if math.isfinite(value) else math.inf
+        return self.scores[self.step]
+
+    def take(self) -> None:
+        """Put this candidate into the model for good."""
+        assign(self.training.forward.state(), self._weights)
+        self.training.memory.set_random(self._random)
+
+    def _batches(self) -> Iterator[Any]:
+        """What its training would see next, over the ends of epochs."""
+        at, batches = self.training.at, self.training.setup.batches
+        yield from self.training.memory.batches(at)
+        for epoch in itertools.count(at.epoch + 1):
+            seen = False
+            for batch in batches.epoch(epoch):
+                seen = True
+                yield batch
+            if not seen:
+                return
