@@ -174,7 +174,7 @@ def build(
     rule = RULES[name]
     given = {**rule.options, **(options or {})}
     patterns = given.pop("groups", None) or {}
-    known = [word for word in inspect.signature(rule.make).parameters if word not in ("params", "lr")]
+    known = options_of(name)
     _refuse_unknown(name, given, [*known, "groups"])
     for group in patterns.values():
         _refuse_unknown(name, group, ["learning_rate", *known])
@@ -190,6 +190,15 @@ def build(
     for built in optimizer.param_groups:
         built["initial_lr"] = built["lr"]
     return optimizer
+
+
+def options_of(name: str) -> list[str]:
+    """The further arguments that a rule takes.
+
+    >>> "momentum" in options_of("sgd"), "momentum" in options_of("adamw")
+    (True, False)
+    """
+    return [word for word in inspect.signature(RULES[name].make).parameters if word not in ("params", "lr")]
 
 
 def _groups(parameters: dict[str, Tensor], patterns: Mapping[str, Any], is_split: bool) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ class Terminal:
             self._pace.popleft()
         parts = progress(run, record, self._speed())
         if self._live:
-            self._write(f"\r{_fit(parts, self._columns() - 1)}\x1b[K")
+            self._write(f"\r{fitting(parts, self._columns() - 1)}\x1b[K")
             self._drawn = True
         else:
             self._write(f"{', '.join(parts)}\n")
@@ -218,7 +218,7 @@ def _short(name: str, value: float) -> str:
     return measured(name, value) if share(name) else rounded(value, 3)
 
 
-def _fit(parts: Sequence[str], columns: int) -> str:
+def fitting(parts: Sequence[str], columns: int) -> str:
     """As many of the parts as a line of `columns` takes."""
     line = ""
     for part in parts:

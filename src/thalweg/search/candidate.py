@@ -44,7 +44,7 @@ class Candidate:
         """Update → held-out loss after a cool-down from there."""
         self.spent = 0
         """Updates made in all, those of cool-downs included."""
-        self._weights = copied(training.forward.state())
+        self._first = self._weights = copied(training.forward.state())
         self._random = training.memory.random()
 
     @property
@@ -70,6 +70,42 @@ class Candidate:
         with self.turn():
             self.ended = self.training.advance(to)
         self.spent += self.step - before
+
+    def finish(self) -> None:
+        """Train to the end, with the evaluation that is made there."""
+        if self.ended == "diverged":
+            return
+        before = self.step
+        with self.turn():
+            self.ended = self.training.run()
+        self.spent += self.step - before
+
+    def fails_from_the_start(self) -> bool:
+        """Whether the batch that it stands before cannot be trained on from its first weights either."""
+        try:
+            with self.turn():
+                batch = next(self._batches(), None)
+                assign(self.training.forward.state(), self._first)
+                if batch is not None:
+                    self.training.setup.step.gradients(batch)
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError):
+            return True
+        finally:
+            self.training.setup.optimizer.zero_grad()
+        return False
+
+    def loss(self) -> float:
+        """What it stands at: the best evaluation, which `fit` hands over; without held-out data the mean over the last
+        epoch, or over what there was of the first. Infinite where it is not finite, or has diverged.
+        """
+        at, history = self.training.at, self.training.setup.history
+        if self.ended == "diverged":
+            return math.inf
+        if self.training.setup.validation is not None:
+            value = at.best_value
+        elif (value := history.last("epoch_loss")) is None and at.epoch_count:
+            value = at.epoch_sum / at.epoch_count
+        return value if value is not None and math.isfinite(value) else math.inf
 
     def judge(self, cool_down: int, measure: Callable[[], float]) -> float:
         """The loss after so many further updates whose rate falls to zero along a line; its training is left alone.
