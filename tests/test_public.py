@@ -11,9 +11,9 @@ import pytest
 import thalweg
 
 WORDS = """
-    Action Backprop Callback FastStep Finding GradientCheck History Landscape Plan Recipe Run RunRecord Settings
-    StepRecord Trajectory Verdict __version__ backprop check_gradients evaluate export fast_step fit landscape load
-    predict recipe report resume save task_names
+    Action Backprop Callback FastStep Finding GradientCheck History Landscape LearningRate Plan Recipe Run RunRecord
+    Search Settings StepRecord Trajectory Verdict __version__ backprop check_gradients evaluate export fast_step find_lr
+    fit landscape load predict recipe report resume save task_names
 """.split()  # noqa: SIM905
 
 

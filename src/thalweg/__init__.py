@@ -11,6 +11,7 @@ The public words, each loaded when it is first used; the rooms behind them, from
     loop         one training: step, watch, stop, save
     signals      tensors → what a step reports
     reports      records → pictures
+    search       which learning rate
     run          fit, resume, load, export
     tasks        ready applications
     cli          the command line
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from thalweg.records.gradient_check import GradientCheck
     from thalweg.records.history import History
     from thalweg.records.landscape import Landscape
+    from thalweg.records.learning_rate import LearningRate
     from thalweg.records.run import RunRecord
     from thalweg.records.settings import Settings
     from thalweg.records.step import StepRecord
     from thalweg.records.verdict import Verdict
     from thalweg.run.callback import Callback
+    from thalweg.run.find_lr import Search, find_lr
     from thalweg.run.fit import fit
     from thalweg.run.recipe import Recipe, recipe, task_names
     from thalweg.run.resume import resume
@@ -55,10 +58,12 @@ _WORDS = {
     "History": "records.history",
     "FastStep": "step.fast",
     "Landscape": "records.landscape",
+    "LearningRate": "records.learning_rate",
     "Plan": "step.plan",
     "Recipe": "run.recipe",
     "Run": "run.run",
     "RunRecord": "records.run",
+    "Search": "run.find_lr",
     "Settings": "records.settings",
     "StepRecord": "records.step",
     "Trajectory": "run.trajectory",
@@ -70,6 +75,7 @@ _WORDS = {
     "evaluate": "loop.evaluate",
     "export": "run.weights",
     "fast_step": "step.fast",
+    "find_lr": "run.find_lr",
     "fit": "run.fit",
     "landscape": "gradients.landscape",
     "load": "run.weights",

@@ -12,13 +12,14 @@ from types import FrameType
 from typing import NoReturn
 
 import thalweg
-from thalweg.cli import doctor, look, runs, training, use
+from thalweg.cli import doctor, find_lr, look, runs, training, use
 from thalweg.cli.usage import Parser, Usage, guess, say, split
 
 FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 _COMMANDS = {
     "fit": (training.add_fit, "train a task, or the model and data of a script"),
+    "find-lr": (find_lr.add_find_lr, "search for the learning rate of a training"),
     "backprop": (look.add_backprop, "show how the gradient flows back through a network, layer by layer"),
     "resume": (training.add_resume, "go on where a run left off"),
     "predict": (use.add_predict, "outputs of a run's best model for the rows of files"),
@@ -28,7 +29,7 @@ _COMMANDS = {
     "doctor": (doctor.add_doctor, "show versions, devices, compiler, disk"),
 }
 #: Commands whose further flags are options of the task.
-_WITH_OPTIONS = ("fit", "backprop")
+_WITH_OPTIONS = ("fit", "find-lr", "backprop")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,7 +63,7 @@ def from_text(name: str, text: str) -> Any:
     if text.lower() == "none" and "None" in kinds:
         return None
     if any(kind.startswith("Mapping") for kind in kinds):
-        return _pairs(name, text, numbers=name == "target")
+        return pairs(name, text, numbers=name == "target")
     if "bool" in kinds and text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind, read in (("int", int), ("float", float)):
@@ -124,7 +124,7 @@ def _kinds(name: str) -> set[str]:
     return {kind.strip() for kind in _KINDS.get(name, str(_SETTINGS[name].type)).split("|")}
 
 
-def _pairs(name: str, text: str, numbers: bool) -> dict[str, Any]:
+def pairs(name: str, text: str, numbers: bool) -> dict[str, Any]:
     """NAME=VALUE[,NAME=VALUE]; a comma inside a value, as in betas=(0.9,0.99), does not end it."""
     pairs: dict[str, Any] = {}
     for pair in re.split(r",(?=[^,=()\[\]]+=)", text):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -49,6 +51,16 @@ class LearningRate:
 
     def __float__(self) -> float:
         return self.value
+
+    def picture(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture to a file: a page (.html) that needs nothing else, or an .svg.
+
+        Raises:
+            ValueError: a name with another ending, or a file that cannot be written.
+        """
+        from thalweg.reports.learning_rate_svg import write
+
+        return write(self, Path(path))
 
     def plot(self) -> Any:
         """Loss against rate, with the interval and what diverged: a plotly figure."""

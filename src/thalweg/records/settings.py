@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from thalweg.records.learning_rate import LearningRate
+
 SCHEDULES = (
     "auto",
     "constant",
@@ -43,7 +45,7 @@ class Settings:
     validation_data: Any = _setting(None, "held-out data, in any form that data takes")
     validation_split: float = _setting(0.0, "share of the training examples to hold out, in [0, 1)")
     optimizer: Any = _setting("auto", "a rule's name, or a torch.optim.Optimizer")
-    learning_rate: Any = _setting("auto", "a number, or auto")
+    learning_rate: Any = _setting("auto", "a number, auto, or what find_lr returned")
     schedule: Any = _setting("auto", "a schedule's name, or a torch scheduler factory", SCHEDULES)
     optimizer_options: Mapping[str, Any] | None = _setting(
         None, "further arguments of the rule; groups by name pattern"
@@ -87,7 +89,7 @@ class Settings:
         known = [setting.name for setting in fields(cls)]
         words: dict[str, Any] = {}
         hints = []
-        for word, value in given.items():
+        for word, value in expanded(given).items():
             name = OTHER_WORDS.get(word, word)
             if name not in known:
                 raise TypeError(unknown("keyword", word, [*known, *OTHER_WORDS]))
@@ -141,6 +143,35 @@ class Settings:
         split = self.validation_split
         if isinstance(split, bool) or not isinstance(split, int | float) or not 0 <= split < 1:
             raise ValueError(f"validation_split is a share in [0, 1), got {split!r}")
+
+
+def expanded(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords with a `LearningRate` among them → the same with its number, and the rule and options it was found with.
+
+    What the user says goes before what was found; the rule cannot, since a rate means nothing for another one.
+
+    Raises:
+        ValueError: it was found for another rule than the one that is asked for.
+    """
+    word = next((w for w in given if OTHER_WORDS.get(w, w) == "learning_rate"), None)
+    if word is None or not isinstance(given[word], LearningRate):
+        return dict(given)
+    found, words = given[word], {**given, word: given[word].value}
+    options = dict(found.options)
+    rule, asked = options.pop("optimizer", "auto"), given.get("optimizer", "auto")
+    if asked != "auto" and asked != rule:
+        name = asked if isinstance(asked, str) else f"a {type(asked).__name__}"
+        raise ValueError(
+            f"the learning rate was searched for {rule}, and optimizer is {name}: search for that one, "
+            f"or give the number, learning_rate={found.value:.4g}"
+        )
+    words["optimizer"] = rule
+    size = options.pop("batch_size", None)
+    if size is not None and given.get("batch_size", "auto") == "auto":
+        words["batch_size"] = size
+    if options:
+        words["optimizer_options"] = options | dict(given.get("optimizer_options") or {})
+    return words
 
 
 def whole(name: str, value: object, otherwise: str = "") -> None:

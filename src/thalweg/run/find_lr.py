@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def find_lr(
     >>> found.value, [rate for rate, loss in found.curve]
     (1.0, [0.01, 0.1, 1.0])
     """
-    search = Search(method, space(optimizer, low, high, also), trials, budget, storage, seed)
+    search = Search(method, optimizer, low, high, trials, budget, also, storage, seed)
     require_replayable(data)
     if epochs is None and steps is None:
         epochs = LIKELY_EPOCHS
@@ -123,14 +123,23 @@ def find_lr(
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is searched and how, checked."""
+    """What `find_lr` is asked for, in its words.
 
-    method: str
-    space: Space
-    trials: int | None
-    budget: float | None
-    storage: Any
-    seed: int
+    Raises:
+        ValueError, TypeError: see `find_lr`.
+    """
+
+    method: str = "grid"
+    optimizer: str = "adamw"
+    low: float | None = None
+    high: float | None = None
+    trials: int | None = None
+    budget: float | None = None
+    also: Mapping[str, Any] | None = None
+    storage: str | os.PathLike[str] | None = None
+    seed: int = 0
+    space: Space = field(init=False)
+    """Where it looks."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str):
@@ -143,6 +152,7 @@ class Search:
                 raise ValueError(f"trials must be at least 2, or there is nothing to choose from, got {self.trials}")
         if self.budget is not None:
             positive("budget", self.budget)
+        object.__setattr__(self, "space", space(self.optimizer, self.low, self.high, self.also))
 
     def num_trials(self, default: int) -> int:
         """Trials of a search whose trials are trainings."""

@@ -22,7 +22,7 @@ from thalweg.loop.setup import Setup
 from thalweg.loop.train import Training
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
-from thalweg.records.settings import Settings
+from thalweg.records.settings import Settings, expanded
 from thalweg.run import directory as directories
 from thalweg.run.choices import Chosen, choose
 from thalweg.run.finish import finish
@@ -74,7 +74,7 @@ def fit(model: nn.Module, data: Any, loss: Any = None, **settings: Any) -> Run:
 
 def start(arguments: Mapping[str, Any], source: dict[str, Any] | None = None) -> Run:
     """Train from the keywords of `fit` in one mapping; `source` says which task or script made them."""
-    given = dict(arguments)
+    given = expanded(arguments)
     model, data, loss = given.pop("model"), given.pop("data"), given.pop("loss", None)
     settings, hints = Settings.of(given)
     with ExitStack() as stack:

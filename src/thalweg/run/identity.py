@@ -22,7 +22,7 @@ def identity(forward: Forward, loss: Loss | None, chosen: Chosen, settings: Sett
     """Model, data and length of the trainings, as JSON holds them; digests are 64 hex digits."""
     named = forward.weights()
     shapes = {name: list(t.shape) for name, t in named.items()}
-    length = {name: value for name in ("epochs", "steps") if (value := getattr(settings, name)) is not None}
+    limits = [f"{value} {name}" for name in ("epochs", "steps") if (value := getattr(settings, name)) is not None]
     return {
         "model": f"{type(forward.model).__name__} of {sum(t.numel() for t in named.values())} numbers",
         "layers": _digest(repr(sorted(shapes.items())).encode()),
@@ -33,7 +33,7 @@ def identity(forward: Forward, loss: Loss | None, chosen: Chosen, settings: Sett
         "first validation rows": _of_tensors(leaves(chosen.validation.first(ROWS))) if chosen.validation else None,
         "loss": loss.name if loss is not None else "the model's own",
         "batch size": chosen.decided["batch_size"],
-        "length": length,
+        "length": " or ".join(limits),
         "seed": settings.seed,
     }
 

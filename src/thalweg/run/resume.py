@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from thalweg.records.run import RunRecord
-from thalweg.records.settings import OTHER_WORDS, Settings
+from thalweg.records.settings import OTHER_WORDS, Settings, expanded
 from thalweg.run import directory as directories
 from thalweg.run.fit import carry_out, plain, prepare
 from thalweg.run.recipe import recipe_of
@@ -53,6 +53,7 @@ def resume(
             missing = "model" if model is None else "data"
             raise ValueError(f"{directory} was not started from a task or script: give {missing}= (and loss=) again")
         arguments = dict(recipe_of(record.source, directory).arguments)
+    changes = expanded(changes)
     changed = {OTHER_WORDS.get(word, word): value for word, value in changes.items()}
     given = {**_asked(record, arguments, changed), **changed}
     settings, _ = Settings.of({**given, "run_dir": directory, "resume": True})
