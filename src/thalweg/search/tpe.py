@@ -89,8 +89,8 @@ def _one(optuna: Any, study: Any, asked: Asked, run: Run) -> None:
 def _suggested(asking: Any, name: str, dimension: Any) -> Any:
     if isinstance(dimension, Range):
         return asking.suggest_float(name, dimension.low, dimension.high, log=True)
-    # Optuna keeps plain values only, so that a list of pairs is told apart by its places.
-    return dimension.values[asking.suggest_int(name, 0, len(dimension.values) - 1)]
+    # By their places: Optuna keeps plain values only, and pairs such as betas are none.
+    return dimension.values[asking.suggest_categorical(name, range(len(dimension.values)))]
 
 
 def _finished(optuna: Any, study: Any) -> list[Trial]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from math import inf, isfinite
 
 from thalweg.loop.train import EVALUATE_EVERY
 from thalweg.records.learning_rate import Trial
@@ -56,14 +56,14 @@ def attempted(number: int, candidate: Candidate, train: Callable[[], None]) -> T
         if candidate.fails_from_the_start():
             raise Failed(str(error)) from error
         return record(number, candidate.choice, candidate, "diverged", str(error))
-    if math.isfinite(candidate.loss()):
+    if isfinite(candidate.loss()):
         return record(number, candidate.choice, candidate, "complete", "")
     return record(number, candidate.choice, candidate, "diverged", _why(candidate))
 
 
 def record(number: int, choice: Choice, candidate: Candidate, state: str, reason: str) -> Trial:
     """What is written down of a candidate."""
-    loss = math.inf if state == "diverged" else candidate.loss()
+    loss = inf if state == "diverged" else candidate.loss()
     return Trial(number, choice.learning_rate, loss, candidate.step, state, dict(choice.options), reason)
 
 
@@ -71,8 +71,11 @@ def _why(candidate: Candidate) -> str:
     """Where the loss was first seen not to be finite; before any update that is not the rate's doing."""
     history = candidate.training.setup.history
     names = [name for name in ("loss", "validation_loss", "epoch_loss") if name in history.names]
-    broken = [int(step) for name in names for step, value in zip(*history.series(name), strict=True) if value - value]
+    series = [history.series(name) for name in names]
+    broken = [
+        int(at) for steps, values in series for at, value in zip(steps, values, strict=True) if not isfinite(value)
+    ]
     first = min(broken, default=candidate.step)
-    if first == 1 and "loss" in names and not math.isfinite(history.series("loss")[1][0]):
+    if first == 1 and "loss" in names and not isfinite(history.series("loss")[1][0]):
         return "the loss was not finite before the first update"
     return f"the loss was not finite at update {first}"
