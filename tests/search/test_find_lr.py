@@ -448,6 +448,7 @@ import json, os, sys, time
 from pathlib import Path
 import optuna, torch
 from thalweg.run import find_lr as room
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 def work(name, method, is_killed):
     torch.manual_seed(0)
@@ -464,6 +465,14 @@ def work(name, method, is_killed):
     found = room.find_lr(torch.nn.Linear(1, 1), (torch.ones(4, 1), torch.zeros(4, 1)), "mse", method=method, trials=8,
                          optimizer="sgd", low=0.01, high=1.0, epochs=3, storage="s.db", verbose=False)
     Path(f"{name}.json").write_text(json.dumps([ran, found.value, [t.number for t in found.trials]]))
+
+# What is first used after a fork would be imported in each; but no backward pass, whose threads no fork has.
+p = torch.nn.Parameter(torch.ones(1))
+p.grad = torch.ones(1)
+torch.optim.SGD([p]).step()
+storage = optuna.storages.RDBStorage("sqlite:///first.db")
+optuna.create_study(storage=storage).ask().suggest_float("x", 0.0, 1.0)
+storage.engine.dispose()
 
 for case in sys.argv[1:]:
     os.mkdir(case)
