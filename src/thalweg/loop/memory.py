@@ -26,6 +26,10 @@ class Memory:
         self.forward = setup.step.forward
         self._epoch_random: dict[str, Any] | None = None
 
+    def follow(self, other: Memory) -> None:
+        """Know what another memory of the same training knows."""
+        self._epoch_random = other._epoch_random
+
     def batches(self, at: Standing) -> Iterator[Any]:
         """The batches still to come in this epoch; a stream that draws its own order sees the state it saw before."""
         setup = self.setup

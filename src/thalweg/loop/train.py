@@ -84,6 +84,15 @@ class Training:
         self.at.seconds = time.perf_counter() - self._started
         return None if reason == PAUSED else reason
 
+    def moved(self, setup: Setup) -> Training:
+        """This training as it stands, gone on with among other parts: another history, another way to step."""
+        self._read_losses()
+        training = Training(setup, self.limits, self.at)
+        training._started = time.perf_counter() - self.at.seconds
+        training.best = self.best
+        training.memory.follow(self.memory)
+        return training
+
     def _epoch(self) -> str | None:
         """Train to the end of the epoch, from where it stands; why to stop, or None to go on."""
         at, setup = self.at, self.setup

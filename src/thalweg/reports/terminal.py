@@ -67,6 +67,14 @@ class Terminal:
         self._due = time.monotonic() + (0.0 if self._live else PLAIN)
         self._say(opening(run.record))
 
+    def on_search(self, run: RunView, words: str) -> None:
+        """Show how the choice of what was left open stands, if it is time to."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + self._every
+        self._show([words])
+
     def on_step(self, run: RunView, record: StepRecord) -> None:
         """Show progress if it is time to."""
         now = time.monotonic()
@@ -76,7 +84,10 @@ class Terminal:
         self._pace.append((now, record.step))
         while now - self._pace[0][0] > _SPEED_OVER and len(self._pace) > 2:
             self._pace.popleft()
-        parts = progress(run, record, self._speed())
+        self._show(progress(run, record, self._speed()))
+
+    def _show(self, parts: list[str]) -> None:
+        """Rewrite the live line; a plain one where there is no terminal."""
         if self._live:
             self._write(f"\r{fitting(parts, self._columns() - 1)}\x1b[K")
             self._drawn = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,10 +28,13 @@ class Kept:
 
     records: list[tuple[str, StepRecord]] = field(default_factory=list)
     best: Checkpoint | None = None
+    tell: Callable[[], None] = lambda: None
+    """Called after each report."""
 
     def step(self, record: StepRecord) -> None:
         """After a reported update."""
         self.records.append(("step", record))
+        self.tell()
 
     def validated(self, record: StepRecord) -> None:
         """After an evaluation."""
@@ -45,6 +49,20 @@ class Kept:
 
     def finish(self) -> None:
         """Nothing waits."""
+
+    def hand_over(self, training: Training) -> None:
+        """What was kept is written down and told where the training is gone on with."""
+        setup = training.setup
+        for kind, record in self.records:
+            if kind == "step":
+                setup.history.append(record)
+                setup.events.step(record)
+            else:
+                setup.history.evaluate(record)
+                setup.events.validated(record)
+        if self.best is not None:
+            setup.saver.save(self.best, best=True)
+        training.save()
 
 
 def assemble(

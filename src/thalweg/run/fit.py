@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import re
 from collections.abc import Mapping
@@ -18,18 +17,19 @@ from torch.optim import Optimizer
 
 from thalweg.loop.checkpoint import Checkpoints, Damaged
 from thalweg.loop.saver import Saver
-from thalweg.loop.setup import Setup
 from thalweg.loop.train import Training
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings, expanded
 from thalweg.run import directory as directories
+from thalweg.run.candidates import assemble
 from thalweg.run.choices import Chosen, choose
 from thalweg.run.finish import finish
 from thalweg.run.interrupts import interruptible
+from thalweg.run.race import LIKELY_EPOCHS, Raced, Stage, as_decided, is_raced
 from thalweg.run.run import Run
 from thalweg.run.telling import Telling
-from thalweg.signals.signals import Signals
+from thalweg.search.race import Interrupted, NothingFinite
 from thalweg.step import keras
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss, resolve
@@ -37,9 +37,6 @@ from thalweg.step.plan import Plan
 from thalweg.step.planned import Asked, PlannedStep
 from thalweg.step.planner import Budget
 from thalweg.tensors import devices, seeds
-
-#: Passes over the data that a training without a limit is expected to take, where a plan is weighed against its cost.
-LIKELY_EPOCHS = 20
 
 
 def fit(model: nn.Module, data: Any, loss: Any = None, **settings: Any) -> Run:
@@ -122,48 +119,68 @@ def carry_out(
     stack: ExitStack, prepared: Prepared, settings: Settings, record: RunRecord, directory: Path, resuming: bool
 ) -> Run:
     """Train what was prepared in a directory that is held, from the start or from where it was left."""
-    chosen, forward = prepared.chosen, prepared.forward
     telling = Telling(record, settings)
     checkpoints = Checkpoints(directory, telling.warn)
     checkpoint = checkpoints.latest() if resuming else None
+    if checkpoint is not None:
+        prepared.chosen = as_decided(prepared.chosen, prepared.forward, prepared.loss, settings, record)
     history = History(directory / "history.sqlite", telling.warn)
     stack.callback(history.close)
-    run = Run(forward.model, chosen.optimizer, history, record, directory)
-    telling.run = run
-    step = _planned(prepared, settings, record, directory, resuming)
+    run = telling.run = Run(prepared.forward.model, prepared.chosen.optimizer, history, record, directory)
+    record.stopped_because, record.verdict = None, None
+    raced = None
+    if checkpoint is None and is_raced(settings, prepared.chosen):
+        stage = Stage(prepared.chosen, prepared.forward, prepared.loss, settings, telling.search)
+        with interruptible(stage):
+            raced = _race(stage, record, directory, telling)
+            if stage.interrupt:
+                return _nothing_done(run, directory, telling)
+        if raced is not None:
+            prepared.chosen, run.optimizer = raced.parts, raced.parts.optimizer
+    step = _planned(prepared, settings, record, directory, resuming=checkpoint is not None)
     stack.callback(step.close)
     saver = Saver(checkpoints, before=history.flush)
     stack.callback(saver.finish)
-    setup = Setup(
-        step=step,
-        signals=Signals(forward, chosen.update.parameters, prepared.loss),
-        optimizer=chosen.optimizer,
-        schedule=chosen.schedule,
-        batches=chosen.batches,
-        validation=chosen.validation,
-        metrics=chosen.metrics,
-        held_out_metrics=copy.deepcopy(chosen.metrics),
-        average=chosen.average,
-        history=history,
-        saver=saver,
-        events=telling,
-        has_norm=chosen.has_norm,
-        anneals=chosen.anneals,
-    )
-    training = Training(setup, chosen.limits)
+    signals = raced.training.setup.signals if raced is not None else None
+    setup = assemble(step, prepared.chosen, history, saver, telling, signals)
+    training = raced.training.moved(setup) if raced is not None else Training(setup, prepared.chosen.limits)
     if resuming:
-        rates = [float(group["initial_lr"]) for group in chosen.optimizer.param_groups]
-        _go_back(training, checkpoints, checkpoint, telling)
-        if settings.learning_rate != "auto":
-            _set_rates(chosen.optimizer, rates)
-    record.stopped_because, record.verdict = None, None
+        _resumed(training, checkpoints, checkpoint, settings, telling)
     record.write(directory)
+    if raced is not None:
+        step.begin(training.at.step)
+        raced.kept.hand_over(training)
     step.open()
     telling.start()
     with interruptible(training):
         record.stopped_because = training.run()
         finish(run, training, checkpoints)
         telling.end()
+    return run
+
+
+def _race(stage: Stage, record: RunRecord, directory: Path, telling: Telling) -> Raced | None:
+    """Choose by a race what was left open; None where it was interrupted, or where no rate gave a finite loss."""
+    record.decided |= {"learning_rate": None, "search": None}
+    record.write(directory)
+    telling.start()
+    try:
+        raced = stage.run()
+    except Interrupted:
+        return None
+    except NothingFinite as error:  # a training that shows it says more than none
+        record.decided = dict(stage.chosen.decided)
+        telling.warn(f"{str(error)[0].upper()}{str(error)[1:]}. It is trained with the rule's own rate.")
+        return None
+    record.decided = {**raced.parts.decided, "learning_rate": raced.told["learning_rate"], "search": raced.told}
+    return raced
+
+
+def _nothing_done(run: Run, directory: Path, telling: Telling) -> Run:
+    """Interrupted before the first update that counts: the race begins anew where the run is gone on with."""
+    run.record.stopped_because = "interrupted"
+    run.record.write(directory)
+    telling.end()
     return run
 
 
@@ -198,6 +215,17 @@ def _planned(prepared: Prepared, settings: Settings, record: RunRecord, director
     step = PlannedStep(prepared.forward, prepared.loss, chosen.update, asked, changed)
     record.decided["plan"] = step.plan.to_dict()
     return step
+
+
+def _resumed(
+    training: Training, checkpoints: Checkpoints, checkpoint: Any, settings: Settings, telling: Telling
+) -> None:
+    """Go on from a checkpoint, if there is one, at the rates that are asked for now."""
+    optimizer = training.setup.optimizer
+    rates = [float(group["initial_lr"]) for group in optimizer.param_groups]
+    _go_back(training, checkpoints, checkpoint, telling)
+    if settings.learning_rate != "auto":
+        _set_rates(optimizer, rates)
 
 
 def _go_back(training: Training, checkpoints: Checkpoints, checkpoint: Any, telling: Telling) -> None:

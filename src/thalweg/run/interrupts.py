@@ -6,13 +6,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from thalweg.loop.train import Training
+
+class Interruptible(Protocol):
+    """What looks at `interrupt` between two updates."""
+
+    interrupt: bool
 
 
 @contextmanager
-def interruptible(training: Training) -> Iterator[None]:
+def interruptible(training: Interruptible) -> Iterator[None]:
     """Inside, the first signal asks the training to stop; a second Ctrl-C raises `KeyboardInterrupt` at once.
 
     After Ctrl-C `fit` returns its run, `stopped_because` "interrupted"; after SIGTERM the signal is raised again when

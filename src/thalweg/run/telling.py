@@ -22,14 +22,22 @@ class Telling:
         self.run: Run | None = None
         self.callbacks = _listed(settings.callbacks)
         self.verbose = settings.verbose
+        self._started = False
 
     def start(self) -> None:
-        """Before the first update."""
+        """Before the first update, and before a search for what it is made with; only once."""
+        if self._started:
+            return
+        self._started = True
         if self.verbose:
             from thalweg.reports.terminal import Terminal
 
             self.callbacks = [*self.callbacks, Terminal()]  # last, to name the report if one of the others wrote it
         self._tell("on_start")
+
+    def search(self, words: str) -> None:
+        """While candidates are trained of which one will be the run's own: how it stands."""
+        self._tell("on_search", words)
 
     def step(self, record: StepRecord) -> None:
         """After a reported update."""

@@ -135,10 +135,19 @@ class Candidate:
         self.scores[self.step] = value if math.isfinite(value) else math.inf
         return self.scores[self.step]
 
-    def take(self) -> None:
-        """Put this candidate into the model for good."""
+    def take(self) -> Training:
+        """Put this candidate into the model for good; its training is gone on with from there."""
         assign(self.training.forward.state(), self._weights)
         self.training.memory.set_random(self._random)
+        self.drop()
+        return self.training
+
+    def drop(self) -> None:
+        """It will have no further turn: what only it holds is let go."""
+        self.ended = self.ended or "dropped"
+        self._weights, self._random = {}, {}
+        if self.ended == "dropped":
+            self.training.setup.optimizer.state.clear()
 
     def _batches(self) -> Iterator[Any]:
         """What its training would see next, over the ends of epochs."""

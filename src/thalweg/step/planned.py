@@ -64,6 +64,8 @@ class PlannedStep(Step):
         self.plan = replace(asked.plan, is_settled=True) if asked.plan is not None else asked.begun or Plan()
         self.number = 0
         """Updates made so far."""
+        self.first = 0
+        """Updates that were made before this step took over."""
         self.program: Program | None = None
         self.compilation: Compilation | None = None
         self._traced: Traced | None = None
@@ -99,6 +101,10 @@ class PlannedStep(Step):
             self._layout = None
         self.arithmetic = None
         self._undo.close()
+
+    def begin(self, number: int) -> None:
+        """Others have made so many updates; what is chosen before the first is chosen now."""
+        self.number = self.first = number
 
     def resumed(self, number: int) -> None:
         """State was loaded into model and rule, as it stood after so many updates."""

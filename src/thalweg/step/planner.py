@@ -84,7 +84,7 @@ class Planner:
         """Whatever is due before the next update. Nothing that goes wrong with a way may end a training."""
         step = self.step
         try:
-            if step.number == 0:
+            if step.number == step.first:
                 self._first_choices(batch)
             elif step.compilation is not None:
                 if step.number % LOOK_EVERY == 0 and step.compilation.is_done():
