@@ -39,11 +39,12 @@ if TYPE_CHECKING:
     from thalweg.records.step import StepRecord
     from thalweg.records.verdict import Verdict
     from thalweg.run.callback import Callback
-    from thalweg.run.find_lr import Search, find_lr
+    from thalweg.run.find_lr import find_lr
     from thalweg.run.fit import fit
     from thalweg.run.recipe import Recipe, recipe, task_names
     from thalweg.run.resume import resume
     from thalweg.run.run import Run, report
+    from thalweg.run.searches import Search
     from thalweg.run.trajectory import Trajectory
     from thalweg.run.weights import export, load, save
     from thalweg.step.fast import FastStep, fast_step
@@ -63,7 +64,7 @@ _WORDS = {
     "Recipe": "run.recipe",
     "Run": "run.run",
     "RunRecord": "records.run",
-    "Search": "run.find_lr",
+    "Search": "run.searches",
     "Settings": "records.settings",
     "StepRecord": "records.step",
     "Trajectory": "run.trajectory",

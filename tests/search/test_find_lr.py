@@ -132,6 +132,34 @@ def test_without_held_out_data_the_training_loss_counts() -> None:
     assert [loss for _, loss in within_an_epoch.curve] == [1.0, 1.0, 1.0]
 
 
+def test_auto_is_the_race_that_fit_begins_with(tmp_path: Path) -> None:
+    model, data = network()
+    words = {"validation_split": 0.25, "epochs": 110, "batch_size": 16, "optimizer": "momentum", "verbose": False}
+    found = find_lr(model, data, "cross_entropy", **words)
+    run = thalweg.fit(copy.deepcopy(model), data, "cross_entropy", run_dir=tmp_path / "run", patience=None, **words)
+    assert found.method == "race"
+    assert found.value == run.learning_rate
+    assert found.interval[0] < found.value < found.interval[1]
+    assert 0 < found.cost < 0.5
+    assert "came out of a race of" in found.sentence
+
+
+def test_auto_is_a_grid_where_trainings_are_short() -> None:
+    found = search("auto", trials=4)
+    assert found.method == "grid"
+    assert len(found.trials) == 4
+
+
+def test_a_race_stays_in_its_bracket_and_takes_no_dimensions() -> None:
+    model, data = network()
+    found = find_lr(model, data, "cross_entropy", steps=400, low=0.1, high=0.2)
+    assert 0.1 <= found.value <= 0.2
+    with pytest.raises(
+        ValueError, match="the race .method 'auto'. takes no also: give method='grid', 'random' or 'tpe'"
+    ):
+        find_lr(model, data, "cross_entropy", steps=400, also={"weight_decay": [0.1, 0.2]})
+
+
 def test_steps_that_end_inside_an_epoch_are_judged_there() -> None:
     model, _ = parabola()
     data = torch.ones(8, 1), torch.zeros(8, 1)
@@ -251,7 +279,7 @@ def _search_in_some_way(method: str, model: nn.Module, batches: Any, monkeypatch
             if record.step == 3:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("thalweg.run.find_lr.Telling.step", interrupt)
+        monkeypatch.setattr("thalweg.run.trainings.Telling.step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             find_lr(model, batches, "cross_entropy", method="grid", **words)
     else:
@@ -447,7 +475,8 @@ FORKS = """
 import json, os, sys, time
 from pathlib import Path
 import optuna, torch
-from thalweg.run import find_lr as room
+from thalweg.run import trainings as room
+from thalweg.run.find_lr import find_lr
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 def work(name, method, is_killed):
@@ -462,7 +491,7 @@ def work(name, method, is_killed):
         ran.append(number)
         return run(self, number, *rest)
     room.Trainings.run = counted
-    found = room.find_lr(torch.nn.Linear(1, 1), (torch.ones(4, 1), torch.zeros(4, 1)), "mse", method=method, trials=8,
+    found = find_lr(torch.nn.Linear(1, 1), (torch.ones(4, 1), torch.zeros(4, 1)), "mse", method=method, trials=8,
                          optimizer="sgd", low=0.01, high=1.0, epochs=3, storage="s.db", verbose=False)
     Path(f"{name}.json").write_text(json.dumps([ran, found.value, [t.number for t in found.trials]]))
 

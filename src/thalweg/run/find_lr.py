@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from thalweg.loop.train import EVALUATE_EVERY
-from thalweg.records.learning_rate import LearningRate, Trial
-from thalweg.records.settings import Settings, positive, unknown, whole
-from thalweg.records.step import StepRecord
-from thalweg.run.candidates import training_of
-from thalweg.run.fit import LIKELY_EPOCHS, Prepared, prepare
-from thalweg.run.identity import identity
+from thalweg.records.learning_rate import LearningRate
+from thalweg.records.settings import Settings
+from thalweg.run.fit import prepare
+from thalweg.run.race import LIKELY_EPOCHS
+from thalweg.run.searches import METHODS, Search
+from thalweg.run.trainings import REPLAYABLE, Telling, Trainings
 from thalweg.run.untouched import untouched
-from thalweg.search import grid, random, tpe
-from thalweg.search.candidate import Candidate, Choice
-from thalweg.search.result import Searched, judged, plain
-from thalweg.search.space import Space, space
-from thalweg.search.study import opened, share
-from thalweg.search.trials import Failed, by_evaluations, to_the_end
 from thalweg.step.data import Stream
 from thalweg.tensors import devices, seeds
-from thalweg.tensors.named import assign, copied, leaves
+from thalweg.tensors.named import leaves
 
 
 def find_lr(
@@ -35,7 +27,7 @@ def find_lr(
     data: Any,
     loss: Any = None,
     *,
-    method: str = "grid",
+    method: str = "auto",
     low: float | None = None,
     high: float | None = None,
     trials: int | None = None,
@@ -61,7 +53,8 @@ def find_lr(
         model: a `torch.nn.Module`, or a Keras 3 model on the torch backend.
         data: what `fit` takes, but nothing that can be iterated only once.
         loss: what `fit` takes.
-        method: "grid", "random"; "tpe" and "asha" with the extra `search` (Optuna).
+        method: "auto" is the race that `fit` begins with, at a third of a training or less, and where a training is
+            too short for one a grid; "grid", "random"; "tpe" and "asha" with the extra `search` (Optuna).
         low: the lowest rate to try; the rule's own where it is left out, and likewise `high`.
         high: the highest rate to try.
         trials: how many rates (grid) or trials (the others); 11 for grid and random, 20 for tpe and asha.
@@ -119,212 +112,6 @@ def find_lr(
         prepared = prepare(stack, model, data, loss, settings)
         telling = Telling(stack, verbose)
         return METHODS[method](search, Trainings(prepared, settings, telling))
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What `find_lr` is asked for, in its words.
-
-    Raises:
-        ValueError, TypeError: see `find_lr`.
-    """
-
-    method: str = "grid"
-    optimizer: str = "adamw"
-    low: float | None = None
-    high: float | None = None
-    trials: int | None = None
-    budget: float | None = None
-    also: Mapping[str, Any] | None = None
-    storage: str | os.PathLike[str] | None = None
-    seed: int = 0
-    space: Space = field(init=False)
-    """Where it looks."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.method, str):
-            raise TypeError(f"method takes a word, one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.method not in METHODS:
-            raise ValueError(unknown("method", self.method, list(METHODS)))
-        if self.trials is not None:
-            whole("trials", self.trials)
-            if self.trials < 2:
-                raise ValueError(f"trials must be at least 2, or there is nothing to choose from, got {self.trials}")
-        if self.budget is not None:
-            positive("budget", self.budget)
-        object.__setattr__(self, "space", space(self.optimizer, self.low, self.high, self.also))
-
-    def num_trials(self, default: int) -> int:
-        """Trials of a search whose trials are trainings."""
-        found = self.trials if self.trials is not None else default
-        if self.budget is None:
-            return found
-        if self.budget < 2:
-            raise ValueError(f"budget is in trainings, and {self.method} needs at least 2, got {self.budget:g}")
-        return min(found, int(self.budget))
-
-
-class Trainings:
-    """Makes the candidates of a search, all from the same weights and the same random state."""
-
-    def __init__(self, prepared: Prepared, settings: Settings, telling: Telling) -> None:
-        self.prepared = prepared
-        self.settings = settings
-        self.telling = telling
-        self._weights = copied(prepared.forward.state())
-        self._random: dict[str, Any] | None = None
-
-    def __call__(self, choice: Choice) -> Candidate:
-        """A training that has not begun; the model is put back to where all begin."""
-        prepared = self.prepared
-        assign(prepared.forward.state(), self._weights)
-        training, _ = training_of(choice, prepared.chosen, prepared.forward, prepared.loss, self.settings)
-        if self._random is None:
-            self._random = training.memory.random()
-        training.memory.set_random(self._random)
-        training.setup.events = self.telling
-        return Candidate(choice, training)
-
-    def run(self, number: int, choice: Choice, goes_on: Callable[[int, float], bool] | None = None) -> Trial:
-        """Train one candidate, whole or while `goes_on` says so."""
-        self.telling.begins(choice, self.updates)
-        candidate = self(choice)
-        try:
-            if goes_on is None:
-                trial = to_the_end(number, candidate)
-            else:
-                trial = by_evaluations(number, candidate, goes_on)
-        except Failed as error:
-            raise ValueError(f"the trial at rate {plain(choice.learning_rate)} failed: {error}") from error
-        if trial.steps == 0:
-            raise ValueError(f"the data gave no batch to the trial at rate {plain(choice.learning_rate)}: {REPLAYABLE}")
-        self.telling.ended(trial)
-        return trial
-
-    @property
-    def updates(self) -> int | None:
-        """Of one training, where that is known beforehand."""
-        total: int | None = self.prepared.chosen.decided["total_steps"]
-        return total
-
-    @property
-    def evaluations(self) -> int:
-        """Of one training: at the end of each epoch, or every so many updates where an epoch has no known end."""
-        every = self.prepared.chosen.batches.per_epoch or EVALUATE_EVERY
-        return max(1, -(-self.updates // every)) if self.updates else self.settings.epochs or 1
-
-    def identity(self, **words: Any) -> dict[str, Any]:
-        """What a study of these trainings is of."""
-        return words | identity(self.prepared.forward, self.prepared.loss, self.prepared.chosen, self.settings)
-
-    def searched(self, search: Search) -> Searched:
-        """What the trials were trials of."""
-        has_validation = self.prepared.chosen.validation is not None
-        return Searched(
-            method=search.method,
-            bracket=(search.space.learning_rate.low, search.space.learning_rate.high),
-            loss_name="validation loss" if has_validation else "training loss",
-            updates=self.updates,
-            options={"optimizer": search.space.optimizer},
-            note=self._small(),
-        )
-
-    def _small(self) -> str:
-        """Said where the data are no more than one batch."""
-        batches = self.prepared.chosen.batches
-        asked, count = self.settings.batch_size, batches.num_examples
-        size = asked if isinstance(asked, int) else batches.order.batch_size
-        if count is None or size is None or count >= size:
-            return ""
-        return f"The {count} examples are fewer than a batch of {size}: each update took all of them."
-
-
-class Telling:
-    """Who is told what happens in the trials: the display, when it is due."""
-
-    def __init__(self, stack: ExitStack, verbose: bool | str) -> None:
-        self._progress: Any = None
-        if verbose:
-            from thalweg.reports.searching import QUIET, Progress
-
-            self._progress = Progress(quiet=0.0 if verbose is True else QUIET)
-            stack.callback(self._progress.close)
-        self.total: int | None = None
-        self._done: list[Trial] = []
-        self._rate = 0.0
-        self._updates: int | None = None
-
-    def begins(self, choice: Choice, updates: int | None) -> None:
-        """A trial is about to be run here."""
-        self._rate, self._updates = choice.learning_rate, updates
-
-    def ended(self, trial: Trial) -> None:
-        """A trial was run here."""
-        self._done.append(trial)
-
-    def step(self, record: StepRecord) -> None:
-        """After a reported update."""
-        if self._progress is not None:
-            self._progress.show(lambda: self._parts(record))
-
-    def validated(self, record: StepRecord) -> None:
-        """It is shown with the next line."""
-
-    def waiting(self, left: int) -> None:
-        """All that is left is run by others."""
-        if self._progress is not None:
-            words = "1 trial that another process runs" if left == 1 else f"{left} trials that other processes run"
-            self._progress.show(lambda: [f"waiting for {words}"])
-
-    def _parts(self, record: StepRecord) -> Iterator[str]:
-        of = f" of {self.total}" if self.total else ""
-        yield f"trial {len(self._done) + 1}{of}"
-        yield f"rate {plain(self._rate)}"
-        yield f"{100 * record.step / self._updates:.0f} %" if self._updates else f"{record.step} updates"
-        if complete := [trial for trial in self._done if trial.state == "complete"]:
-            best = min(complete, key=lambda trial: trial.loss)
-            yield f"best so far {best.loss:.4g} at {plain(best.learning_rate)}"
-
-
-def _grid(search: Search, trainings: Trainings) -> LearningRate:
-    choices = grid.points(search.space, search.trials, search.budget)
-    return _shared(search, trainings, choices, rates=len({choice.learning_rate for choice in choices}))
-
-
-def _random(search: Search, trainings: Trainings) -> LearningRate:
-    count = search.num_trials(random.TRIALS)
-    return _shared(search, trainings, [random.point(search.space, search.seed, number) for number in range(count)])
-
-
-def _shared(search: Search, trainings: Trainings, choices: list[Choice], **words: Any) -> LearningRate:
-    """Trials that are known beforehand, shared among all processes that have the storage."""
-    told = trainings.telling
-    told.total = len(choices)
-    words = {"method": search.method, **search.space.as_words(), **words}
-    with opened(search.storage, trainings.identity(**words)) as study:
-        numbers = range(len(choices))
-        found = share(study, numbers, lambda number: trainings.run(number, choices[number]), told.waiting)
-    return judged(found, trainings.searched(search))
-
-
-def _optuna(search: Search, trainings: Trainings) -> LearningRate:
-    count = search.num_trials(tpe.TRIALS)
-    trainings.telling.total = count
-    asked = tpe.Asked(search.space, count, search.seed, search.method == "asha", trainings.evaluations)
-    words = {"method": search.method, **search.space.as_words()}
-    found = tpe.search(asked, trainings.run, search.storage, trainings.identity(**words))
-    return judged(found, trainings.searched(search))
-
-
-METHODS: dict[str, Callable[[Search, Trainings], LearningRate]] = {
-    "grid": _grid,
-    "random": _random,
-    "tpe": _optuna,
-    "asha": _optuna,
-}
-
-#: What to give instead of data that a search cannot go through again.
-REPLAYABLE = "every trial must see the same batches: give arrays, a Dataset or a DataLoader"
 
 
 def require_replayable(data: Any) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from thalweg.records.learning_rate import LearningRate, Trial
+from thalweg.search.candidate import Candidate
+from thalweg.search.race import Won
 
 #: Share of the best loss within which another rate does as well: what trainings that differ by their seed alone are
 #: apart on small data, and what the search is held to (`benchmarks/search`).
@@ -55,6 +57,38 @@ def judged(trials: Sequence[Trial], searched: Searched) -> LearningRate:
         options={**searched.options, **best.options},
         trials=tuple(trials),
     )
+
+
+def raced(won: Won, cost: float, searched: Searched) -> LearningRate:
+    """What a race ended with. By itself it is not the beginning of a training, so all its updates are its cost."""
+    deepest = max(max(candidate.scores, default=0) for candidate in won.candidates)
+    trials = tuple(_of_race(number, candidate, deepest) for number, candidate in enumerate(won.candidates))
+    rate = min(max(won.choice.learning_rate, searched.bracket[0]), searched.bracket[1])
+    low, high = min(won.interval[0], rate), max(won.interval[1], rate)
+    tried = sorted(trial.learning_rate for trial in trials)
+    sentence = (
+        f"{plain(rate)} came out of a race of {len(trials)} rates from {plain(tried[0])} to {plain(tried[-1])}; expect "
+        f"rates from {plain(low)} to {plain(high)} to do about as well. It cost {cost:.2g} trainings. {searched.note}"
+    )
+    return LearningRate(
+        value=rate,
+        interval=(low, high),
+        curve=curve_of([trial for trial in trials if trial.state == "complete"]),
+        cost=cost,
+        method="race",
+        sentence=sentence.strip(),
+        options={**searched.options, **dict(won.choice.options)},
+        trials=trials,
+    )
+
+
+def _of_race(number: int, candidate: Candidate, deepest: int) -> Trial:
+    """A candidate by the score of its last rung."""
+    step = max(candidate.scores, default=0)
+    loss = candidate.scores.get(step, math.inf)
+    state = "diverged" if not math.isfinite(loss) else "complete" if step == deepest else "dropped"
+    options = dict(candidate.choice.options)
+    return Trial(number, candidate.choice.learning_rate, loss, step, state, options)
 
 
 def curve_of(trials: Sequence[Trial]) -> tuple[tuple[float, float], ...]:

@@ -1,0 +1,144 @@
+"""What `find_lr` may be asked for, and each of its methods."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from thalweg.optim import catalogue
+from thalweg.records.learning_rate import LearningRate
+from thalweg.records.settings import positive, unknown, whole
+from thalweg.run.race import Stage, expected_steps
+from thalweg.run.trainings import Trainings
+from thalweg.search import grid, random, tpe
+from thalweg.search.candidate import Choice
+from thalweg.search.race import CAP, FEWEST, Lane
+from thalweg.search.result import Searched, judged, raced
+from thalweg.search.space import Space, space
+from thalweg.search.study import opened, share
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What `find_lr` is asked for, in its words.
+
+    Raises:
+        ValueError, TypeError: see `find_lr`.
+    """
+
+    method: str = "auto"
+    optimizer: str = "adamw"
+    low: float | None = None
+    high: float | None = None
+    trials: int | None = None
+    budget: float | None = None
+    also: Mapping[str, Any] | None = None
+    storage: str | os.PathLike[str] | None = None
+    seed: int = 0
+    space: Space = field(init=False)
+    """Where it looks."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, str):
+            raise TypeError(f"method takes a word, one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.method not in METHODS:
+            raise ValueError(unknown("method", self.method, list(METHODS)))
+        if self.trials is not None:
+            whole("trials", self.trials)
+            if self.trials < 2:
+                raise ValueError(f"trials must be at least 2, or there is nothing to choose from, got {self.trials}")
+        if self.budget is not None:
+            positive("budget", self.budget)
+        object.__setattr__(self, "space", space(self.optimizer, self.low, self.high, self.also))
+
+    def refuse(self, *words: str) -> None:
+        """Say that a method does not take some of the words, where they were given.
+
+        Raises:
+            ValueError: one was given.
+        """
+        given = [word for word in words if getattr(self, word) is not None]
+        if given:
+            raise ValueError(
+                f"the race (method {self.method!r}) takes no {given[0]}: give method='grid', 'random' or 'tpe'"
+            )
+
+    def num_trials(self, default: int) -> int:
+        """Trials of a search whose trials are trainings."""
+        found = self.trials if self.trials is not None else default
+        if self.budget is None:
+            return found
+        if self.budget < 2:
+            raise ValueError(f"budget is in trainings, and {self.method} needs at least 2, got {self.budget:g}")
+        return min(found, int(self.budget))
+
+
+def _searched(search: Search, trainings: Trainings) -> Searched:
+    return Searched(
+        method=search.method,
+        bracket=(search.space.learning_rate.low, search.space.learning_rate.high),
+        loss_name=trainings.loss_name,
+        updates=trainings.updates,
+        options={"optimizer": search.space.optimizer},
+        note=trainings.note,
+    )
+
+
+def _auto(search: Search, trainings: Trainings) -> LearningRate:
+    """The race; trainings too short for one are short enough for a grid of them."""
+    prepared = trainings.prepared
+    if expected_steps(prepared.chosen) < FEWEST:
+        return _grid(replace(search, method="grid"), trainings)
+    search.refuse("trials", "also", "storage")
+    stage = Stage(prepared.chosen, prepared.forward, prepared.loss, trainings.settings, trainings.telling.race)
+    stage.race.cap = CAP if search.budget is None else search.budget
+    won = stage.race.run([_lane(search.space)])
+    return raced(won, stage.race.spent / stage.total, _searched(search, trainings))
+
+
+def _lane(where: Space) -> Lane:
+    """The rates of a race: about the rule's own, if that is among those to try."""
+    own, bracket = catalogue.RULES[where.optimizer].learning_rate, where.learning_rate
+    middle = own if bracket.low <= own <= bracket.high else bracket.at(0.5)
+    return Lane(Choice(middle, where.optimizer), bracket.low, bracket.high)
+
+
+def _grid(search: Search, trainings: Trainings) -> LearningRate:
+    choices = grid.points(search.space, search.trials, search.budget)
+    return _shared(search, trainings, choices, rates=len({choice.learning_rate for choice in choices}))
+
+
+def _random(search: Search, trainings: Trainings) -> LearningRate:
+    count = search.num_trials(random.TRIALS)
+    return _shared(search, trainings, [random.point(search.space, search.seed, number) for number in range(count)])
+
+
+def _shared(search: Search, trainings: Trainings, choices: list[Choice], **words: Any) -> LearningRate:
+    """Trials that are known beforehand, shared among all processes that have the storage."""
+    told = trainings.telling
+    told.total = len(choices)
+    words = {"method": search.method, **search.space.as_words(), **words}
+    with opened(search.storage, trainings.identity(**words)) as study:
+        numbers = range(len(choices))
+        found = share(study, numbers, lambda number: trainings.run(number, choices[number]), told.waiting)
+    return judged(found, _searched(search, trainings))
+
+
+def _optuna(search: Search, trainings: Trainings) -> LearningRate:
+    count = search.num_trials(tpe.TRIALS)
+    trainings.telling.total = count
+    asked = tpe.Asked(search.space, count, search.seed, search.method == "asha", trainings.evaluations)
+    words = {"method": search.method, **search.space.as_words()}
+    found = tpe.search(asked, trainings.run, search.storage, trainings.identity(**words))
+    return judged(found, _searched(search, trainings))
+
+
+METHODS: dict[str, Callable[[Search, Trainings], LearningRate]] = {
+    "auto": _auto,
+    "grid": _grid,
+    "random": _random,
+    "tpe": _optuna,
+    "asha": _optuna,
+}

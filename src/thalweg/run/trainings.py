@@ -1,0 +1,143 @@
+"""The trainings of a search: candidates made of what `fit` prepared, run one after the other, told on the display."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from thalweg.loop.train import EVALUATE_EVERY
+from thalweg.records.learning_rate import Trial
+from thalweg.records.settings import Settings
+from thalweg.records.step import StepRecord
+from thalweg.run.candidates import training_of
+from thalweg.run.fit import Prepared
+from thalweg.run.identity import identity
+from thalweg.search.candidate import Candidate, Choice
+from thalweg.search.result import plain
+from thalweg.search.trials import Failed, by_evaluations, to_the_end
+from thalweg.tensors.named import assign, copied
+
+#: What to give instead of data that a search cannot go through again.
+REPLAYABLE = "every trial must see the same batches: give arrays, a Dataset or a DataLoader"
+
+
+class Trainings:
+    """Makes the candidates of a search, all from the same weights and the same random state."""
+
+    def __init__(self, prepared: Prepared, settings: Settings, telling: Telling) -> None:
+        self.prepared = prepared
+        self.settings = settings
+        self.telling = telling
+        self._weights = copied(prepared.forward.state())
+        self._random: dict[str, Any] | None = None
+
+    def __call__(self, choice: Choice) -> Candidate:
+        """A training that has not begun; the model is put back to where all begin."""
+        prepared = self.prepared
+        assign(prepared.forward.state(), self._weights)
+        training, _ = training_of(choice, prepared.chosen, prepared.forward, prepared.loss, self.settings)
+        if self._random is None:
+            self._random = training.memory.random()
+        training.memory.set_random(self._random)
+        training.setup.events = self.telling
+        return Candidate(choice, training)
+
+    def run(self, number: int, choice: Choice, goes_on: Callable[[int, float], bool] | None = None) -> Trial:
+        """Train one candidate, whole or while `goes_on` says so."""
+        self.telling.begins(choice, self.updates)
+        candidate = self(choice)
+        try:
+            if goes_on is None:
+                trial = to_the_end(number, candidate)
+            else:
+                trial = by_evaluations(number, candidate, goes_on)
+        except Failed as error:
+            raise ValueError(f"the trial at rate {plain(choice.learning_rate)} failed: {error}") from error
+        if trial.steps == 0:
+            raise ValueError(f"the data gave no batch to the trial at rate {plain(choice.learning_rate)}: {REPLAYABLE}")
+        self.telling.ended(trial)
+        return trial
+
+    @property
+    def updates(self) -> int | None:
+        """Of one training, where that is known beforehand."""
+        total: int | None = self.prepared.chosen.decided["total_steps"]
+        return total
+
+    @property
+    def evaluations(self) -> int:
+        """Of one training: at the end of each epoch, or every so many updates where an epoch has no known end."""
+        every = self.prepared.chosen.batches.per_epoch or EVALUATE_EVERY
+        return max(1, -(-self.updates // every)) if self.updates else self.settings.epochs or 1
+
+    def identity(self, **words: Any) -> dict[str, Any]:
+        """What a study of these trainings is of."""
+        return words | identity(self.prepared.forward, self.prepared.loss, self.prepared.chosen, self.settings)
+
+    @property
+    def loss_name(self) -> str:
+        """What trials are judged by, as it is said."""
+        return "validation loss" if self.prepared.chosen.validation is not None else "training loss"
+
+    @property
+    def note(self) -> str:
+        """Said where the data are no more than one batch."""
+        batches = self.prepared.chosen.batches
+        asked, count = self.settings.batch_size, batches.num_examples
+        size = asked if isinstance(asked, int) else batches.order.batch_size
+        if count is None or size is None or count >= size:
+            return ""
+        return f"The {count} examples are fewer than a batch of {size}: each update took all of them."
+
+
+class Telling:
+    """Who is told what happens in the trials: the display, when it is due."""
+
+    def __init__(self, stack: ExitStack, verbose: bool | str) -> None:
+        self._progress: Any = None
+        if verbose:
+            from thalweg.reports.searching import QUIET, Progress
+
+            self._progress = Progress(quiet=0.0 if verbose is True else QUIET)
+            stack.callback(self._progress.close)
+        self.total: int | None = None
+        self._done: list[Trial] = []
+        self._rate = 0.0
+        self._updates: int | None = None
+
+    def begins(self, choice: Choice, updates: int | None) -> None:
+        """A trial is about to be run here."""
+        self._rate, self._updates = choice.learning_rate, updates
+
+    def ended(self, trial: Trial) -> None:
+        """A trial was run here."""
+        self._done.append(trial)
+
+    def step(self, record: StepRecord) -> None:
+        """After a reported update."""
+        if self._progress is not None:
+            self._progress.show(lambda: self._parts(record))
+
+    def validated(self, record: StepRecord) -> None:
+        """It is shown with the next line."""
+
+    def race(self, words: str) -> None:
+        """How a race stands."""
+        if self._progress is not None:
+            self._progress.show(lambda: [words])
+
+    def waiting(self, left: int) -> None:
+        """All that is left is run by others."""
+        if self._progress is not None:
+            words = "1 trial that another process runs" if left == 1 else f"{left} trials that other processes run"
+            self._progress.show(lambda: [f"waiting for {words}"])
+
+    def _parts(self, record: StepRecord) -> Iterator[str]:
+        of = f" of {self.total}" if self.total else ""
+        yield f"trial {len(self._done) + 1}{of}"
+        yield f"rate {plain(self._rate)}"
+        yield f"{100 * record.step / self._updates:.0f} %" if self._updates else f"{record.step} updates"
+        if complete := [trial for trial in self._done if trial.state == "complete"]:
+            best = min(complete, key=lambda trial: trial.loss)
+            yield f"best so far {best.loss:.4g} at {plain(best.learning_rate)}"
