@@ -20,7 +20,8 @@ _FIELD = (64, 34, 636, 270)
 
 #: What differs from the charts of a run; a file of its own has no page to take colours from.
 LOOKS = """
-svg.rates { width: 100%; max-width: 720px; font: 12px system-ui, sans-serif; color-scheme: light dark }
+.picture { overflow-x: auto }
+svg.rates { width: 100%; min-width: 540px; max-width: 720px; font: 12px system-ui, sans-serif; color-scheme: light dark }
 .rates text { fill: var(--soft, #5f666e) } .rates .grid { stroke: var(--line, #ebebe8) }
 .rates .axis { stroke: var(--axis, #b4b9be) } .rates path { fill: none; stroke: var(--c0, #0b62a8); stroke-width: 2 }
 .rates circle { fill: var(--c0, #0b62a8) } .rates .other { fill: none; stroke: var(--c0, #0b62a8) }
@@ -60,7 +61,7 @@ def page(found: LearningRate) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>learning rate {rounded(found.value, 3)}</title><style>{style.PAGE}{LOOKS}</style></head>\n"
         f'<body><main><header><p class="name"><b>Learning rate</b> by {escape(found.method)}</p>'
-        f'<h1>{escape(found.sentence)}</h1></header><div class="card">{drawn(found)}</div>'
+        f'<h1>{escape(found.sentence)}</h1></header><div class="card picture">{drawn(found)}</div>'
         f'<h2>Trials</h2><ul class="notes">{rows}</ul></main></body></html>\n'
     )
 

@@ -11,8 +11,8 @@ from thalweg.records.learning_rate import LearningRate, Trial
 from thalweg.search.candidate import Candidate
 from thalweg.search.race import Won
 
-#: Share of the best loss within which another rate does as well: what trainings that differ by their seed alone are
-#: apart on small data, and what the search is held to (`benchmarks/search`).
+#: Share of the best loss within which another rate does as well: what a search of ours is held to by its bench
+#: (`benchmarks/search`). It is no measure of noise: trials share seed and batches, so that noise is not seen in them.
 AS_WELL = 0.02
 
 

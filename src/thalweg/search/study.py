@@ -106,6 +106,9 @@ class Shared:
                 fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
             except (BlockingIOError, PermissionError):  # by POSIX it may be either
                 continue
+            except OSError as error:
+                sentence = f"the storage {self.path} lies where files cannot be locked ({error.strerror})"
+                raise ValueError(f"{sentence}: give a file on a disk of this machine") from error
             if number not in self.finished():
                 return number
             fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, number)  # done between the caller's look and the lock
