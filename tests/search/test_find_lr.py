@@ -279,7 +279,7 @@ def _search_in_some_way(method: str, model: nn.Module, batches: Any, monkeypatch
             if record.step == 3:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("thalweg.run.trainings.Telling.step", interrupt)
+        monkeypatch.setattr("thalweg.run.trainings.Display.step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             find_lr(model, batches, "cross_entropy", method="grid", **words)
     else:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import thalweg
-from thalweg.cli.flags import flag, from_text, pairs
+from thalweg.cli.flags import flag, from_text, meaning_of, pairs
 from thalweg.cli.training import found
 from thalweg.cli.usage import Usage, guess, output_aside, print_json, say
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Keywords of `find_lr` that are no keywords of `fit`, with the kind of number or text and what they mean.
 _OWN: dict[str, tuple[Callable[..., Any], str]] = {
-    "method": (str, "grid, random; tpe and asha with Optuna"),
+    "method": (str, "auto (the race), grid, random; tpe and asha with Optuna"),
     "low": (float, "lowest rate; default: the rule's own"),
     "high": (float, "highest rate"),
     "trials": (int, "rates of a grid, or trials"),
@@ -44,7 +44,7 @@ def add_find_lr(commands: Any, name: str, meaning: str) -> None:
     for word, (_, words) in _OWN.items():
         group.add_argument(flag(word), dest=word, metavar="VALUE", default=argparse.SUPPRESS, help=words)
     for word in _SHARED:
-        group.add_argument(flag(word), dest=word, metavar="VALUE", default=argparse.SUPPRESS, help="as in fit")
+        group.add_argument(flag(word), dest=word, metavar="VALUE", default=argparse.SUPPRESS, help=meaning_of(word))
     parser.set_defaults(run=_find_lr)
 
 

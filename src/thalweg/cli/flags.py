@@ -27,18 +27,22 @@ NAMES = tuple(_SETTINGS)
 def add_settings(parser: Parser, leave_out: Collection[str] = ()) -> None:
     """A flag for each keyword; only those that are given appear in what is parsed."""
     group = parser.add_argument_group("keywords of fit")
-    for name, setting in _SETTINGS.items():
+    for name in _SETTINGS:
         if name in leave_out:
             continue
-        meaning = setting.metadata["meaning"].replace("%", "%%")
-        if choices := setting.metadata["choices"]:
-            meaning += f" ({', '.join(choices)})"
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": meaning, "dest": name}
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": meaning_of(name), "dest": name}
         if _kinds(name) == {"bool"}:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"type": lambda text, name=name: from_text(name, text), "metavar": "VALUE"}
         group.add_argument(flag(name), **options)
+
+
+def meaning_of(name: str) -> str:
+    """What a keyword of `fit` means, for a parser's help."""
+    words: str = _SETTINGS[name].metadata["meaning"].replace("%", "%%")
+    choices = _SETTINGS[name].metadata["choices"]
+    return f"{words} ({', '.join(choices)})" if choices else words
 
 
 def given(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,8 @@ _FIELD = (64, 34, 636, 270)
 #: What differs from the charts of a run; a file of its own has no page to take colours from.
 LOOKS = """
 .picture { overflow-x: auto }
-svg.rates { width: 100%; min-width: 540px; max-width: 720px; font: 12px system-ui, sans-serif; color-scheme: light dark }
+svg.rates { width: 100%; min-width: 540px; max-width: 720px; color-scheme: light dark }
+svg.rates { font: 12px system-ui, sans-serif }
 .rates text { fill: var(--soft, #5f666e) } .rates .grid { stroke: var(--line, #ebebe8) }
 .rates .axis { stroke: var(--axis, #b4b9be) } .rates path { fill: none; stroke: var(--c0, #0b62a8); stroke-width: 2 }
 .rates circle { fill: var(--c0, #0b62a8) } .rates .other { fill: none; stroke: var(--c0, #0b62a8) }

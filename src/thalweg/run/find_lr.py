@@ -15,7 +15,7 @@ from thalweg.records.settings import Settings
 from thalweg.run.fit import prepare
 from thalweg.run.race import LIKELY_EPOCHS
 from thalweg.run.searches import METHODS, Search
-from thalweg.run.trainings import REPLAYABLE, Telling, Trainings
+from thalweg.run.trainings import REPLAYABLE, Display, Trainings
 from thalweg.run.untouched import untouched
 from thalweg.step.data import Stream
 from thalweg.tensors import devices, seeds
@@ -110,8 +110,8 @@ def find_lr(
     with ExitStack() as stack:
         stack.enter_context(untouched(model, data, validation_data))
         prepared = prepare(stack, model, data, loss, settings)
-        telling = Telling(stack, verbose)
-        return METHODS[method](search, Trainings(prepared, settings, telling))
+        display = Display(stack, verbose)
+        return METHODS[method](search, Trainings(prepared, settings, display))
 
 
 def require_replayable(data: Any) -> None:

@@ -92,7 +92,7 @@ def _auto(search: Search, trainings: Trainings) -> LearningRate:
     if expected_steps(prepared.chosen) < FEWEST:
         return _grid(replace(search, method="grid"), trainings)
     search.refuse("trials", "also", "storage")
-    stage = Stage(prepared.chosen, prepared.forward, prepared.loss, trainings.settings, trainings.telling.race)
+    stage = Stage(prepared.chosen, prepared.forward, prepared.loss, trainings.settings, trainings.display.race)
     stage.race.cap = CAP if search.budget is None else search.budget
     won = stage.race.run([_lane(search.space)])
     return raced(won, stage.race.spent / stage.total, _searched(search, trainings))
@@ -117,7 +117,7 @@ def _random(search: Search, trainings: Trainings) -> LearningRate:
 
 def _shared(search: Search, trainings: Trainings, choices: list[Choice], **words: Any) -> LearningRate:
     """Trials that are known beforehand, shared among all processes that have the storage."""
-    told = trainings.telling
+    told = trainings.display
     told.total = len(choices)
     words = {"method": search.method, **search.space.as_words(), **words}
     with opened(search.storage, trainings.identity(**words)) as study:
@@ -128,7 +128,7 @@ def _shared(search: Search, trainings: Trainings, choices: list[Choice], **words
 
 def _optuna(search: Search, trainings: Trainings) -> LearningRate:
     count = search.num_trials(tpe.TRIALS)
-    trainings.telling.total = count
+    trainings.display.total = count
     asked = tpe.Asked(search.space, count, search.seed, search.method == "asha", trainings.evaluations)
     words = {"method": search.method, **search.space.as_words()}
     found = tpe.search(asked, trainings.run, search.storage, trainings.identity(**words))

@@ -16,6 +16,7 @@ from thalweg.run.identity import identity
 from thalweg.search.candidate import Candidate, Choice
 from thalweg.search.result import plain
 from thalweg.search.trials import Failed, by_evaluations, to_the_end
+from thalweg.tensors import seeds
 from thalweg.tensors.named import assign, copied
 
 #: What to give instead of data that a search cannot go through again.
@@ -25,10 +26,10 @@ REPLAYABLE = "every trial must see the same batches: give arrays, a Dataset or a
 class Trainings:
     """Makes the candidates of a search, all from the same weights and the same random state."""
 
-    def __init__(self, prepared: Prepared, settings: Settings, telling: Telling) -> None:
+    def __init__(self, prepared: Prepared, settings: Settings, display: Display) -> None:
         self.prepared = prepared
         self.settings = settings
-        self.telling = telling
+        self.display = display
         self._weights = copied(prepared.forward.state())
         self._random: dict[str, Any] | None = None
 
@@ -40,12 +41,12 @@ class Trainings:
         if self._random is None:
             self._random = training.memory.random()
         training.memory.set_random(self._random)
-        training.setup.events = self.telling
+        training.setup.events = self.display
         return Candidate(choice, training)
 
     def run(self, number: int, choice: Choice, goes_on: Callable[[int, float], bool] | None = None) -> Trial:
         """Train one candidate, whole or while `goes_on` says so."""
-        self.telling.begins(choice, self.updates)
+        self.display.begins(choice, self.updates)
         candidate = self(choice)
         try:
             if goes_on is None:
@@ -56,7 +57,7 @@ class Trainings:
             raise ValueError(f"the trial at rate {plain(choice.learning_rate)} failed: {error}") from error
         if trial.steps == 0:
             raise ValueError(f"the data gave no batch to the trial at rate {plain(choice.learning_rate)}: {REPLAYABLE}")
-        self.telling.ended(trial)
+        self.display.ended(trial)
         return trial
 
     @property
@@ -73,7 +74,9 @@ class Trainings:
 
     def identity(self, **words: Any) -> dict[str, Any]:
         """What a study of these trainings is of."""
-        return words | identity(self.prepared.forward, self.prepared.loss, self.prepared.chosen, self.settings)
+        prepared = self.prepared
+        with seeds.untouched():  # looking at a data set that draws must not change what the trials draw
+            return words | identity(prepared.forward, prepared.loss, prepared.chosen, self.settings)
 
     @property
     def loss_name(self) -> str:
@@ -91,7 +94,7 @@ class Trainings:
         return f"The {count} examples are fewer than a batch of {size}: each update took all of them."
 
 
-class Telling:
+class Display:
     """Who is told what happens in the trials: the display, when it is due."""
 
     def __init__(self, stack: ExitStack, verbose: bool | str) -> None:
