@@ -149,10 +149,11 @@ def carry_out(
     record.write(directory)
     if raced is not None:
         step.begin(training.at.step)
-        raced.kept.hand_over(training)
     step.open()
     telling.start()
     with interruptible(training):
+        if raced is not None:
+            raced.kept.hand_over(training)
         record.stopped_because = training.run()
         finish(run, training, checkpoints)
         telling.end()
