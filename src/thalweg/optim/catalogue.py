@@ -38,11 +38,11 @@ class Rule:
 _SGD, _ROBBINS = torch.optim.SGD, "Robbins & Monro 1951"
 
 RULES: dict[str, Rule] = {
-    "sgd": Rule(_SGD, 0.1, (1e-3, 3.0), "θ ← θ − αg.", _ROBBINS, has_fused=True),
+    "sgd": Rule(_SGD, 0.1, (1e-3, 10.0), "θ ← θ − αg.", _ROBBINS, has_fused=True),
     "momentum": Rule(
         _SGD,
         0.01,
-        (1e-4, 0.3),
+        (1e-4, 3.0),
         "v ← 0.9 v + g; θ ← θ − αv.",
         "Polyak 1964; without the damping of g, as Sutskever et al. 2013",
         {"momentum": 0.9},
@@ -51,7 +51,7 @@ RULES: dict[str, Rule] = {
     "nesterov": Rule(
         _SGD,
         0.01,
-        (1e-4, 0.3),
+        (1e-4, 3.0),
         "v ← 0.9 v + g; θ ← θ − α(g + 0.9 v).",
         "Nesterov 1983; Sutskever et al. 2013, section 2",
         {"momentum": 0.9, "nesterov": True},

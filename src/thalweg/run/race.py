@@ -24,7 +24,7 @@ from thalweg.run.choices import Chosen, again
 from thalweg.search.candidate import Candidate, Choice
 from thalweg.search.race import FEWEST, Lane, Race, Won
 from thalweg.step.batches import Batches, Order
-from thalweg.step.data import Stream
+from thalweg.step.data import Stream, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 from thalweg.tensors.named import assign, copied
@@ -83,10 +83,8 @@ class Stage:
         self._weights = copied(forward.state())
         self._random: dict[str, Any] | None = None
         """What all begin with; the state of generators once the first is made, who knows which there are."""
-        self.held = held_out(chosen, self.total, settings.seed)
-        rows = sum(1 for _ in self.held) * BATCH_SIZE
-        price = FORWARD * rows / (chosen.decided["batch_size"] if chosen.decided["batch_size"] != "full" else rows)
-        self.race = Race(self._make, self._measure, self.total, price, tell=lambda race: tell(self.words()))
+        sample = Sample(chosen, forward, loss, self.total, settings.seed)
+        self.race = Race(self._make, sample, self.total, sample.price, tell=lambda race: tell(self.words()))
 
     @property
     def interrupt(self) -> bool:
@@ -146,8 +144,22 @@ class Stage:
         training.memory.set_random(self._random)
         return Candidate(choice, training)
 
-    def _measure(self) -> float:
-        return measure(self.forward, self.loss, self.held, resolve_metrics((), None))["loss"]
+
+class Sample:
+    """Examples that candidates are measured on; called, the loss of the model as it stands on them."""
+
+    def __init__(self, chosen: Chosen, forward: Forward, loss: Loss | None, total: int, seed: int) -> None:
+        self.forward = forward
+        self.loss = loss
+        self.batches = held_out(chosen, total, seed)
+        rows = sum(num_examples(batch) for batch in self.batches)
+        size = chosen.decided["batch_size"]
+        self.price = FORWARD * rows / (size if isinstance(size, int) else rows)
+        """Of a measurement, in updates."""
+
+    def __call__(self) -> float:
+        """Measure."""
+        return measure(self.forward, self.loss, self.batches, resolve_metrics((), None))["loss"]
 
 
 def held_out(chosen: Chosen, total: int, seed: int) -> list[Any]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thalweg.optim import catalogue
 from thalweg.records.learning_rate import LearningRate
 from thalweg.records.settings import positive, unknown, whole
-from thalweg.run.race import Stage, expected_steps
+from thalweg.run.race import Sample, Stage, expected_steps
 from thalweg.run.trainings import Trainings
-from thalweg.search import grid, random, tpe
+from thalweg.search import grid, halving, random, tpe
+from thalweg.search import range as ranges
 from thalweg.search.candidate import Choice
 from thalweg.search.race import CAP, FEWEST, Lane
-from thalweg.search.result import Searched, judged, raced
+from thalweg.search.result import Searched, bracketed, halved, judged, raced
 from thalweg.search.space import Space, space
 from thalweg.search.study import opened, share
 
@@ -61,9 +63,7 @@ class Search:
         """
         given = [word for word in words if getattr(self, word) is not None]
         if given:
-            raise ValueError(
-                f"the race (method {self.method!r}) takes no {given[0]}: give method='grid', 'random' or 'tpe'"
-            )
+            raise ValueError(f"method {self.method!r} takes no {given[0]}: give method='grid', 'random' or 'tpe'")
 
     def num_trials(self, default: int) -> int:
         """Trials of a search whose trials are trainings."""
@@ -126,6 +126,38 @@ def _shared(search: Search, trainings: Trainings, choices: list[Choice], **words
     return judged(found, _searched(search, trainings))
 
 
+def _halving(search: Search, trainings: Trainings) -> LearningRate:
+    """Successive halving over rates at equal ratios."""
+    search.refuse("also", "storage")
+    prepared = trainings.prepared
+    total = expected_steps(prepared.chosen)
+    sample = Sample(prepared.chosen, prepared.forward, prepared.loss, total, search.seed)
+    count = search.trials or halving.RUNGS[0][1]
+    choices = [search.space.choice(search.space.learning_rate.at(i / (count - 1)), {}) for i in range(count)]
+    trainings.display.total = count
+    budget = math.inf if search.budget is None else search.budget
+    told = trainings.display.halving
+    return halved(
+        halving.halve(trainings, sample, choices, total, sample.price, budget, told), _searched(search, trainings)
+    )
+
+
+def _range(search: Search, trainings: Trainings) -> LearningRate:
+    """The range test: an interval; the rate is only its middle."""
+    search.refuse("trials", "also", "storage", "budget")
+    prepared = trainings.prepared
+    rule = catalogue.RULES[search.space.optimizer]
+    low = rule.range[0] / ranges.WIDTH if search.low is None else search.low
+    high = rule.range[1] * ranges.WIDTH if search.high is None else search.high
+    total = expected_steps(prepared.chosen)
+
+    def sweep(seed: int, rates: Sequence[float]) -> list[float]:
+        return trainings(search.space.choice(low, {})).sweep(rates, seed)
+
+    found = ranges.range_test(sweep, low, high, trainings.stability(search.space.optimizer))
+    return bracketed(found, found.steps / total, _searched(search, trainings))
+
+
 def _optuna(search: Search, trainings: Trainings) -> LearningRate:
     count = search.num_trials(tpe.TRIALS)
     trainings.display.total = count
@@ -141,4 +173,6 @@ METHODS: dict[str, Callable[[Search, Trainings], LearningRate]] = {
     "random": _random,
     "tpe": _optuna,
     "asha": _optuna,
+    "halving": _halving,
+    "range": _range,
 }

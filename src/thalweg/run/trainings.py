@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from thalweg.gradients.lanczos import extreme_eigenvalues
+from thalweg.gradients.products import Curvature
 from thalweg.loop.train import EVALUATE_EVERY
 from thalweg.records.learning_rate import Trial
 from thalweg.records.settings import Settings
@@ -19,6 +23,8 @@ from thalweg.search.trials import Failed, by_evaluations, to_the_end
 from thalweg.tensors import seeds
 from thalweg.tensors.named import assign, copied
 
+#: Examples whose curvature at the first weights bounds a range test.
+CURVED = 256
 #: What to give instead of data that a search cannot go through again.
 REPLAYABLE = "every trial must see the same batches: give arrays, a Dataset or a DataLoader"
 
@@ -59,6 +65,21 @@ class Trainings:
             raise ValueError(f"the data gave no batch to the trial at rate {plain(choice.learning_rate)}: {REPLAYABLE}")
         self.display.ended(trial)
         return trial
+
+    def stability(self, rule: str) -> float:
+        """The rate from which plain descent with the rule's momentum β leaves along the steepest curvature,
+        2 (1 + β)/λ_max, at the first weights (Cohen et al. 2021, section 2); infinite where that is not known.
+        """
+        if rule not in ("sgd", "momentum", "nesterov") or self.prepared.forward.is_keras:
+            return math.inf
+        momentum = 0.0 if rule == "sgd" else 0.9
+        batch = self.prepared.chosen.batches.first(CURVED)
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            curvature = Curvature(self.prepared.forward.model, batch, self.prepared.loss)
+            largest = extreme_eigenvalues(curvature, tolerance=0.1, max_products=20).largest
+            if largest > 0:
+                return 2 * (1 + momentum) / float(largest)
+        return math.inf
 
     @property
     def updates(self) -> int | None:
@@ -124,6 +145,13 @@ class Display:
 
     def validated(self, record: StepRecord) -> None:
         """It is shown with the next line."""
+
+    def halving(self, candidates: Sequence[Candidate]) -> None:
+        """How halving stands."""
+        judged = [c for c in candidates if c.scores]
+        best = min(judged, key=lambda c: (-max(c.scores), c.scores[max(c.scores)]))
+        left = sum(c.ended is None for c in candidates)
+        self.race(f"{left} of {len(candidates)} rates left, {plain(best.choice.learning_rate)} leads")
 
     def race(self, words: str) -> None:
         """How a race stands."""

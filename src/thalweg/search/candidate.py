@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thalweg.loop.train import Training
+from thalweg.step.batches import Batches
 from thalweg.step.trial import Snapshot
 from thalweg.tensors.named import assign, copied
 
@@ -135,6 +136,28 @@ class Candidate:
         self.scores[self.step] = value if math.isfinite(value) else math.inf
         return self.scores[self.step]
 
+    def sweep(self, rates: Sequence[float], seed: int) -> list[float]:
+        """Losses before updates with these rates, over batches in the order of a seed; ended where one is not finite.
+
+        Its training is of no more use afterwards.
+        """
+        training, setup = self.training, self.training.setup
+        batches = setup.batches
+        if batches.repeatable:
+            batches = Batches(batches.data, replace(batches.order, seed=seed), batches.dtype, batches.device)
+        losses: list[float] = []
+        with self.turn():
+            training.model.train()
+            for rate, batch in zip(rates, _endless(batches, 0), strict=False):
+                for group in setup.optimizer.param_groups:
+                    group["lr"] = rate
+                losses.append(float(setup.step(batch)))
+                if not math.isfinite(losses[-1]):
+                    break
+        self.spent += len(losses)
+        self.drop()
+        return losses
+
     def take(self) -> Training:
         """Put this candidate into the model for good; its training is gone on with from there."""
         assign(self.training.forward.state(), self._weights)
@@ -153,10 +176,15 @@ class Candidate:
         """What its training would see next, over the ends of epochs."""
         at, batches = self.training.at, self.training.setup.batches
         yield from self.training.memory.batches(at)
-        for epoch in itertools.count(at.epoch + 1):
-            seen = False
-            for batch in batches.epoch(epoch):
-                seen = True
-                yield batch
-            if not seen:
-                return
+        yield from _endless(batches, at.epoch + 1)
+
+
+def _endless(batches: Batches, epoch: int) -> Iterator[Any]:
+    """The batches from an epoch on, until one has none."""
+    for number in itertools.count(epoch):
+        seen = False
+        for batch in batches.epoch(number):
+            seen = True
+            yield batch
+        if not seen:
+            return

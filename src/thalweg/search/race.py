@@ -28,6 +28,8 @@ from thalweg.search.candidate import Candidate, Choice
 STEP = 10**0.4
 #: Where candidates are compared, in shares of the training that is served.
 DEPTHS = (0.01, 0.03, 0.075)
+#: The last rung is never deeper than this many updates, the others in proportion: a race of a long training is short.
+DEEPEST = 5000
 #: Length of the cool-down before a candidate is judged, in shares of its updates.
 COOL_DOWN = 0.25
 #: The best rate falls with this power of the training's length.
@@ -131,7 +133,8 @@ class Race:
             Interrupted: `interrupt` was set.
         """
         self.lanes = list(lanes)
-        depths = [max(2 + i, round(depth * self.total)) for i, depth in enumerate(DEPTHS)]
+        most = min(self.total, DEEPEST / DEPTHS[-1])
+        depths = [max(2 + i, round(depth * most)) for i, depth in enumerate(DEPTHS)]
         lane, point = self._first(depths[0])
         point = self._among(lane, point, (-2, -1, 0), depths[1])
         point = self._among(lane, point, (-1, 0, 1), depths[2])
@@ -143,10 +146,11 @@ class Race:
         for number, lane in enumerate(self.lanes):
             points = [point for point in FIRST if lane.holds(point)]
             scores = {point: self._score(number, point, depth) for point in points}
-            lowest = min(points)
-            while min(scores, key=lambda p: scores[p]) == lowest and lane.holds(lowest - 2):
-                lowest -= 2
-                scores[lowest] = self._score(number, lowest, depth)
+            for step in (-2, 2):  # on, while the best lies at an end
+                end = min(points) if step < 0 else max(points)
+                while min(scores, key=lambda p: scores[p]) == end and lane.holds(end + step):
+                    end += step
+                    scores[end] = self._score(number, end, depth)
             best = min(best, *((score, number, point) for point, score in scores.items()))
         if not math.isfinite(best[0]):
             raise NothingFinite(self._nothing_finite())
@@ -182,13 +186,9 @@ class Race:
         return self.lanes[lane].holds(point) and not is_gone and self._affords(lane, point, depth)
 
     def _affords(self, lane: int, point: int, depth: int, besides: Iterable[int] = ()) -> bool:
-        judging = self._cool_down(depth) + self.price
+        judging = cool_down(depth) + self.price
         to_come = sum(self._steps_to(lane, p, depth) + judging for p in (*besides, point))
         return self.spent + to_come - depth <= self.cap * self.total
-
-    @staticmethod
-    def _cool_down(depth: int) -> int:
-        return max(1, round(COOL_DOWN * depth))
 
     def _steps_to(self, lane: int, point: int, depth: int) -> int:
         """Updates that a candidate lacks to a depth."""
@@ -207,7 +207,7 @@ class Race:
         self.running = None
         if self._interrupt:
             raise Interrupted
-        score = candidate.judge(self._cool_down(depth), self.measure)
+        score = candidate.judge(cool_down(depth), self.measure)
         candidate.scores[depth] = score
         self.num_measured += 1
         self.tell(self)
@@ -251,6 +251,11 @@ class NothingFinite(ValueError):
 
 class Interrupted(Exception):
     """The race was interrupted; the model is as it was found."""
+
+
+def cool_down(depth: int) -> int:
+    """Updates of the cool-down before a candidate is judged that stands at a depth."""
+    return max(1, round(COOL_DOWN * depth))
 
 
 def bottom(low: float, middle: float, high: float) -> float:

@@ -9,7 +9,9 @@ from typing import Any
 
 from thalweg.records.learning_rate import LearningRate, Trial
 from thalweg.search.candidate import Candidate
+from thalweg.search.halving import Halved
 from thalweg.search.race import Won
+from thalweg.search.range import Bracket
 
 #: Share of the best loss within which another rate does as well: what a search of ours is held to by its bench
 #: (`benchmarks/search`). It is no measure of noise: trials share seed and batches, so that noise is not seen in them.
@@ -79,6 +81,49 @@ def raced(won: Won, cost: float, searched: Searched) -> LearningRate:
         sentence=sentence.strip(),
         options={**searched.options, **dict(won.choice.options)},
         trials=trials,
+    )
+
+
+def halved(found: Halved, searched: Searched) -> LearningRate:
+    """What successive halving ended with."""
+    deepest = max(max(c.scores, default=0) for c in found.candidates)
+    trials = tuple(_of_race(number, candidate, deepest) for number, candidate in enumerate(found.candidates))
+    low, high = found.interval
+    sentence = (
+        f"{plain(found.rate)} came out of halving {len(trials)} rates from {plain(trials[0].learning_rate)} to "
+        f"{plain(trials[-1].learning_rate)}; rates from {plain(low)} to {plain(high)} were not told apart. It cost "
+        f"{found.cost:.2g} trainings{_lost(trials)}. {searched.note}"
+    )
+    return LearningRate(
+        value=found.rate,
+        interval=(low, high),
+        curve=tuple((t.learning_rate, t.loss) for t in trials if math.isfinite(t.loss)),
+        cost=found.cost,
+        method=searched.method,
+        sentence=sentence.strip(),
+        options=searched.options,
+        trials=trials,
+    )
+
+
+def bracketed(found: Bracket, cost: float, searched: Searched) -> LearningRate:
+    """What a range test ended with."""
+    middle = float(f"{math.sqrt(found.low * found.high):.3g}")
+    left = [rate for rate in found.diverged_at if math.isfinite(rate)]
+    where = f"Training falls apart at about {plain(found.high)}" if left else "Training fell apart at no rate"
+    sentence = (
+        f"{where}: look between {plain(found.low)} and {plain(found.high)}. A range test only brackets; "
+        f"{plain(middle)} is no more than the middle, and method='auto' finds the rate. It cost {cost:.2g} trainings. "
+        f"{searched.note}"
+    )
+    return LearningRate(
+        value=middle,
+        interval=(found.low, found.high),
+        curve=found.curve,
+        cost=cost,
+        method=searched.method,
+        sentence=sentence.strip(),
+        options=searched.options,
     )
 
 
