@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.setup import Setup, Standing
 from thalweg.loop.statistics import averaged_model
 from thalweg.loop.tree import require_like
+from thalweg.step.batches import Batches
 from thalweg.tensors import seeds
 from thalweg.tensors.named import assign, copied
 
@@ -122,10 +124,24 @@ class Memory:
 
     @property
     def _generators(self) -> list[torch.Generator]:
-        """Those of a `DataLoader` and its sampler, if they have any of their own."""
-        source = getattr(self.setup.batches.data, "source", None)
-        found = [getattr(holder, "generator", None) for holder in (source, getattr(source, "sampler", None))]
-        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+        return generators(self.setup.batches)
+
+
+def generators(batches: Batches) -> list[torch.Generator]:
+    """Those of a `DataLoader` and its sampler, if they have any of their own."""
+    source = getattr(batches.data, "source", None)
+    found = [getattr(holder, "generator", None) for holder in (source, getattr(source, "sampler", None))]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+@contextlib.contextmanager
+def untouched(batches: Batches) -> Iterator[None]:
+    """Batches may be drawn inside; what draws them is as before afterwards."""
+    own = [(generator, generator.get_state()) for generator in generators(batches)]
+    with seeds.untouched():
+        yield
+    for generator, state in own:
+        generator.set_state(state)
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

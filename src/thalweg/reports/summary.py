@@ -78,6 +78,15 @@ def rule(decided: Mapping[str, object]) -> str:
     return ", ".join(plain(word) for word in words if word)
 
 
+def rate_words(decided: Mapping[str, object]) -> str:
+    """How the rate was chosen, in words; nothing where it was given."""
+    search = decided.get("search")
+    if not isinstance(search, Mapping):
+        return ""
+    tried, cost = len(search["tried"]), plain(float(f"{search['cost']:.2g}"))
+    return f"out of a race of {tried} over the first {counted(search['steps'], 'step')}, at {cost} trainings' cost"
+
+
 def step_words(decided: Mapping[str, object]) -> str:
     """How a step was run, in words; nothing where that is not known yet."""
     plan = decided.get("plan")
@@ -97,6 +106,8 @@ def _facts(run: RunView, report: Path | None) -> list[tuple[str, str]]:
     rows.append(("trained", f"{epochs}{counted(run.steps, 'step')}, {duration(run.seconds)}"))
     if how := rule(run.record.decided):
         rows.append(("rule", how))
+    if rate := rate_words(run.record.decided):
+        rows.append(("rate", rate))
     if step := step_words(run.record.decided):
         rows.append(("step", step))
     weighty = by_weight(run.findings)

@@ -26,7 +26,7 @@ from thalweg.run.candidates import assemble
 from thalweg.run.choices import Chosen, choose
 from thalweg.run.finish import finish
 from thalweg.run.interrupts import interruptible
-from thalweg.run.race import LIKELY_EPOCHS, Raced, Stage, as_decided, is_raced
+from thalweg.run.race import LIKELY_EPOCHS, Raced, Stage, as_decided, is_raced, why_not
 from thalweg.run.run import Run
 from thalweg.run.telling import Telling
 from thalweg.search.race import Interrupted, NothingFinite
@@ -129,6 +129,8 @@ def carry_out(
     run = telling.run = Run(prepared.forward.model, prepared.chosen.optimizer, history, record, directory)
     record.stopped_because, record.verdict = None, None
     raced = None
+    if checkpoint is None and (reason := why_not(settings, prepared.chosen)):
+        telling.warn(reason)
     if checkpoint is None and is_raced(settings, prepared.chosen):
         stage = Stage(prepared.chosen, prepared.forward, prepared.loss, settings, telling.search)
         with interruptible(stage):

@@ -6,6 +6,7 @@ on the rate is the one that the race ends with.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from thalweg.loop.evaluate import BATCH_SIZE, measure
+from thalweg.loop.memory import untouched
 from thalweg.loop.metrics import resolve_metrics
 from thalweg.loop.train import Training
 from thalweg.optim import catalogue
@@ -30,6 +32,8 @@ from thalweg.step.losses import Loss
 from thalweg.tensors.named import assign, copied
 from thalweg.tensors.seeds import generator
 
+#: Schedules whose rate is low in the end, where the length of the training is known.
+ENDS_LOW = ("auto", "cosine", "one_cycle", "warmup_stable_decay", "exponential", "step", "warm_restarts")
 #: Passes over the data that a training without a limit is expected to take, where it is planned ahead.
 LIKELY_EPOCHS = 20
 #: Updates that a training of unknown length is expected to take: a stream does not say how long it is.
@@ -38,6 +42,8 @@ LIKELY_STEPS = 2000
 MEASURED, MEASUREMENTS = 0.1, 10
 #: Examples that a candidate is measured on.
 FEWEST_EXAMPLES, MOST_EXAMPLES = 256, 4096
+#: Updates that are timed where the training has a time and no length.
+PACED = 5
 #: What a forward pass costs of an update.
 FORWARD = 1 / 3
 
@@ -53,11 +59,32 @@ class Raced:
 
 
 def is_raced(settings: Settings, chosen: Chosen) -> bool:
-    """Whether there is something to choose, and a training long enough to choose it in."""
+    """Whether there is a rate to choose, and a training that a race can judge: long enough, of known length, and with a
+    schedule that ends low, as the cool-down does that candidates are judged after.
+    """
+    total = chosen.decided["total_steps"]
+    ends_low = isinstance(settings.schedule, str) and settings.schedule in ENDS_LOW
+    return is_open(settings) and not _is_once(chosen) and ends_low and total is not None and total >= FEWEST
+
+
+def is_open(settings: Settings) -> bool:
+    """Whether the rate was left open; an optimizer of the user's own brings one."""
+    return settings.learning_rate == "auto" and isinstance(settings.optimizer, str)
+
+
+def _is_once(chosen: Chosen) -> bool:
     data = chosen.batches.data
-    is_once = isinstance(data, Stream) and data.once
-    asked = settings.learning_rate == "auto" and isinstance(settings.optimizer, str)
-    return asked and not is_once and expected_steps(chosen) >= FEWEST
+    return isinstance(data, Stream) and data.once
+
+
+def why_not(settings: Settings, chosen: Chosen) -> str | None:
+    """What keeps a race from being run that the user can do something about."""
+    if is_open(settings) and _is_once(chosen):
+        return (
+            "The data can be gone through only once, so the learning rate is the rule's own and was not chosen: "
+            "give arrays, a Dataset or a DataLoader to have it chosen."
+        )
+    return None
 
 
 def expected_steps(chosen: Chosen) -> int:
@@ -78,11 +105,11 @@ class Stage:
         self.loss = loss
         self.settings = settings
         self.tell = tell
-        self.total = expected_steps(chosen)
         self.parts: dict[int, Chosen] = {}
         self._weights = copied(forward.state())
         self._random: dict[str, Any] | None = None
         """What all begin with; the state of generators once the first is made, who knows which there are."""
+        self.total = self._paced(expected_steps(chosen))
         sample = Sample(chosen, forward, loss, self.total, settings.seed)
         self.race = Race(self._make, sample, self.total, sample.price, tell=lambda race: tell(self.words()))
 
@@ -109,14 +136,23 @@ class Stage:
             raise
         training = won.candidate.take()
         parts = self.parts[id(training)]
-        if isinstance(self.settings.schedule, str):  # a torch scheduler remembers the rate it began with
-            _set_rate(training, won.choice.learning_rate)
-        else:
-            won = replace(won, choice=won.candidate.choice)
+        _set_rate(training, won.choice.learning_rate)
         training.at.seconds = time.perf_counter() - begun
         kept = training.setup.events
         assert isinstance(kept, Kept)
         return Raced(training, parts, kept, told(won, self.total))
+
+    def _paced(self, total: int) -> int:
+        """As many updates as there is time for, where a time was given: the only thing that the clock decides."""
+        if self.settings.time_budget is None:
+            return total
+        choice = self.lanes()[0].choice
+        candidate = self._make(choice)
+        begun = time.perf_counter()
+        done = len(candidate.sweep([choice.learning_rate] * PACED, self.settings.seed))
+        seconds = (time.perf_counter() - begun) / max(1, done)
+        assign(self.forward.state(), self._weights)
+        return max(1, min(total, int(self.settings.time_budget / seconds)))
 
     def lanes(self) -> list[Lane]:
         """The rules that are raced, each with its range."""
@@ -170,7 +206,8 @@ def held_out(chosen: Chosen, total: int, seed: int) -> list[Any]:
     count = int(min(MOST_EXAMPLES, max(FEWEST_EXAMPLES, affordable)))
     data = source.data
     if isinstance(data, Stream):
-        return [batch for batch, _ in zip(source.epoch(0), range(math.ceil(count / BATCH_SIZE)), strict=False)]
+        with untouched(source):
+            return list(itertools.islice(source.epoch(0), math.ceil(count / size) if isinstance(size, int) else 1))
     drawn = torch.randperm(len(data), generator=generator(seed, "race"))[:count]
     sample = data.part(sorted(drawn.tolist()))
     return list(Batches(sample, Order(BATCH_SIZE, shuffle=False), source.dtype, source.device).epoch(0))

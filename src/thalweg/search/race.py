@@ -133,6 +133,13 @@ class Race:
             Interrupted: `interrupt` was set.
         """
         self.lanes = list(lanes)
+        try:
+            return self._raced()
+        except _Ended as reached:  # its training needs no more: a target is reached
+            candidate = reached.candidate
+            return self._winner(candidate, candidate.choice.learning_rate)
+
+    def _raced(self) -> Won:
         most = min(self.total, DEEPEST / DEPTHS[-1])
         depths = [max(2 + i, round(depth * most)) for i, depth in enumerate(DEPTHS)]
         lane, point = self._first(depths[0])
@@ -207,6 +214,8 @@ class Race:
         self.running = None
         if self._interrupt:
             raise Interrupted
+        if candidate.ended not in (None, "diverged"):
+            raise _Ended(candidate)
         score = candidate.judge(cool_down(depth), self.measure)
         candidate.scores[depth] = score
         self.num_measured += 1
@@ -227,7 +236,9 @@ class Race:
         best = self.lanes[lane].at(point).learning_rate * STEP ** bottom(losses[0], losses[1], losses[2])
         rate = float(f"{best * (depth / self.total) ** HORIZON:.3g}")
         standing = [c for (n, _), c in self.field.items() if n == lane and math.isfinite(c.scores.get(depth, math.inf))]
-        candidate = min(standing, key=lambda c: abs(math.log(c.choice.learning_rate / rate)))
+        return self._winner(min(standing, key=lambda c: abs(math.log(c.choice.learning_rate / rate))), rate)
+
+    def _winner(self, candidate: Candidate, rate: float) -> Won:
         cost = (self.spent - candidate.step) / self.total
         ends = (rate / STEP, rate * STEP)
         return Won(candidate, replace(candidate.choice, learning_rate=rate), ends, cost, list(self.field.values()))
@@ -251,6 +262,14 @@ class NothingFinite(ValueError):
 
 class Interrupted(Exception):
     """The race was interrupted; the model is as it was found."""
+
+
+class _Ended(Exception):
+    """A candidate's training is done."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        super().__init__(candidate.ended)
+        self.candidate = candidate
 
 
 def cool_down(depth: int) -> int:
