@@ -300,7 +300,7 @@ def _filters() -> Tensor:
 # ── the table ──
 
 WORKLOADS = {
-    "digits": Workload(lambda: dense(64, 32, 10), digits, "cross_entropy", 16, 80),
+    "digits": Workload(lambda: dense(64, 32, 10), digits, "cross_entropy", 16, 120),
     "fashion_mlp": Workload(
         lambda: dense(784, 256, 128, 10), images("fashion-mnist", 10_000, 2000, (784,)), "cross_entropy", 64, 20
     ),
