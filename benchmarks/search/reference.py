@@ -56,7 +56,8 @@ def train(workload: Workload, data: Data, rule: str, rate: float, seed: int) -> 
             learning_rate=rate, batch_size=workload.batch_size, epochs=workload.epochs, patience=None, plan="eager",
             seed=seed, run_dir=folder, verbose=False, device="cpu",
         )  # fmt: skip
-        steps, losses = run.history.series("validation_loss")
+        name = "validation_loss"  # of which there is none where it diverged within the first epoch
+        steps, losses = run.history.series(name) if name in run.history.names else (np.array([0]), np.array([np.nan]))
     diverged = run.stopped_because == "diverged" or not np.isfinite(losses[-1])
     early = losses[(steps <= 0.9 * workload.steps(data[0])) & np.isfinite(losses)]
     every = math.ceil(workload.epochs / CURVE)
