@@ -144,15 +144,6 @@ SEARCHES: dict[str, Callable[[Case], float]] = {
 }
 
 
-def searched(name: str, case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A search, then a training with what it found; what came of the search, and the clock when it was over."""
-    warnings.simplefilter("ignore")
-    rate = SEARCHES[name](case)
-    clock = case.trace.now
-    case.by_rate(rate, counts=True)
-    return {"rate": float(f"{rate:.5g}")}, clock
-
-
 # ── rules that need no search, by their own account ──
 
 
@@ -177,3 +168,14 @@ def schedule_free(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 RULES = {"prodigy": prodigy, "schedule-free": schedule_free}
+
+
+def searched(name: str, case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A search, then a training with what it found; what came of the search, and the clock when it was over."""
+    warnings.simplefilter("ignore")
+    if name in RULES:
+        return RULES[name](case)
+    rate = SEARCHES[name](case)
+    clock = case.trace.now
+    case.by_rate(rate, counts=True)
+    return {"rate": float(f"{rate:.5g}")}, clock

@@ -48,12 +48,12 @@ class Trace:
     def processor_seconds(self) -> float:
         return round(time.process_time() - self._processor, 3)
 
-    def saw(self, loss: float, counts: bool) -> None:
-        """A validation loss, of the training that counts or of another one."""
+    def saw(self, loss: float, counts: bool, now: dict[str, Any] | None = None) -> None:
+        """A validation loss, of the training that counts or of another one; now, or when it was seen."""
         if loss <= self.level and self.first is None:
-            self.first = self.now
+            self.first = now or self.now
         if counts and loss <= self.level and self.reached is None:
-            self.reached = self.now
+            self.reached = now or self.now
         if counts and loss < self.best:
             self.best = loss
 
