@@ -110,7 +110,10 @@ def by_torch_lr_finder(case: Case) -> float:
     from torch_lr_finder import LRFinder
 
     model = case.model()
-    finder = LRFinder(model, case.optimizer(model, 1e-7), _Mean(case), device="cpu")
+    optimizer = case.optimizer(model, 1e-7)
+    for group in optimizer.param_groups:
+        del group["initial_lr"]  # which it takes for another's schedule
+    finder = LRFinder(model, optimizer, _Mean(case), device="cpu")
     finder.range_test(_loader(case), end_lr=10, num_iter=100)
     case.trace.steps += len(finder.history["lr"])
     try:

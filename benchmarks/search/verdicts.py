@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
 
 import reference
 from cells import Cell, Table
@@ -23,15 +22,16 @@ def tables(known: Table, table: Table) -> list[str]:
     return [
         *_regret(known, table, "thalweg", judged=True),
         *_regret(known, table, "thalweg-halving", judged=False),
-        *_cost(table),
+        *_cost(known, table),
         *_times(known, table, "seconds"),
         *_times(known, table, "steps"),
         *_brackets(known, table),
     ]
 
 
-def _pairs() -> Iterator[tuple[str, str]]:
-    return ((workload, rule) for workload in WORKLOADS for rule in RULES)
+def _pairs(known: Table) -> list[tuple[str, str]]:
+    """Workloads and rules of which it is known what is best."""
+    return [(w, r) for w in WORKLOADS for r in RULES if any(c["loss"] for c in known.where(workload=w, rule=r))]
 
 
 def _cells(table: Table, workload: str, rule: str, contender: str) -> list[Cell]:
@@ -64,7 +64,7 @@ def geometric(values: list[float]) -> float:
 def _regret(known: Table, table: Table, contender: str, judged: bool) -> list[str]:
     title = CONTENDERS[contender].title
     lines, beside, good, own = [f"Regret of {title}: loss ÷ the grid's best, by seed (as good: up to)"], [], [], []
-    for workload, rule in _pairs():
+    for workload, rule in _pairs(known):
         cells = _cells(table, workload, rule, contender)
         if not cells:
             continue
@@ -92,14 +92,14 @@ def _regret(known: Table, table: Table, contender: str, judged: bool) -> list[st
     return [*lines, ""]
 
 
-def _cost(table: Table) -> list[str]:
+def _cost(known: Table, table: Table) -> list[str]:
     lines = ["Cost of a search, in trainings: mean, largest"]
     for name, contender in CONTENDERS.items():
-        costs = [cell["cost"] for w, r in _pairs() for cell in _cells(table, w, r, name)]
+        costs = [cell["cost"] for w, r in _pairs(known) for cell in _cells(table, w, r, name)]
         if costs:
             lines.append(f"  {contender.title:40} {statistics.mean(costs):7.3f} {max(costs):7.3f}")
     for name, bound in (("thalweg", 0.5), ("thalweg-halving", 3.0)):
-        costs = [cell["cost"] for w, r in _pairs() for cell in _cells(table, w, r, name)]
+        costs = [cell["cost"] for w, r in _pairs(known) for cell in _cells(table, w, r, name)]
         if costs:
             lines.append(_verdict(f"  {CONTENDERS[name].title}, largest", max(costs), bound))
     return [*lines, ""]
@@ -119,7 +119,7 @@ def _times(known: Table, table: Table, unit: str) -> list[str]:
     lines = [f"Time to target in {unit}, mean over seeds; * where a seed missed it; o where the default rate is right"]
     lines.append("  " + " ".join(f"{name[:15]:>15}" for name in ("workload", "rule", "thalweg", *others)))
     ratios: dict[str, list[float]] = {name: [] for name in ("searching", "all", "first", "right", *others)}
-    for workload, rule in _pairs():
+    for workload, rule in _pairs(known):
         mine = _cells(table, workload, rule, "thalweg")
         found = {name: cells for name in others if (cells := _cells(table, workload, rule, name))}
         shown = [_shown(cells, unit) for cells in (mine, *(found.get(name, []) for name in others))]
@@ -184,7 +184,7 @@ def _beside(ratios: dict[str, list[float]], unit: str, others: list[str]) -> lis
 def _brackets(known: Table, table: Table) -> list[str]:
     lines = ["Range test: bracket by seed, the grid's best rate, others' suggestions"]
     inside = []
-    for workload, rule in _pairs():
+    for workload, rule in _pairs(known):
         rate, *_ = _best(known, workload, rule)
         brackets = [cell["interval"] for cell in _cells(table, workload, rule, "thalweg-range")]
         inside += [low <= rate <= high and high / low <= WIDEST * 1.001 for low, high in brackets]
