@@ -112,7 +112,7 @@ def best(table: Table, workload: str, rule: str) -> tuple[float, list[Cell]]:
 
 
 def line(table: Table, workload: str, rule: str) -> str:
-    """A row for a person."""
+    """A row for a person; ! where the best is at the grid's end, so that a better one may lie outside."""
     rate, cells = best(table, workload, rule)
     losses = [cell["loss"] for cell in cells]
     spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
@@ -122,8 +122,9 @@ def line(table: Table, workload: str, rule: str) -> str:
         finite = [loss for loss in found if loss is not None]
         shown.append(f"{statistics.mean(finite):.4g}" if found and len(finite) == len(found) else "–" if found else "?")
     seconds = statistics.mean(cell["seconds"] for cell in cells)
+    end = "!" if rate in SPAN[rule] else " "
     return (
-        f"{workload:18} {rule:9} best at {rate:8.2g}: {statistics.mean(losses):.4g} ± {spread:.2g}, {seconds:4.1f} s; "
+        f"{workload:18} {rule:9} best at {rate:8.2g}{end}: {statistics.mean(losses):.4g} ± {spread:.2g}, {seconds:4.1f} s; "
         f"by rate {' '.join(shown)}"
     )
 

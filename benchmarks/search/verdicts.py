@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 
 import reference
 from cells import Cell, Table
@@ -117,14 +118,14 @@ def _times(known: Table, table: Table, unit: str) -> list[str]:
     """Ours beside each contender, workload by workload."""
     others = [name for name, contender in CONTENDERS.items() if not contender.ours]
     lines = [f"Time to target in {unit}, mean over seeds; * where a seed missed it; o where the default rate is right"]
-    lines.append("  " + " ".join(f"{name[:15]:>15}" for name in ("workload", "rule", "thalweg", *others)))
+    lines.append(_row("workload", "rule", ("thalweg", *others)))
     ratios: dict[str, list[float]] = {name: [] for name in ("searching", "all", "first", "right", *others)}
     for workload, rule in _pairs(known):
         mine = _cells(table, workload, rule, "thalweg")
         found = {name: cells for name in others if (cells := _cells(table, workload, rule, name))}
         shown = [_shown(cells, unit) for cells in (mine, *(found.get(name, []) for name in others))]
         right = _default_is_right(known, found.get("default", []), workload, rule)
-        lines.append("  " + " ".join(f"{word:>15}" for word in (workload, rule, *shown)) + " o" * right)
+        lines.append(_row(workload, rule, shown) + " o" * right)
         if not mine:
             continue
         own = _time(mine, unit)
@@ -140,6 +141,10 @@ def _times(known: Table, table: Table, unit: str) -> list[str]:
             ratios["first"].append(own / min(_time(found[name], unit, first=True) for name in searching))
             ratios["all"].append(own / min(times[name] for name in rateless))
     return [*lines, *_beside(ratios, unit, others), ""]
+
+
+def _row(workload: str, rule: str, shown: Iterable[str]) -> str:
+    return f"  {workload:18} {rule:9}" + "".join(f"{word:>16}" for word in shown)
 
 
 def _shown(cells: list[Cell], unit: str) -> str:
