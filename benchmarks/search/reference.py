@@ -124,8 +124,8 @@ def line(table: Table, workload: str, rule: str) -> str:
     seconds = statistics.mean(cell["seconds"] for cell in cells)
     end = "!" if rate in SPAN[rule] else " "
     return (
-        f"{workload:18} {rule:9} best at {rate:8.2g}{end}: {statistics.mean(losses):.4g} ± {spread:.2g}, {seconds:4.1f} s; "
-        f"by rate {' '.join(shown)}"
+        f"{workload:18} {rule:9} best at {rate:8.2g}{end}: {statistics.mean(losses):.4g} ± {spread:.2g}, "
+        f"{seconds:4.1f} s; by rate {' '.join(shown)}"
     )
 
 
