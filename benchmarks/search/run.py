@@ -16,7 +16,8 @@ are in memory; from then on everything counts, evaluations (one an epoch) and se
 - Range test: whether the grid's best rate lies in the bracket, and what others' range tests suggest.
 
 Results go to benchmarks/results/search.json, cell by cell: one made on the same machine with the same versions and the
-same target is kept unless --again, so a run that was cut off goes on where it stopped. --tables measures nothing.
+same target is kept unless --again, so a run that was cut off goes on where it stopped; one that was timed while others
+computed is measured again by the next run. --tables measures nothing.
 environments.sh makes the peers' environment. Ours and the peers' loops run eager PyTorch, so that searches are compared
 and not steps; --plan auto gives ours the step that `fit` would choose.
 """
@@ -46,6 +47,8 @@ FILE = RESULTS / "search.json"
 NAMES = ("workload", "rule", "contender", "seed")
 LIMIT = 900.0
 """Seconds of a cell."""
+LEAST = 0.8
+"""Of the time of a cell that its process computed; below it, others did."""
 OWN = Path(__file__).parent
 SOURCE = Path(find_spec("thalweg").origin).parents[1]
 """The Thalweg that is measured, and whose rules and schedules the peers train with."""
@@ -96,9 +99,10 @@ def line(cell: Cell) -> str:
         return f"{start} {low:.2g} to {high:.2g}, search {cell['cost']:5.2f} trainings"
     mark = "*" if cell["is_missed"] else " "
     loss = "diverged" if cell["loss"] is None else f"loss {cell['loss']:8.4g}"
+    disturbed = "" if undisturbed(cell) else "  (disturbed: measured again next time)"
     return (
         f"{start} rate {cell['rate']:8.2g}, {loss}, search {cell['cost']:5.2f} trainings, "
-        f"target after {cell['target']['seconds']:6.1f} s{mark}, {cell['target']['steps']:7,} updates{mark}"
+        f"target after {cell['target']['seconds']:6.1f} s{mark}, {cell['target']['steps']:7,} updates{mark}{disturbed}"
     )
 
 
@@ -120,7 +124,12 @@ def wanted(options: argparse.Namespace, known: Table) -> list[dict[str, Any]]:
 
 
 def stands(cell: Cell, of: dict[str, Any]) -> bool:
-    return "note" not in cell and all(cell.get(word) == value for word, value in of.items())
+    return "note" not in cell and undisturbed(cell) and all(cell.get(word) == value for word, value in of.items())
+
+
+def undisturbed(cell: Cell) -> bool:
+    """Whether its one thread had a core to itself; of a range test, no time is compared."""
+    return cell["contender"] == "thalweg-range" or cell["processor_seconds"] >= LEAST * cell["whole"]["seconds"]
 
 
 def main() -> None:
