@@ -124,7 +124,8 @@ def wanted(options: argparse.Namespace, known: Table) -> list[dict[str, Any]]:
 
 
 def stands(cell: Cell, of: dict[str, Any]) -> bool:
-    return "note" not in cell and undisturbed(cell) and all(cell.get(word) == value for word, value in of.items())
+    same = all(cell.get(word) == value for word, value in of.items())
+    return same and "note" not in cell and undisturbed(cell)
 
 
 def undisturbed(cell: Cell) -> bool:
