@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_further_dimensions(call: Any) -> None:
     [
         (("--method", "gird"), "unknown method 'gird': did you mean 'grid'"),
         (("--low", "0.1", "--high", "0.01"), "low must be below high, got low=0.1 and high=0.01"),
-        (("--low", "20"), "got low=20 and high=3 (sgd's own high)"),
+        (("--low", "20"), "got low=20 and high=10 (sgd's own high)"),
         (("--low", "small"), "--low takes a number, got 'small'"),
         (("--trials", "1"), "trials must be at least 2"),
         (("--trials", "many"), "--trials takes a whole number, got 'many'"),
@@ -113,6 +114,8 @@ def test_ctrl_c_leaves_the_storage_whole(call: Any, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "thalweg", *words],
         env={**os.environ, "STOP": "1"},
+        # A job in the background of a shell is born deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         capture_output=True,
         text=True,
         check=False,
