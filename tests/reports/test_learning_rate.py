@@ -110,7 +110,7 @@ def test_progress_comes_when_it_is_due_and_not_before() -> None:
 
 def test_progress_rewrites_a_terminals_line_and_clears_it(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr("thalweg.reports.searching.is_terminal", lambda stream: True)
+    monkeypatch.setattr("thalweg.reports.line.is_terminal", lambda stream: True)
     told = Progress(stream, quiet=0.0)
     told.show(lambda: ["trial 1 of 3", "x" * 100])
     told.close()

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import thalweg
 from thalweg.search import halving
-from thalweg.search.candidate import Choice
-from thalweg.search.race import CAP, HORIZON, STEP, Lane, NothingFinite, Race
+from thalweg.search.candidate import Choice, NothingFinite, cool_down
+from thalweg.search.race import CAP, HORIZON, STEP, Lane, Race
 from thalweg.search.range import WIDTH, range_test
 
 # ── a field whose losses are a formula ───────────────────────────────────────────────────────────────────────────────
@@ -38,16 +38,20 @@ class Runner:
         self.ended: str | None = None
 
     def advance(self, to: int) -> None:
-        assert self.ended is None
+        """One whose rate is more than it can bear falls apart at its first update."""
+        assert self.ended in (None, "diverged")
+        if self.choice.learning_rate >= self.diverges:
+            self.ended = "diverged"
+            to = 1
         self.spent += max(0, to - self.step)
         self.step = max(to, self.step)
 
-    def judge(self, cool_down: int, measure: Any) -> float:
-        self.spent += cool_down
+    def judge(self, depth: int, measure: Any) -> float:
         now = self.best * (self.step / self.total) ** -self.law
         loss = 1 + math.log(self.choice.learning_rate / now) ** 2
-        self.scores[self.step] = math.inf if self.choice.learning_rate >= self.diverges else loss
-        return self.scores[self.step]
+        self.spent += 0 if self.ended == "diverged" else cool_down(depth)
+        self.scores[depth] = math.inf if self.ended == "diverged" else loss
+        return self.scores[depth]
 
     def drop(self) -> None:
         self.ended = "dropped"
@@ -55,14 +59,14 @@ class Runner:
 
 def race(best: float, total: int = 2000, diverges: float = math.inf) -> tuple[Any, Race]:
     run = Race(lambda choice: Runner(choice, best, total, diverges), lambda: 0.0, total)  # type: ignore[arg-type, return-value]
-    return run.run([Lane(Choice(1e-3, "adamw"), 1e-5, 3e-2)]), run
+    return run.run(Lane(Choice(1e-3, "adamw"), 1e-5, 3e-2)), run
 
 
 @pytest.mark.parametrize("best", [2e-5, 1e-4, 3.3e-4, 1e-3, 2e-3, 5e-3, 1e-2])
 def test_a_race_finds_the_best_rate_of_the_whole_training(best: float) -> None:
     won, _ = race(best)
-    assert abs(math.log(won.choice.learning_rate / best)) < 0.6 * math.log(STEP)
-    assert won.interval[0] < won.choice.learning_rate < won.interval[1]
+    assert abs(math.log(won.rate / best)) < 0.6 * math.log(STEP)
+    assert won.interval[0] < won.rate < won.interval[1]
 
 
 @pytest.mark.parametrize("total", [300, 1000, 10_000, 1_000_000, 10**9])
@@ -76,7 +80,7 @@ def test_a_race_stays_within_its_cap_and_spends_little_of_a_long_training(best: 
 def test_rates_that_diverge_do_not_win() -> None:
     won, _ = race(1e-2, diverges=5e-3)
     assert won.candidate.choice.learning_rate < 5e-3
-    assert won.choice.learning_rate < 5e-3
+    assert won.rate < 5e-3
 
 
 def test_where_no_rate_is_finite_it_is_said() -> None:
@@ -88,18 +92,20 @@ def test_the_winner_is_the_candidate_nearest_to_the_rate_it_goes_on_with() -> No
     won, run = race(1e-3)
     deepest = max(won.candidate.scores)
     standing = [c for c in run.field.values() if deepest in c.scores]
-    nearest = min(standing, key=lambda c: abs(math.log(c.choice.learning_rate / won.choice.learning_rate)))
+    nearest = min(standing, key=lambda c: abs(math.log(c.choice.learning_rate / won.rate)))
     assert won.candidate is nearest
 
 
 # ── halving and the range test on formulas ───────────────────────────────────────────────────────────────────────────
 
 
-def halved(best: float, total: int = 1200, law: float = HORIZON, **words: Any) -> halving.Halved:
+def halved(
+    best: float, total: int = 1200, law: float = HORIZON, diverges: float = math.inf, **words: Any
+) -> halving.Halved:
     choices = [Choice(1e-5 * 10 ** (i * 0.5)) for i in range(9)]
 
     def make(choice: Choice) -> Any:
-        return Runner(choice, best, total, law=law)
+        return Runner(choice, best, total, diverges, law)
 
     return halving.halve(make, lambda: 0.0, choices, total, **words)
 
@@ -115,12 +121,24 @@ def test_halving_finds_the_best_rate_and_costs_less_than_three_trainings(best: f
 def test_survivors_of_halving_go_on_and_never_restart() -> None:
     found = halved(1e-3)
     for candidate in found.candidates:
-        assert candidate.spent == candidate.step + sum(halving.cool_down(depth) for depth in candidate.scores)
+        assert candidate.spent == candidate.step + sum(cool_down(depth) for depth in candidate.scores)
 
 
 def test_halving_stops_growing_once_the_ranking_stands() -> None:
     found = halved(1.2e-3, law=0.0)
     assert max(c.step for c in found.candidates) == 300
+
+
+@pytest.mark.parametrize("diverges", [5e-5, 5e-3])
+def test_halving_goes_on_where_rates_diverge(diverges: float) -> None:
+    found = halved(1e-3, diverges=diverges)
+    assert found.best.choice.learning_rate < diverges
+    assert found.rate < diverges
+
+
+def test_halving_says_where_no_rate_is_finite() -> None:
+    with pytest.raises(NothingFinite, match="9 from 1e-05 to 0.1 were tried"):
+        halved(1e-3, diverges=0.0)
 
 
 def test_halving_keeps_to_its_budget() -> None:
@@ -226,6 +244,7 @@ def test_interrupted_while_it_races_nothing_has_happened_and_it_races_anew(tmp_p
     before = {name: value.clone() for name, value in given["model"].state_dict().items()}
     part = thalweg.fit(**given)
     assert (part.stopped_because, part.steps) == ("interrupted", 0)
+    assert math.isnan(part.learning_rate) and part.plan.compiled_after is None
     for name, value in given["model"].state_dict().items():
         assert torch.equal(value, before[name])
     run = thalweg.fit(**problem(run_dir=tmp_path / "part", resume=True))
@@ -252,6 +271,7 @@ def test_a_model_without_a_finite_loss_is_trained_with_the_rules_own_rate_and_sa
     run = thalweg.fit(**problem(loss=broken, run_dir=tmp_path / "run"))
     assert run.stopped_because == "diverged"
     assert any("No learning rate gave a finite loss" in note for note in run.record.notes)
+    assert run.learning_rate == run.record.decided["learning_rate"] == 1e-3
 
 
 NOT_RACED: dict[str, dict[str, Any]] = {
@@ -285,7 +305,7 @@ def test_a_target_reached_in_the_race_ends_the_training(tmp_path: Path) -> None:
 def test_a_time_budget_is_kept_by_a_race_too(tmp_path: Path) -> None:
     run = thalweg.fit(**problem(epochs=10**7, time_budget=1.0, run_dir=tmp_path / "run"))
     assert run.stopped_because == "time"
-    assert run.record.decided["search"] is None or run.record.decided["search"]["total_steps"] < 10**6
+    assert run.record.decided["search"]["total_steps"] < 10**6
 
 
 def test_what_was_raced_is_in_run_json_and_in_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

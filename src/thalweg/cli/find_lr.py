@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Keywords of `find_lr` that are no keywords of `fit`, with the kind of number or text and what they mean.
 _OWN: dict[str, tuple[Callable[..., Any], str]] = {
-    "method": (str, "auto (the race), grid, random; tpe and asha with Optuna"),
+    "method": (str, "auto (the race), halving, grid, random, range; tpe and asha with Optuna"),
     "low": (float, "lowest rate; default: the rule's own"),
     "high": (float, "highest rate"),
     "trials": (int, "rates of a grid, or trials"),

@@ -47,7 +47,7 @@ def as_json(run: Run) -> dict[str, Any]:
         "verdict": asdict(run.verdict) if run.verdict else None,
         "findings": [asdict(finding) for finding in run.findings],
         "actions": [asdict(action) for action in run.actions],
-        "learning_rate": run.learning_rate,
+        "learning_rate": run.record.decided["learning_rate"],
         "optimizer": run.record.decided.get("optimizer"),
         "seconds": run.seconds,
         "steps": run.steps,

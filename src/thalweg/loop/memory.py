@@ -113,35 +113,42 @@ class Memory:
         return standing
 
     def random(self) -> dict[str, Any]:
-        """The state of everything that draws: the global generators, and those that a stream brings along."""
-        return {**seeds.capture(), "own": [generator.get_state() for generator in self._generators]}
+        """The state of everything that draws."""
+        return random_state(self.setup.batches)
 
     def set_random(self, states: dict[str, Any]) -> None:
         """Put back what `random` returned."""
-        seeds.restore(states)
-        for generator, state in zip(self._generators, states["own"], strict=True):
-            generator.set_state(state)
-
-    @property
-    def _generators(self) -> list[torch.Generator]:
-        return generators(self.setup.batches)
+        set_random_state(self.setup.batches, states)
 
 
-def generators(batches: Batches) -> list[torch.Generator]:
-    """Those of a `DataLoader` and its sampler, if they have any of their own."""
-    source = getattr(batches.data, "source", None)
-    found = [getattr(holder, "generator", None) for holder in (source, getattr(source, "sampler", None))]
+def random_state(batches: Batches) -> dict[str, Any]:
+    """The state of everything that draws: the global generators, and those that a stream brings along."""
+    own = [generator.get_state() for generator in generators(getattr(batches.data, "source", None))]
+    return {**seeds.capture(), "own": own}
+
+
+def set_random_state(batches: Batches, states: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    seeds.restore(states)
+    own = generators(getattr(batches.data, "source", None))
+    for generator, state in zip(own, states["own"], strict=True):
+        generator.set_state(state)
+
+
+def generators(source: Any) -> list[torch.Generator]:
+    """Those that a data loader and its samplers have of their own."""
+    samplers = [getattr(source, "sampler", None), getattr(source, "batch_sampler", None)]
+    samplers.append(getattr(samplers[1], "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in (source, *samplers)]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 @contextlib.contextmanager
 def untouched(batches: Batches) -> Iterator[None]:
     """Batches may be drawn inside; what draws them is as before afterwards."""
-    own = [(generator, generator.get_state()) for generator in generators(batches)]
-    with seeds.untouched():
-        yield
-    for generator, state in own:
-        generator.set_state(state)
+    before = random_state(batches)
+    yield
+    set_random_state(batches, before)
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

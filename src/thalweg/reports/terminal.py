@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
+from thalweg.reports.line import PLAIN, Line
 from thalweg.reports.summary import RunView, rule, summary
 from thalweg.reports.words import (
     VALIDATION,
@@ -33,8 +33,6 @@ from thalweg.reports.words import (
     width_of,
 )
 
-#: Seconds between two looks of the live line, and between two plain lines where there is no terminal.
-LIVE, PLAIN = 0.2, 10.0
 #: Seconds over which the speed is taken: long enough to span a validation, short enough to notice a change.
 _SPEED_OVER = 20.0
 #: Epochs from which their count alone says how far a training is.
@@ -43,21 +41,12 @@ _MANY_EPOCHS = 10
 _SIZES = {"num_parameters": "parameter", "num_examples": "example"}
 
 
-class Terminal:
-    """The callback that shows a training on `stream`, standard error by default.
-
-    On a terminal one line is rewritten at most five times a second; elsewhere a plain line comes at most every ten
-    seconds. There is no thread: `on_step` reads the clock and nearly always returns. A stream that has gone away (a
-    closed session) silences the display and never stops the training.
-    """
+class Terminal(Line):
+    """The callback that shows a training; `on_step` reads the clock and nearly always returns."""
 
     def __init__(self, stream: TextIO | None = None, report: Path | None = None) -> None:
+        super().__init__(stream)
         self.report = report
-        self._stream = stream if stream is not None else sys.stderr
-        self._live = is_terminal(self._stream)
-        self._every = LIVE if self._live else PLAIN
-        self._due = 0.0
-        self._drawn = False
         self._told: set[tuple[str, str]] = set()
         self._pace: deque[tuple[float, int]] = deque()
 
@@ -69,30 +58,18 @@ class Terminal:
 
     def on_search(self, run: RunView, words: str) -> None:
         """Show how the choice of what was left open stands, if it is time to."""
-        now = time.monotonic()
-        if now < self._due:
-            return
-        self._due = now + self._every
-        self._show([words])
+        if self._is_due(time.monotonic()):
+            self._show([words])
 
     def on_step(self, run: RunView, record: StepRecord) -> None:
         """Show progress if it is time to."""
         now = time.monotonic()
-        if now < self._due:
+        if not self._is_due(now):
             return
-        self._due = now + self._every
         self._pace.append((now, record.step))
         while now - self._pace[0][0] > _SPEED_OVER and len(self._pace) > 2:
             self._pace.popleft()
         self._show(progress(run, record, self._speed()))
-
-    def _show(self, parts: list[str]) -> None:
-        """Rewrite the live line; a plain one where there is no terminal."""
-        if self._live:
-            self._write(f"\r{fitting(parts, self._columns() - 1)}\x1b[K")
-            self._drawn = True
-        else:
-            self._write(f"{', '.join(parts)}\n")
 
     def on_validate(self, run: RunView, record: StepRecord) -> None:
         """Validation is shown with the next line: a sixth look a second would not be read."""
@@ -119,31 +96,8 @@ class Terminal:
 
     def _say(self, text: str) -> None:
         """Print lines that stay, above the live one."""
-        clear = "\r\x1b[K" if self._drawn else ""
-        self._write(f"{clear}{text}\n")
-        self._drawn = False
-
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):  # closed: nobody is looking any more
-            self._live = False
-            self._every = self._due = math.inf
-
-    def _columns(self) -> int:
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except (OSError, ValueError):
-            return 80
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Whether a stream is a terminal whose lines can be rewritten."""
-    try:
-        return stream.isatty() and os.environ.get("TERM") != "dumb"
-    except ValueError:  # closed
-        return False
+        self._clear()
+        self._write(f"{text}\n")
 
 
 def opening(record: RunRecord) -> str:
@@ -227,14 +181,3 @@ def _measures(history: History) -> list[str]:
 
 def _short(name: str, value: float) -> str:
     return measured(name, value) if share(name) else rounded(value, 3)
-
-
-def fitting(parts: Sequence[str], columns: int) -> str:
-    """As many of the parts as a line of `columns` takes."""
-    line = ""
-    for part in parts:
-        longer = f"{line}  {part}" if line else part
-        if width_of(longer) > columns:
-            break
-        line = longer
-    return line

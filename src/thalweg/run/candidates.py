@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from thalweg.loop.checkpoint import Checkpoint
+from thalweg.loop.memory import random_state, set_random_state
 from thalweg.loop.setup import Setup
 from thalweg.loop.train import Training
 from thalweg.records.history import History
 from thalweg.records.settings import Settings
 from thalweg.records.step import StepRecord
 from thalweg.run.choices import Chosen, again
-from thalweg.search.candidate import Choice
+from thalweg.search.candidate import Candidate, Choice
 from thalweg.signals.signals import Signals
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 from thalweg.step.whole import Step
-from thalweg.tensors.named import copied, mapped
+from thalweg.tensors.named import assign, copied, mapped
 
 
 @dataclass(slots=True)
@@ -94,16 +95,30 @@ def asked_for(settings: Settings, choice: Choice) -> Settings:
         settings,
         optimizer=choice.optimizer,
         learning_rate=choice.learning_rate,
-        batch_size=choice.batch_size or settings.batch_size,
         optimizer_options=options or None,
     )
 
 
-def training_of(
-    choice: Choice, chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings
-) -> tuple[Training, Chosen]:
-    """A training with this choice that keeps everything in memory, and the parts it was made of."""
-    parts = again(chosen, forward, loss, asked_for(settings, choice))
-    kept = Kept()
-    setup = assemble(Step(forward, loss, parts.update), parts, History(), kept, kept)
-    return Training(setup, parts.limits), parts
+class Maker:
+    """Makes candidates, all of which begin with the weights, and the state of what draws, that it found."""
+
+    def __init__(self, chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings) -> None:
+        self.chosen = chosen
+        self.forward = forward
+        self.loss = loss
+        self.settings = settings
+        self._weights = copied(forward.state())
+        self._random = random_state(chosen.batches)
+
+    def __call__(self, choice: Choice) -> tuple[Candidate, Chosen]:
+        """A candidate that has not begun, and the parts that its training is made of."""
+        self.put_back()
+        parts = again(self.chosen, self.forward, self.loss, asked_for(self.settings, choice))
+        kept = Kept()
+        setup = assemble(Step(self.forward, self.loss, parts.update), parts, History(), kept, kept)
+        return Candidate(choice, Training(setup, parts.limits)), parts
+
+    def put_back(self) -> None:
+        """Model and generators are as they were found."""
+        assign(self.forward.state(), self._weights)
+        set_random_state(self.chosen.batches, self._random)

@@ -54,7 +54,8 @@ def find_lr(
         data: what `fit` takes, but nothing that can be iterated only once.
         loss: what `fit` takes.
         method: "auto" is the race that `fit` begins with, at a third of a training or less, and where a training is
-            too short for one a grid; "grid", "random"; "tpe" and "asha" with the extra `search` (Optuna).
+            too short for one a grid; "halving", "grid", "random"; "range" only brackets; "tpe" and "asha" with the
+            extra `search` (Optuna).
         low: the lowest rate to try; the rule's own where it is left out, and likewise `high`.
         high: the highest rate to try.
         trials: how many rates (grid) or trials (the others); 11 for grid and random, 20 for tpe and asha.

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from thalweg.loop.checkpoint import Checkpoints, Damaged
+from thalweg.loop.checkpoint import Checkpoints
 from thalweg.loop.saver import Saver
 from thalweg.loop.train import Training
 from thalweg.records.history import History
@@ -25,11 +24,13 @@ from thalweg.run import directory as directories
 from thalweg.run.candidates import assemble
 from thalweg.run.choices import Chosen, choose
 from thalweg.run.finish import finish
+from thalweg.run.going_on import as_decided, go_on
 from thalweg.run.interrupts import interruptible
-from thalweg.run.race import LIKELY_EPOCHS, Raced, Stage, as_decided, is_raced, why_not
+from thalweg.run.race import Raced, Stage, is_raced, likely_steps, why_not
 from thalweg.run.run import Run
 from thalweg.run.telling import Telling
-from thalweg.search.race import Interrupted, NothingFinite
+from thalweg.search.candidate import NothingFinite
+from thalweg.search.race import Interrupted
 from thalweg.step import keras
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss, resolve
@@ -147,7 +148,7 @@ def carry_out(
     setup = assemble(step, prepared.chosen, history, saver, telling, signals)
     training = raced.training.moved(setup) if raced is not None else Training(setup, prepared.chosen.limits)
     if resuming:
-        _resumed(training, checkpoints, checkpoint, settings, telling)
+        go_on(training, checkpoints, checkpoint, settings, telling)
     record.write(directory)
     if raced is not None:
         step.begin(training.at.step)
@@ -164,7 +165,8 @@ def carry_out(
 
 def _race(stage: Stage, record: RunRecord, directory: Path, telling: Telling) -> Raced | None:
     """Choose by a race what was left open; None where it was interrupted, or where no rate gave a finite loss."""
-    record.decided |= {"learning_rate": None, "search": None}
+    own = record.decided
+    record.decided = {**own, "learning_rate": None, "search": None}
     record.write(directory)
     telling.start()
     try:
@@ -172,7 +174,7 @@ def _race(stage: Stage, record: RunRecord, directory: Path, telling: Telling) ->
     except Interrupted:
         return None
     except NothingFinite as error:  # a training that shows it says more than none
-        record.decided = dict(stage.chosen.decided)
+        record.decided = own
         telling.warn(f"{str(error)[0].upper()}{str(error)[1:]}. It is trained with the rule's own rate.")
         return None
     record.decided = {**raced.parts.decided, "learning_rate": raced.told["learning_rate"], "search": raced.told}
@@ -204,13 +206,10 @@ def _planned(prepared: Prepared, settings: Settings, record: RunRecord, director
         with contextlib.suppress(OSError):  # a full disk: the saver says so, and training goes on
             record.write(directory)
 
-    total = record.decided["total_steps"]
-    if total is None and chosen.batches.per_epoch is not None:
-        total = LIKELY_EPOCHS * chosen.batches.per_epoch
     asked = Asked(
         plan=plan,
         begun=begun,
-        budget=Budget(total, settings.time_budget),
+        budget=Budget(likely_steps(chosen), settings.time_budget),
         outputs=bool(chosen.metrics.names),
         is_fast=settings.precision == "fast",
         by_clock=not settings.deterministic,
@@ -218,50 +217,6 @@ def _planned(prepared: Prepared, settings: Settings, record: RunRecord, director
     step = PlannedStep(prepared.forward, prepared.loss, chosen.update, asked, changed)
     record.decided["plan"] = step.plan.to_dict()
     return step
-
-
-def _resumed(
-    training: Training, checkpoints: Checkpoints, checkpoint: Any, settings: Settings, telling: Telling
-) -> None:
-    """Go on from a checkpoint, if there is one, at the rates that are asked for now."""
-    optimizer = training.setup.optimizer
-    rates = [float(group["initial_lr"]) for group in optimizer.param_groups]
-    _go_back(training, checkpoints, checkpoint, telling)
-    if settings.learning_rate != "auto":
-        _set_rates(optimizer, rates)
-
-
-def _go_back(training: Training, checkpoints: Checkpoints, checkpoint: Any, telling: Telling) -> None:
-    """Set a training to its last whole checkpoint, and its history with it."""
-    history = training.setup.history
-    if checkpoint is None:
-        telling.warn("There is no whole checkpoint yet; the run starts from its beginning.")
-        history.truncate(-1)
-        return
-    training.restore(checkpoint)
-    at = training.at
-    if at.best_step is not None:
-        try:
-            best = checkpoint if at.best_step == checkpoint.step else checkpoints.at(at.best_step)
-            training.best = dict(best.model)
-        except (FileNotFoundError, Damaged) as error:
-            telling.warn(f"{error}; the best weights so far are lost, from here on they are looked for anew.")
-            at.best_step = at.best_value = None
-    checkpoints.go_back_to(checkpoint.step, at.best_step)
-    history.truncate(checkpoint.step, at.evaluated_at)
-    if not training.setup.batches.repeatable and training.at.position:
-        telling.warn(
-            f"Resumed inside epoch {training.at.epoch + 1}: the data is an iterable of its own, and the first "
-            f"{training.at.position} batches it gives are skipped; whether they are the same is up to it."
-        )
-
-
-def _set_rates(optimizer: Optimizer, rates: list[float]) -> None:
-    """Rates that were asked for now go before those that were saved; a schedule's part in them stays."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if group["initial_lr"] != rate:
-            group["lr"] *= rate / group["initial_lr"]
-            group["initial_lr"] = rate
 
 
 def _earlier_run(directory: Path, settings: Settings) -> RunRecord | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,17 +20,15 @@ from thalweg.loop.memory import untouched
 from thalweg.loop.metrics import resolve_metrics
 from thalweg.loop.train import Training
 from thalweg.optim import catalogue
-from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
-from thalweg.run.candidates import Kept, training_of
-from thalweg.run.choices import Chosen, again
-from thalweg.search.candidate import Candidate, Choice
+from thalweg.run.candidates import Kept, Maker
+from thalweg.run.choices import Chosen
+from thalweg.search.candidate import Candidate, Choice, leader
 from thalweg.search.race import FEWEST, Lane, Race, Won
 from thalweg.step.batches import Batches, Order
 from thalweg.step.data import Stream, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
-from thalweg.tensors.named import assign, copied
 from thalweg.tensors.seeds import generator
 
 #: Schedules whose rate is low in the end, where the length of the training is known.
@@ -87,31 +86,33 @@ def why_not(settings: Settings, chosen: Chosen) -> str | None:
     return None
 
 
+def likely_steps(chosen: Chosen) -> int | None:
+    """Updates of the training: as many as were asked for, else as many as it is likely to take, where that is known."""
+    total: int | None = chosen.decided["total_steps"]
+    if total is None and chosen.batches.per_epoch is not None:
+        return LIKELY_EPOCHS * chosen.batches.per_epoch
+    return total
+
+
 def expected_steps(chosen: Chosen) -> int:
-    """Updates of the training: as many as were asked for, else as many as it is likely to take."""
-    total = chosen.decided["total_steps"]
-    if total is not None:
-        return int(total)
-    per_epoch = chosen.batches.per_epoch
-    return LIKELY_STEPS if per_epoch is None else LIKELY_EPOCHS * per_epoch
+    """The same, with a guess where even that is not known."""
+    return likely_steps(chosen) or LIKELY_STEPS
 
 
 class Stage:
     """A race of trainings in one model; made once, run once. `interrupt` may be set at any time."""
 
-    def __init__(self, chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings, tell: Any) -> None:
-        self.chosen = chosen
-        self.forward = forward
-        self.loss = loss
+    def __init__(
+        self, chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings, tell: Callable[[str], None]
+    ) -> None:
         self.settings = settings
         self.tell = tell
-        self.parts: dict[int, Chosen] = {}
-        self._weights = copied(forward.state())
-        self._random: dict[str, Any] | None = None
-        """What all begin with; the state of generators once the first is made, who knows which there are."""
+        self.maker = Maker(chosen, forward, loss, settings)
+        self.parts: dict[Choice, Chosen] = {}
+        """What the training of each candidate is made of."""
         self.total = self._paced(expected_steps(chosen))
         sample = Sample(chosen, forward, loss, self.total, settings.seed)
-        self.race = Race(self._make, sample, self.total, sample.price, tell=lambda race: tell(self.words()))
+        self.race = Race(self._make, sample, self.total, sample.price, tell=self._told)
 
     @property
     def interrupt(self) -> bool:
@@ -126,59 +127,52 @@ class Stage:
         """Race; the model, the generators and what is returned are the winner's.
 
         Raises:
-            NothingFinite: no rate gave a finite loss; Interrupted: it was interrupted. The model is as it was then.
+            NothingFinite: no rate gave a finite loss; Interrupted: it was interrupted. All is as it was found then.
         """
         begun = time.perf_counter()
         try:
-            won = self.race.run(self.lanes())
+            won = self.race.run(self.lane())
         except BaseException:
-            assign(self.forward.state(), self._weights)
+            self.maker.put_back()
             raise
         training = won.candidate.take()
-        parts = self.parts[id(training)]
-        _set_rate(training, won.choice.learning_rate)
+        _set_rate(training, won.rate)
         training.at.seconds = time.perf_counter() - begun
         kept = training.setup.events
         assert isinstance(kept, Kept)
-        return Raced(training, parts, kept, told(won, self.total))
+        return Raced(training, self.parts[won.candidate.choice], kept, told(won, self.total))
+
+    def lane(self) -> Lane:
+        """The rates of the rule."""
+        name = catalogue.AUTO if self.settings.optimizer == "auto" else self.settings.optimizer
+        rule = catalogue.RULES[name]
+        return Lane(Choice(rule.learning_rate, name), *rule.range)
 
     def _paced(self, total: int) -> int:
         """As many updates as there is time for, where a time was given: the only thing that the clock decides."""
         if self.settings.time_budget is None:
             return total
-        choice = self.lanes()[0].choice
-        candidate = self._make(choice)
+        choice = self.lane().choice
+        candidate, _ = self.maker(choice)
         begun = time.perf_counter()
         done = len(candidate.sweep([choice.learning_rate] * PACED, self.settings.seed))
         seconds = (time.perf_counter() - begun) / max(1, done)
-        assign(self.forward.state(), self._weights)
+        self.maker.put_back()
         return max(1, min(total, int(self.settings.time_budget / seconds)))
 
-    def lanes(self) -> list[Lane]:
-        """The rules that are raced, each with its range."""
-        name = catalogue.AUTO if self.settings.optimizer == "auto" else self.settings.optimizer
-        rule = catalogue.RULES[name]
-        return [Lane(Choice(rule.learning_rate, name), *rule.range)]
-
-    def words(self) -> str:
-        """How the race stands, for a person who waits."""
-        field = [c for c in self.race.field.values() if c.scores]
-        if not field:
-            return "choosing the learning rate"
-        best = min(field, key=lambda c: (-max(c.scores), c.scores[max(c.scores)]))
-        return f"choosing the learning rate: {len(field)} tried, {best.choice.learning_rate:g} leads"
-
     def _make(self, choice: Choice) -> Candidate:
-        training, parts = training_of(choice, self.chosen, self.forward, self.loss, self.settings)
-        events = training.setup.events
+        candidate, self.parts[choice] = self.maker(choice)
+        events = candidate.training.setup.events
         assert isinstance(events, Kept)
-        events.tell = lambda: self.tell(self.words())
-        self.parts[id(training)] = parts
-        assign(self.forward.state(), self._weights)
-        if self._random is None:
-            self._random = training.memory.random()
-        training.memory.set_random(self._random)
-        return Candidate(choice, training)
+        events.tell = self._told
+        return candidate
+
+    def _told(self) -> None:
+        """Say how the race stands."""
+        words = "choosing the learning rate"
+        if (best := leader(self.race.field.values())) is not None:
+            words += f": {len(self.race.field)} tried, {best.choice.learning_rate:g} leads"
+        self.tell(words)
 
 
 class Sample:
@@ -217,8 +211,8 @@ def told(won: Won, total: int) -> dict[str, Any]:
     """A race as `run.json` holds it."""
     tried = sorted(won.candidates, key=lambda c: c.choice.learning_rate)
     return {
-        "learning_rate": won.choice.learning_rate,
-        "optimizer": won.choice.optimizer,
+        "learning_rate": won.rate,
+        "optimizer": won.candidate.choice.optimizer,
         "began_with": won.candidate.choice.learning_rate,
         "steps": won.candidate.step,
         "cost": round(won.cost, 4),
@@ -231,20 +225,6 @@ def told(won: Won, total: int) -> dict[str, Any]:
             for c in tried
         ],
     }
-
-
-def as_decided(chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings, record: RunRecord) -> Chosen:
-    """What was left open as an earlier part of the run has chosen it, so that its state fits."""
-    found = record.decided.get("search")
-    if found is None:
-        return chosen
-    if settings.optimizer == "auto":
-        settings = replace(settings, optimizer=found["optimizer"])
-    if settings.learning_rate == "auto":
-        settings = replace(settings, learning_rate=found["learning_rate"])
-    parts = again(chosen, forward, loss, settings)
-    record.decided |= {**parts.decided, "plan": record.decided.get("plan")}
-    return parts
 
 
 def _set_rate(training: Training, rate: float) -> None:

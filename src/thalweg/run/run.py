@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,13 +60,14 @@ class Run:
 
     @property
     def learning_rate(self) -> float:
-        """The rate that was asked for or chosen: the peak of its schedule."""
-        return float(self.record.decided["learning_rate"])
+        """The rate that was asked for or chosen: the peak of its schedule; NaN while it is being chosen."""
+        rate = self.record.decided["learning_rate"]
+        return math.nan if rate is None else float(rate)
 
     @property
     def plan(self) -> Plan:
         """How a step was run; given to `fit(plan=…)`, another run does the same."""
-        return Plan.of(self.record.decided["plan"])
+        return Plan.of(self.record.decided["plan"] or {})
 
     @property
     def seconds(self) -> float:

@@ -94,7 +94,7 @@ def _auto(search: Search, trainings: Trainings) -> LearningRate:
     search.refuse("trials", "also", "storage")
     stage = Stage(prepared.chosen, prepared.forward, prepared.loss, trainings.settings, trainings.display.race)
     stage.race.cap = CAP if search.budget is None else search.budget
-    won = stage.race.run([_lane(search.space)])
+    won = stage.race.run(_lane(search.space))
     return raced(won, stage.race.spent / stage.total, _searched(search, trainings))
 
 

@@ -14,14 +14,13 @@ from thalweg.loop.train import EVALUATE_EVERY
 from thalweg.records.learning_rate import Trial
 from thalweg.records.settings import Settings
 from thalweg.records.step import StepRecord
-from thalweg.run.candidates import training_of
+from thalweg.run.candidates import Maker
 from thalweg.run.fit import Prepared
 from thalweg.run.identity import identity
-from thalweg.search.candidate import Candidate, Choice
+from thalweg.search.candidate import Candidate, Choice, leader
 from thalweg.search.result import plain
 from thalweg.search.trials import Failed, by_evaluations, to_the_end
 from thalweg.tensors import seeds
-from thalweg.tensors.named import assign, copied
 
 #: Examples whose curvature at the first weights bounds a range test.
 CURVED = 256
@@ -36,19 +35,13 @@ class Trainings:
         self.prepared = prepared
         self.settings = settings
         self.display = display
-        self._weights = copied(prepared.forward.state())
-        self._random: dict[str, Any] | None = None
+        self._maker = Maker(prepared.chosen, prepared.forward, prepared.loss, settings)
 
     def __call__(self, choice: Choice) -> Candidate:
-        """A training that has not begun; the model is put back to where all begin."""
-        prepared = self.prepared
-        assign(prepared.forward.state(), self._weights)
-        training, _ = training_of(choice, prepared.chosen, prepared.forward, prepared.loss, self.settings)
-        if self._random is None:
-            self._random = training.memory.random()
-        training.memory.set_random(self._random)
-        training.setup.events = self.display
-        return Candidate(choice, training)
+        """A training that has not begun."""
+        candidate, _ = self._maker(choice)
+        candidate.training.setup.events = self.display
+        return candidate
 
     def run(self, number: int, choice: Choice, goes_on: Callable[[int, float], bool] | None = None) -> Trial:
         """Train one candidate, whole or while `goes_on` says so."""
@@ -148,10 +141,11 @@ class Display:
 
     def halving(self, candidates: Sequence[Candidate]) -> None:
         """How halving stands."""
-        judged = [c for c in candidates if c.scores]
-        best = min(judged, key=lambda c: (-max(c.scores), c.scores[max(c.scores)]))
+        best = leader(candidates)
         left = sum(c.ended is None for c in candidates)
-        self.race(f"{left} of {len(candidates)} rates left, {plain(best.choice.learning_rate)} leads")
+        self.race(
+            f"{left} of {len(candidates)} rates left" + (f", {plain(best.choice.learning_rate)} leads" if best else "")
+        )
 
     def race(self, words: str) -> None:
         """How a race stands."""

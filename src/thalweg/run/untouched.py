@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import DataLoader
+
+from thalweg.loop.memory import generators
 
 
 @contextlib.contextmanager
@@ -22,7 +23,7 @@ def untouched(model: Any, *data: Any) -> Iterator[None]:
     them.
     """
     held = [_Held(module) for module in model.modules()] if isinstance(model, nn.Module) else []
-    generators = [(generator, generator.get_state()) for source in data for generator in _generators(source)]
+    own = [(generator, generator.get_state()) for source in data for generator in generators(source)]
     for each in held:
         each.without_gradients()
     try:
@@ -30,7 +31,7 @@ def untouched(model: Any, *data: Any) -> Iterator[None]:
     finally:
         for each in held:
             each.put_back()
-        for generator, state in generators:
+        for generator, state in own:
             generator.set_state(state)
 
 
@@ -65,13 +66,3 @@ class _Held:
 
 def _is_plain(t: Tensor | None) -> bool:
     return t is not None and not is_lazy(t)
-
-
-def _generators(source: Any) -> list[torch.Generator]:
-    """Those that a data loader and its samplers bring along."""
-    if not isinstance(source, DataLoader):
-        return []
-    samplers = [getattr(source, "sampler", None), getattr(source, "batch_sampler", None)]
-    samplers.append(getattr(samplers[1], "sampler", None))
-    found = [getattr(holder, "generator", None) for holder in (source, *samplers)]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

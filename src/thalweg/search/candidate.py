@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,10 +26,29 @@ class Choice:
     learning_rate: float
     optimizer: str = "auto"
     """A rule of the catalogue."""
-    batch_size: int | None = None
-    """Examples per update; None: the size that was asked for."""
     options: tuple[tuple[str, float], ...] = field(default=())
     """Further arguments of the rule that are searched, as weight_decay and momentum."""
+
+
+#: Length of the cool-down before a candidate is judged, in shares of its updates.
+COOL_DOWN = 0.25
+
+
+def cool_down(depth: int) -> int:
+    """Updates of the cool-down of a candidate that stands at a depth."""
+    return max(1, round(COOL_DOWN * depth))
+
+
+class NothingFinite(ValueError):
+    """No rate gave a finite loss."""
+
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        tried = sorted(candidates, key=lambda c: c.choice.learning_rate)
+        rates = [c.choice.learning_rate for c in tried]
+        super().__init__(
+            f"no learning rate gave a finite loss: {len(rates)} from {rates[0]:g} to {rates[-1]:g} were tried, and "
+            f"even the smallest had none after {tried[0].step} updates; look at the model's outputs and the loss"
+        )
 
 
 class Candidate:
@@ -42,7 +61,7 @@ class Candidate:
         self.ended: str | None = None
         """Why it can go on no more."""
         self.scores: dict[int, float] = {}
-        """Update → held-out loss after a cool-down from there."""
+        """Depth that it was to be trained to → held-out loss after a cool-down from there."""
         self.spent = 0
         """Updates made in all, those of cool-downs included."""
         self._first = self._weights = copied(training.forward.state())
@@ -108,14 +127,14 @@ class Candidate:
             value = at.epoch_sum / at.epoch_count
         return value if value is not None and math.isfinite(value) else math.inf
 
-    def judge(self, cool_down: int, measure: Callable[[], float]) -> float:
-        """The loss after so many further updates whose rate falls to zero along a line; its training is left alone.
+    def judge(self, depth: int, measure: Callable[[], float]) -> float:
+        """The loss after a cool-down, updates whose rate falls to zero along a line; its training is left alone.
 
         Short trainings that end with a high rate are judged by the noise of their last updates: the rate that is best
         for them is far below the one that is best in the end (Wu et al. 2018). Infinite where it is not finite.
         """
         if self.ended == "diverged":
-            self.scores[self.step] = math.inf
+            self.scores[depth] = math.inf
             return math.inf
         training, setup = self.training, self.training.setup
         with self.turn():
@@ -123,18 +142,19 @@ class Candidate:
             random = training.memory.random()
             rates = [group["lr"] for group in setup.optimizer.param_groups]
             training.model.train()
-            for number, batch in enumerate(itertools.islice(self._batches(), cool_down)):
+            length = cool_down(depth)
+            for number, batch in enumerate(itertools.islice(self._batches(), length)):
                 for group, rate in zip(setup.optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * (1 - (number + 1) / (cool_down + 1))
+                    group["lr"] = rate * (1 - (number + 1) / (length + 1))
                 setup.step(batch)
             value = measure()
             for group, rate in zip(setup.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             snapshot.restore()
             training.memory.set_random(random)
-        self.spent += cool_down
-        self.scores[self.step] = value if math.isfinite(value) else math.inf
-        return self.scores[self.step]
+        self.spent += length
+        self.scores[depth] = value if math.isfinite(value) else math.inf
+        return self.scores[depth]
 
     def sweep(self, rates: Sequence[float], seed: int) -> list[float]:
         """Losses before updates with these rates, over batches in the order of a seed; ended where one is not finite.
@@ -177,6 +197,17 @@ class Candidate:
         at, batches = self.training.at, self.training.setup.batches
         yield from self.training.memory.batches(at)
         yield from _endless(batches, at.epoch + 1)
+
+
+def spent(candidates: Iterable[Candidate], price: float) -> float:
+    """Updates of all, where each measurement costs as much as `price` of them."""
+    return sum(c.spent + price * len(c.scores) for c in candidates)
+
+
+def leader(candidates: Iterable[Candidate]) -> Candidate | None:
+    """The best of those that were judged at the greatest depth."""
+    judged = [c for c in candidates if c.scores]
+    return min(judged, key=lambda c: (-max(c.scores), c.scores[max(c.scores)]), default=None)
 
 
 def _endless(batches: Batches, epoch: int) -> Iterator[Any]:

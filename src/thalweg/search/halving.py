@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from thalweg.search.candidate import Candidate, Choice
-from thalweg.search.race import HORIZON, Make, Measure, NothingFinite, bottom, cool_down
+from thalweg.search.candidate import Candidate, Choice, NothingFinite, cool_down, spent
+from thalweg.search.race import HORIZON, Make, Measure, bottom
 
 #: (share of the training, how many are trained to it), rung by rung.
 RUNGS = ((1 / 12, 9), (1 / 4, 4), (0.6, 2))
@@ -50,15 +50,13 @@ def halve(
         choices: what is tried, the rates at equal ratios; as many as the first rung trains, or any other number.
         total: updates of the training that the rate is for.
         price: what `measure` costs, in updates.
-        budget: at most so many trainings; rungs that do not fit in are left out.
+        budget: at most so many trainings; rungs after the first that do not fit in are left out.
         tell: called after each turn with all that were made.
 
     Raises:
         NothingFinite: no rate gave a finite loss.
     """
-    candidates: list[Candidate] = []
-    for choice in sorted(choices, key=lambda c: c.learning_rate):
-        candidates.append(make(choice))
+    candidates = [make(choice) for choice in sorted(choices, key=lambda c: c.learning_rate)]
     alive, depth = list(candidates), 0
     front: list[Candidate] = []
     for share, count in RUNGS:
@@ -71,11 +69,11 @@ def halve(
         alive, depth = kept, deeper
         for candidate in alive:
             candidate.advance(depth)
-            candidate.judge(cool_down(depth), measure)
+            candidate.judge(depth, measure)
             tell(candidates)
         ranked, before = _best(alive, depth, 2), front
         if not math.isfinite(ranked[0].scores[depth]):
-            raise NothingFinite(_nowhere(candidates))
+            raise NothingFinite(candidates)
         front = ranked
         if before and before == ranked:
             break
@@ -90,11 +88,7 @@ def _affords(
     kept: Sequence[Candidate], candidates: Sequence[Candidate], depth: int, price: float, budget: float
 ) -> bool:
     to_come = sum(depth - c.step + cool_down(depth) + price for c in kept)
-    return _spent(candidates, price) + to_come <= budget
-
-
-def _spent(candidates: Sequence[Candidate], price: float) -> float:
-    return sum(c.spent + price * len(c.scores) for c in candidates)
+    return spent(candidates, price) + to_come <= budget
 
 
 def _halved(candidates: list[Candidate], best: Candidate, depth: int, total: int, price: float) -> Halved:
@@ -109,13 +103,5 @@ def _halved(candidates: list[Candidate], best: Candidate, depth: int, total: int
     moved = rate * ratio ** bottom(low, best.scores[known], high) * min(1.0, depth / total) ** HORIZON
     ends = [c.choice.learning_rate if c else moved for c in beside]
     interval = (min(ends[0], moved), max(ends[1], moved))
-    cost = _spent(candidates, price) / total
+    cost = spent(candidates, price) / total
     return Halved(float(f"{moved:.3g}"), best, interval, cost, tuple(candidates))
-
-
-def _nowhere(candidates: Sequence[Candidate]) -> str:
-    rates = [c.choice.learning_rate for c in candidates]
-    return (
-        f"no learning rate gave a finite loss: {len(rates)} from {rates[0]:g} to {rates[-1]:g} were tried, and even "
-        f"the smallest had none after {candidates[0].step} updates; look at the model's outputs and the loss"
-    )

@@ -9,7 +9,7 @@ Rates lie on a lattice of steps of 10^0.4 about the rule's own rate. Of a traini
 
 Each is judged by its held-out loss after a cool-down of a quarter of its updates, as short trainings are judged fairly.
 The rate that is best for a short training is above the one that is best for a long one: it falls as T^−0.32 (Bjorck et
-al. 2025, "Scaling optimal LR across token horizons", section 3; found here too, docs/decisions/0013-race.md). So the
+al. 2025, "Scaling optimal LR across token horizons"; found here too, docs/decisions/0013-race.md). So the
 rate for the whole training is the bottom of the parabola times 0.075^0.32, and the candidate whose rate is nearest to
 it wins: it goes on with it.
 
@@ -19,10 +19,10 @@ All is decided by counted updates and by numbers that were measured, so a race r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from thalweg.search.candidate import Candidate, Choice
+from thalweg.search.candidate import Candidate, Choice, NothingFinite, cool_down, spent
 
 #: Ratio of neighbouring rates.
 STEP = 10**0.4
@@ -30,8 +30,6 @@ STEP = 10**0.4
 DEPTHS = (0.01, 0.03, 0.075)
 #: The last rung is never deeper than this many updates, the others in proportion: a race of a long training is short.
 DEEPEST = 5000
-#: Length of the cool-down before a candidate is judged, in shares of its updates.
-COOL_DOWN = 0.25
 #: The best rate falls with this power of the training's length.
 HORIZON = 0.32
 #: What the race may cost beside the winner's own updates, as a share of the training.
@@ -47,7 +45,7 @@ Measure = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One rule's (or batch size's) rates."""
+    """The rates that are raced."""
 
     choice: Choice
     """With the rate at point 0."""
@@ -64,23 +62,26 @@ class Lane:
         return self.low / STEP**0.5 <= self.at(point).learning_rate <= self.high * STEP**0.5
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Won:
     """Who won, with what it goes on, and what that cost."""
 
     candidate: Candidate
-    choice: Choice
-    """With the rate that it goes on with."""
-    interval: tuple[float, float]
-    """The rates of its neighbours."""
+    rate: float
+    """That it goes on with."""
     cost: float
     """Updates beside the winner's own, in trainings."""
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: tuple[Candidate, ...]
     """All of them, with their scores."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """A step of the lattice to each side: finer than that nothing was told apart."""
+        return self.rate / STEP, self.rate * STEP
 
 
 class Race:
-    """Chooses among lanes; `interrupt` may be set at any time, by a signal's handler."""
+    """Chooses a rate; `interrupt` may be set at any time, by a signal's handler."""
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class Race:
         total: int,
         price: float = 0.0,
         cap: float = CAP,
-        tell: Callable[[Race], None] = lambda race: None,
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         """`price` is what `measure` costs, in updates; `tell` is called after each turn of a candidate."""
         self.make = make
@@ -98,10 +99,8 @@ class Race:
         self.price = price
         self.cap = cap
         self.tell = tell
-        self.lanes: list[Lane] = []
-        self.field: dict[tuple[int, int], Candidate] = {}
-        """(lane, point) → candidate."""
-        self.num_measured = 0
+        self.field: dict[int, Candidate] = {}
+        """Point of the lattice → candidate."""
         self.running: Candidate | None = None
         self._interrupt = False
 
@@ -121,143 +120,95 @@ class Race:
     @property
     def spent(self) -> float:
         """Updates so far, with what the measurements cost."""
-        return sum(c.spent for c in self.field.values()) + self.price * self.num_measured
+        return spent(self.field.values(), self.price)
 
     # ── the race ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, lanes: Sequence[Lane]) -> Won:
+    def run(self, lane: Lane) -> Won:
         """Race.
 
         Raises:
             NothingFinite: no rate gave a finite loss.
             Interrupted: `interrupt` was set.
         """
-        self.lanes = list(lanes)
-        try:
-            return self._raced()
-        except _Ended as reached:  # its training needs no more: a target is reached
-            candidate = reached.candidate
-            return self._winner(candidate, candidate.choice.learning_rate)
-
-    def _raced(self) -> Won:
         most = min(self.total, DEEPEST / DEPTHS[-1])
         depths = [max(2 + i, round(depth * most)) for i, depth in enumerate(DEPTHS)]
-        lane, point = self._first(depths[0])
-        point = self._among(lane, point, (-2, -1, 0), depths[1])
-        point = self._among(lane, point, (-1, 0, 1), depths[2])
-        return self._won(lane, point, depths[2])
+        try:
+            point = self._first(lane, depths[0])
+            point = self._among(lane, point, (0, -1, -2), depths[1])
+            point = self._among(lane, point, (0, -1, 1), depths[2])
+        except _Ended as reached:  # its training needs no more: a target is reached
+            candidate = reached.candidate
+            return self._won(candidate, candidate.choice.learning_rate)
+        rate = self._rate(point, depths[2])
+        standing = [c for c in self.field.values() if math.isfinite(c.scores.get(depths[2], math.inf))]
+        return self._won(min(standing, key=lambda c: abs(math.log(c.choice.learning_rate / rate))), rate)
 
-    def _first(self, depth: int) -> tuple[int, int]:
-        """Every second rate of each lane: the best one."""
-        best: tuple[float, int, int] = (math.inf, 0, 0)
-        for number, lane in enumerate(self.lanes):
-            points = [point for point in FIRST if lane.holds(point)]
-            scores = {point: self._score(number, point, depth) for point in points}
-            for step in (-2, 2):  # on, while the best lies at an end
-                end = min(points) if step < 0 else max(points)
-                while min(scores, key=lambda p: scores[p]) == end and lane.holds(end + step):
-                    end += step
-                    scores[end] = self._score(number, end, depth)
-            best = min(best, *((score, number, point) for point, score in scores.items()))
-        if not math.isfinite(best[0]):
-            raise NothingFinite(self._nothing_finite())
-        return best[1:]
+    def _first(self, lane: Lane, depth: int) -> int:
+        """Every second rate: the best one."""
+        scores = {point: self._score(lane, point, depth) for point in FIRST if lane.holds(point)}
+        for step in (-2, 2):  # on, while the best lies at an end
+            end = min(scores) if step < 0 else max(scores)
+            while min(scores, key=lambda p: scores[p]) == end and lane.holds(end + step):
+                end += step
+                scores[end] = self._score(lane, end, depth)
+        return self._best(scores)
 
-    def _among(self, lane: int, point: int, offsets: Iterable[int], depth: int) -> int:
-        """The best of some neighbours at a depth; walks on where the best lies at the lower end."""
-        points = [p for p in (point + offset for offset in offsets) if p == point or self._is_open(lane, p, depth)]
-        scores = {p: self._score(lane, p, depth) for p in self._affordable(lane, points, point, depth)}
-        best = min(scores, key=lambda p: scores[p])
+    def _among(self, lane: Lane, point: int, offsets: Sequence[int], depth: int) -> int:
+        """The best of some neighbours at a depth, as far as the cap goes; on where the best lies at the lower end."""
+        scores: dict[int, float] = {}
+        for p in (point + offset for offset in offsets):
+            if p == point or self._is_open(lane, p, depth):
+                scores[p] = self._score(lane, p, depth)
+        best = self._best(scores)
         while best == min(scores) and self._is_open(lane, best - 1, depth):
             scores[best - 1] = self._score(lane, best - 1, depth)
-            if scores[best - 1] >= scores[best]:
-                break
-            best -= 1
-        if not math.isfinite(scores[best]):
-            raise NothingFinite(self._nothing_finite())
-        self._drop(lane, best, depth)
+            best = self._best(scores)
+        for p, candidate in self.field.items():
+            if abs(p - best) > 2:  # none of these can win any more
+                candidate.drop()
         return best
 
-    def _affordable(self, lane: int, points: list[int], point: int, depth: int) -> list[int]:
-        """The point itself, and those nearest to it that the cap leaves room for."""
-        kept = [point]
-        for p in sorted((p for p in points if p != point), key=lambda p: (abs(p - point), p)):
-            if self._affords(lane, p, depth, besides=[q for q in kept if self._steps_to(lane, q, depth)]):
-                kept.append(p)
-        return sorted(kept)
+    def _best(self, scores: dict[int, float]) -> int:
+        best = min(scores, key=lambda p: scores[p])
+        if not math.isfinite(scores[best]):
+            raise NothingFinite(self.field.values())
+        return best
 
-    def _is_open(self, lane: int, point: int, depth: int) -> bool:
-        """Whether a candidate can be trained to a depth: in the range, within the cap, not dropped before."""
-        candidate = self.field.get((lane, point))
-        is_gone = candidate is not None and candidate.ended == "dropped"
-        return self.lanes[lane].holds(point) and not is_gone and self._affords(lane, point, depth)
-
-    def _affords(self, lane: int, point: int, depth: int, besides: Iterable[int] = ()) -> bool:
-        judging = cool_down(depth) + self.price
-        to_come = sum(self._steps_to(lane, p, depth) + judging for p in (*besides, point))
+    def _is_open(self, lane: Lane, point: int, depth: int) -> bool:
+        """Whether a candidate can be trained to a depth: in the range, not dropped before, within the cap."""
+        candidate = self.field.get(point)
+        if not lane.holds(point) or (candidate is not None and candidate.ended == "dropped"):
+            return False
+        to_come = depth - (candidate.step if candidate is not None else 0) + cool_down(depth) + self.price
         return self.spent + to_come - depth <= self.cap * self.total
 
-    def _steps_to(self, lane: int, point: int, depth: int) -> int:
-        """Updates that a candidate lacks to a depth."""
-        candidate = self.field.get((lane, point))
-        return depth - (candidate.step if candidate is not None else 0)
-
-    def _score(self, lane: int, point: int, depth: int) -> float:
+    def _score(self, lane: Lane, point: int, depth: int) -> float:
         """A candidate's loss at a depth; it begins now if it has not."""
-        if (lane, point) not in self.field:
-            self.field[lane, point] = self.make(self.lanes[lane].at(point))
-        candidate = self.field[lane, point]
-        if candidate.step >= depth and depth in candidate.scores:
-            return candidate.scores[depth]
-        self.running = candidate
+        if point not in self.field:
+            self.field[point] = self.make(lane.at(point))
+        candidate = self.running = self.field[point]
         candidate.advance(depth)
         self.running = None
         if self._interrupt:
             raise Interrupted
         if candidate.ended not in (None, "diverged"):
             raise _Ended(candidate)
-        score = candidate.judge(cool_down(depth), self.measure)
-        candidate.scores[depth] = score
-        self.num_measured += 1
-        self.tell(self)
+        score = candidate.judge(depth, self.measure)
+        self.tell()
         return score
-
-    def _drop(self, lane: int, best: int, depth: int) -> None:
-        """Free what those hold that can no longer win: all but the best and its neighbours."""
-        for (number, point), candidate in self.field.items():
-            if number != lane or abs(point - best) > 2:
-                candidate.drop()
 
     # ── its end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _won(self, lane: int, point: int, depth: int) -> Won:
-        """The candidate whose rate is nearest to the one that is best for the whole training goes on with that."""
-        losses = [self._loss(lane, point + offset, depth) for offset in (-1, 0, 1)]
-        best = self.lanes[lane].at(point).learning_rate * STEP ** bottom(losses[0], losses[1], losses[2])
-        rate = float(f"{best * (depth / self.total) ** HORIZON:.3g}")
-        standing = [c for (n, _), c in self.field.items() if n == lane and math.isfinite(c.scores.get(depth, math.inf))]
-        return self._winner(min(standing, key=lambda c: abs(math.log(c.choice.learning_rate / rate))), rate)
+    def _rate(self, point: int, depth: int) -> float:
+        """What is best at a depth, brought to the length of the whole training."""
+        around = [self.field.get(p) for p in (point - 1, point, point + 1)]
+        low, middle, high = (c.scores.get(depth, math.inf) if c is not None else math.inf for c in around)
+        best = self.field[point].choice.learning_rate * STEP ** bottom(low, middle, high)
+        return float(f"{best * (depth / self.total) ** HORIZON:.3g}")
 
-    def _winner(self, candidate: Candidate, rate: float) -> Won:
-        cost = (self.spent - candidate.step) / self.total
-        ends = (rate / STEP, rate * STEP)
-        return Won(candidate, replace(candidate.choice, learning_rate=rate), ends, cost, list(self.field.values()))
-
-    def _loss(self, lane: int, point: int, depth: int) -> float:
-        candidate = self.field.get((lane, point))
-        return candidate.scores.get(depth, math.inf) if candidate is not None else math.inf
-
-    def _nothing_finite(self) -> str:
-        rates = sorted(c.choice.learning_rate for c in self.field.values())
-        lowest = min(self.field.values(), key=lambda c: c.choice.learning_rate)
-        return (
-            f"no learning rate gave a finite loss: {len(rates)} from {rates[0]:g} to {rates[-1]:g} were tried, and "
-            f"even the smallest had none after {lowest.step} updates; look at the model's outputs and the loss"
-        )
-
-
-class NothingFinite(ValueError):
-    """No rate gave a finite loss."""
+    def _won(self, candidate: Candidate, rate: float) -> Won:
+        return Won(candidate, rate, (self.spent - candidate.step) / self.total, tuple(self.field.values()))
 
 
 class Interrupted(Exception):
@@ -270,11 +221,6 @@ class _Ended(Exception):
     def __init__(self, candidate: Candidate) -> None:
         super().__init__(candidate.ended)
         self.candidate = candidate
-
-
-def cool_down(depth: int) -> int:
-    """Updates of the cool-down before a candidate is judged that stands at a depth."""
-    return max(1, round(COOL_DOWN * depth))
 
 
 def bottom(low: float, middle: float, high: float) -> float:

@@ -65,7 +65,7 @@ def raced(won: Won, cost: float, searched: Searched) -> LearningRate:
     """What a race ended with. By itself it is not the beginning of a training, so all its updates are its cost."""
     deepest = max(max(candidate.scores, default=0) for candidate in won.candidates)
     trials = tuple(_of_race(number, candidate, deepest) for number, candidate in enumerate(won.candidates))
-    rate = min(max(won.choice.learning_rate, searched.bracket[0]), searched.bracket[1])
+    rate = min(max(won.rate, searched.bracket[0]), searched.bracket[1])
     low, high = min(won.interval[0], rate), max(won.interval[1], rate)
     tried = sorted(trial.learning_rate for trial in trials)
     sentence = (
@@ -79,7 +79,7 @@ def raced(won: Won, cost: float, searched: Searched) -> LearningRate:
         cost=cost,
         method="race",
         sentence=sentence.strip(),
-        options={**searched.options, **dict(won.choice.options)},
+        options=searched.options,
         trials=trials,
     )
 

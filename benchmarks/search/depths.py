@@ -1,0 +1,141 @@
+"""How the best learning rate moves with the length of a training: what the race's judgement stands on.
+
+    python benchmarks/search/depths.py [--data ../shared/data] [--jobs 2] [--only digits …] [--quick] [--again]
+
+Each workload of workloads.py is trained at the eleven rates of the reference, from a seed that no bench scores on, and
+looked at on the way: after 3 to 15 % of its updates its validation loss as it stands, and after a cool-down, as a race
+judges. The bottom of the parabola through the losses over log rate is the rate that seems best there. Printed is by how
+many steps of the grid (10^0.4) it lies above the rate that is best in the end, with mean and deviation over all cases,
+beside what the race's law says.
+
+Results go to benchmarks/results/search-depths.json, cell by cell; one made with the same workload and versions is kept
+unless --again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import statistics
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import RESULTS, Cell, Table, fingerprint, rounded
+from reference import grid, holds
+from workloads import CACHE, DATA, RULES, WORKLOADS
+
+from thalweg.records.settings import Settings
+from thalweg.run.candidates import Maker
+from thalweg.run.fit import prepare
+from thalweg.run.race import Sample
+from thalweg.search.candidate import Choice
+from thalweg.search.race import HORIZON, bottom
+
+FILE = RESULTS / "search-depths.json"
+NAMES = ("workload", "rule", "rate")
+DEPTHS = (0.03, 0.05, 0.075, 0.1, 0.15)
+SEED = 100
+WAYS = ("as it stands", "after a cool-down")
+
+
+def one(job: tuple[dict[str, Any], bool, Path, Path]) -> Cell:
+    """One training, looked at on its way."""
+    of, is_quick, folder, cache = job
+    torch.set_num_threads(1)
+    workload = WORKLOADS[of["workload"]]
+    train, validation = workload.data(folder, cache)
+    settings = Settings(
+        validation_data=validation, optimizer=of["rule"], learning_rate=of["rate"], batch_size=workload.batch_size,
+        epochs=max(3, workload.epochs // 20) if is_quick else workload.epochs, patience=None, plan="eager", seed=SEED,
+        verbose=False,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        prepared = prepare(stack, workload.make_model(SEED), train, workload.loss, settings)
+        chosen, forward, loss = prepared.chosen, prepared.forward, prepared.loss
+        total = chosen.decided["total_steps"]
+        sample = Sample(chosen, forward, loss, total, SEED)
+        candidate, _ = Maker(chosen, forward, loss, settings)(Choice(of["rate"], of["rule"]))
+        losses: dict[str, list[float | None]] = {}
+        for depth in DEPTHS:
+            step = max(1, round(depth * total))
+            candidate.advance(step)
+            with candidate.turn():
+                plain = sample() if candidate.ended is None else math.inf
+            losses[str(depth)] = [rounded(plain), rounded(candidate.judge(step, sample))]
+        candidate.finish()
+        return of | {"losses": losses, "loss": rounded(candidate.loss()), "steps": total}
+
+
+def seems_best(losses: list[float]) -> float:
+    """Where on the grid the parabola through the lowest and its neighbours is lowest."""
+    place = min(range(len(losses)), key=lambda i: losses[i])
+    low, high = (losses[i] if 0 <= i < len(losses) else math.inf for i in (place - 1, place + 1))
+    return place + (bottom(low, losses[place], high) if 0 < place < len(losses) - 1 else 0.0)
+
+
+def shifts(table: Table, workload: str, rule: str) -> dict[tuple[float, str], float] | None:
+    """(depth, way) → steps of the grid by which what seems best there is above what is best in the end."""
+    cells = sorted(table.where(workload=workload, rule=rule), key=lambda cell: cell["rate"])
+    if len(cells) < len(grid(rule)):
+        return None
+    end = seems_best([_finite(cell["loss"]) for cell in cells])
+    return {
+        (depth, way): seems_best([_finite(cell["losses"][str(depth)][i]) for cell in cells]) - end
+        for depth in DEPTHS
+        for i, way in enumerate(WAYS)
+    }
+
+
+def _finite(loss: float | None) -> float:
+    return math.inf if loss is None else loss
+
+
+def tables(table: Table) -> list[str]:
+    found = {(w, r): moved for w in WORKLOADS for r in RULES if (moved := shifts(table, w, r)) is not None}
+    lines = []
+    for way in WAYS:
+        lines.append(f"\nsteps of 10^0.4 above the best in the end, {way}" + " " * 12 + "by depth")
+        for (workload, rule), moved in found.items():
+            row = " ".join(f"{moved[depth, way]:+5.1f}" for depth in DEPTHS)
+            lines.append(f"{workload:18} {rule:9} {row}")
+        if len(found) > 1:
+            spread = [[moved[depth, way] for moved in found.values()] for depth in DEPTHS]
+            lines.append(f"{'mean':28} " + " ".join(f"{statistics.mean(row):+5.1f}" for row in spread))
+            lines.append(f"{'deviation':28} " + " ".join(f"{statistics.stdev(row):5.1f}" for row in spread))
+    law = " ".join(f"{-HORIZON * math.log10(depth) / 0.4:+5.1f}" for depth in DEPTHS)
+    return [*lines, f"{'T^-0.32 says':28} {law}", f"{'depths':28} " + " ".join(f"{depth:5g}" for depth in DEPTHS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="WORKLOAD")
+    parser.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
+    parser.add_argument("--again", action="store_true", help="train what is known, too")
+    options = parser.parse_args()
+    table = Table(FILE, NAMES, holds(), options.again or options.quick)
+    prints = {n: fingerprint(WORKLOADS[n], WORKLOADS[n].data(options.data, options.cache)) for n in options.only}
+    jobs = [
+        ({"workload": name, "fingerprint": prints[name], "rule": rule, "rate": rate}, options.quick, options.data,
+         options.cache)
+        for name in options.only
+        for rule in RULES
+        for rate in grid(rule)
+        if table.cells.get((name, rule, rate), {}).get("fingerprint") != prints[name]
+    ]  # fmt: skip
+    with multiprocessing.Pool(options.jobs) as pool:
+        for cell in pool.imap_unordered(one, jobs):
+            table.add(cell)
+            if not options.quick:
+                table.save(command=" ".join(sys.argv).replace(str(options.data), "FOLDER"))
+    print(*tables(table), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
