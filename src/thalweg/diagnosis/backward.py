@@ -102,7 +102,11 @@ def sensitivity(case: Case) -> tuple[str, Floats, Floats]:
         scale = np.maximum(np.abs(losses[np.isin(steps, common)]), 0.05 * abs(case.course.top))
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             numbers = w * g / scale
-        if not len(best[2]) or np.nanmedian(numbers) > np.nanmedian(best[2]):
+        sound = np.isfinite(numbers)
+        common, numbers = common[sound], numbers[sound]
+        if not len(numbers):
+            continue
+        if not len(best[2]) or np.median(numbers) > np.median(best[2]):
             best = layer, common, numbers
     return best
 

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 #: Updates that one value of the course stands for: those between two reports, once a training is under way.
 BIN = 10
+#: Share of a planned training, or updates, before which nothing is said about what was not learned yet.
+BEGUN, MANY = 0.25, 2000
 #: Values that the newest level is the mean of: this share of all, at least so many.
 NEWEST, AT_LEAST = 6, 4
 #: A loss within this share of the trivial one has learned nothing worth having.
 NOTHING = 0.05
 #: A loss this many times the trivial one, or its own start, has left the ground on which descent works.
 LOST = 1.5
+#: A rule has hardly warmed up after so many updates.
+FEW_UPDATES = 100
 #: What as many updates again would gain, as a share of the trivial loss, from which on it is worth having.
 WORTHWHILE = 0.05
 #: A loss that has come back up by this share of what it had gained has lost something.
@@ -52,8 +56,10 @@ class Course:
 
     @property
     def is_long(self) -> bool:
-        """Whether there is enough to judge what was learned by."""
-        return len(self.losses) >= 8
+        """Whether there is enough to judge what was learned by: many trainings stand still at first and learn then."""
+        if len(self.losses) < 8:
+            return False
+        return self.share_done is None or self.share_done >= BEGUN or float(self.steps[-1]) >= MANY
 
     @cached_property
     def newest(self) -> Floats:
@@ -99,31 +105,43 @@ class Course:
 
     @cached_property
     def late(self) -> Line | None:
-        """The line through the newer half."""
-        half = self.losses[len(self.losses) // 2 :]
-        return line(half) if len(half) >= 4 else None
+        """The line through the newer third."""
+        newer = self.losses[-max(8, len(self.losses) // 3) :]
+        return line(newer) if len(newer) >= 4 else None
 
     @cached_property
     def gain(self) -> float:
-        """What as many updates again would gain if the newer half went on, as a share of the trivial loss: at most what
+        """What as many updates again would gain if the newer third went on, as a share of the trivial loss: at most what
         is left. 0 where the fall may be chance.
         """
         if self.late is None or not self.late.is_falling or not self.top > 0:
             return 0.0
-        return min(-2 * self.late.rise, max(self.level, 0.0)) / self.top
+        times = len(self.losses) / max(8, len(self.losses) // 3)
+        return min(-times * self.late.rise, max(self.level, 0.0)) / self.top
 
     # ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
+    def is_short(self) -> bool:
+        """Over after so few updates that nothing else can be said of what was not learned."""
+        over = self.share_done is not None and self.share_done >= 1
+        return over and len(self.losses) >= 3 and float(self.steps[-1]) < FEW_UPDATES and not self.learned > 0.5
+
+    @cached_property
     def is_lost(self) -> bool:
-        """Diverged: no number any more, or far above where it began and above the trivial loss, and staying there."""
-        if self.broken is not None:
-            return True
-        if len(self.losses) < 3:
-            return False
+        """Diverged: no number any more, or blown up."""
+        return self.broken is not None or self.is_blown_up
+
+    @cached_property
+    def is_blown_up(self) -> bool:
+        """Far above where it began and above the trivial loss, and staying there to the end."""
         bound = LOST * max(self.top, self.start)
+        if not len(self.losses) or not math.isfinite(bound):
+            return False
+        if self.broken is not None:  # the last before it broke
+            return float(self.losses[-1]) > bound
         newest = self.losses[-max(3, len(self.losses) // 10) :]
-        return bool(np.isfinite(bound)) and float(newest.min()) > bound
+        return len(self.losses) >= 3 and float(newest.min()) > bound
 
     @cached_property
     def is_stuck(self) -> bool:
@@ -140,9 +158,10 @@ class Course:
         """Still falling so that as many updates again would gain what is worth having, with most of it left."""
         if not self.is_long or self.late is None or not self.top > 0:
             return False
-        first = self.losses[: len(self.losses) // 2]
-        early = line(first).rise if len(first) >= 4 else 0.0
-        steady = self.late.rise < early / 4  # a healthy course gains most of it early
+        early = float(np.mean(self.losses[: len(self.newest)])) - float(
+            np.mean(self.losses[len(self.losses) // 2 :][: len(self.newest)])
+        )
+        steady = -self.late.rise > early / 6  # a healthy course gains most of it early
         return (
             self.late.is_falling and self.gain > WORTHWHILE and self.learned < 0.5 and (steady or self.learned < 0.25)
         )
@@ -195,19 +214,19 @@ def course(case: Case) -> Course:
         losses=losses,
         broken=int(steps[broken[0]]) if len(broken) else None,
         trivial=trivial if trivial is not None and trivial > 0 else None,
-        start=_start(case, steps[sound], values[sound]),
+        start=_start(case, values),
         singles=singles[np.isfinite(singles)],
         batch_size=case.fact("batch_size"),
         share_done=case.share_done,
     )
 
 
-def _start(case: Case, steps: Floats, values: Floats) -> float:
+def _start(case: Case, values: Floats) -> float:
     """The loss before it learned: what was measured before the first update, else the first report."""
     told = case.fact("initial_loss")
     if told is not None and math.isfinite(told):
         return told
-    return float(np.median(values[steps <= 3])) if (steps <= 3).any() else float(values[0]) if len(values) else math.nan
+    return float(values[0]) if len(values) else math.nan
 
 
 def _binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:

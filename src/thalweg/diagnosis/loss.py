@@ -31,8 +31,10 @@ def findings(case: Case) -> list[Finding]:
     """The symptoms of the loss."""
     course = case.course
     found = [_non_finite(case)]
-    if course.is_lost or course.is_worse:
+    if course.is_blown_up or course.is_worse:
         found.append(_diverging(case))
+    elif course.is_short:
+        found.append(_short(case))
     elif course.is_stuck:
         found.append(_plateau(case))
     elif course.is_slow:
@@ -87,7 +89,7 @@ def _broken_layer(case: Case, step: float) -> str:
 
 def _diverging(case: Case) -> Finding:
     course = case.course
-    if course.is_lost:
+    if course.is_blown_up:
         above = course.losses > 1.5 * max(course.top, course.start)
         since = _since(course.steps, above) if len(course.steps) else 0
         since = min(since, course.broken) if course.broken is not None and not above.any() else since
@@ -121,6 +123,20 @@ def _plateau(case: Case) -> Finding:
         "Look at what else was found here for the reason; if nothing, try another learning rate and initialisation.",
         evidence=_finite({"level": course.level, "trivial": course.top, "error": course.error, "gain": course.gain}),
         confidence=0.9 if course.trivial is not None else 0.7,
+    )
+
+
+def _short(case: Case) -> Finding:
+    course = case.course
+    return Finding(
+        "slow_convergence",
+        "warning",
+        0,
+        f"The training is over after {case.step} updates, with {100 * (1 - course.learned):.0f} % of the loss still "
+        "there: that is too few to have learned much.",
+        "Train for more epochs.",
+        evidence=_finite({"updates": float(case.step), "level": course.level, "trivial": course.top}),
+        confidence=0.8,
     )
 
 

@@ -10,12 +10,16 @@ import math
 import numpy as np
 
 from thalweg.diagnosis.case import Case
-from thalweg.diagnosis.noise import chance_of_median
+from thalweg.diagnosis.noise import SURE, chance_of_median, scatter
 from thalweg.diagnosis.update import FEW, STILL, USUAL, Steps, largest_ratio, steps
 from thalweg.records.finding import Finding
 
 #: Times its start that a loss must come to in its first reports to have been thrown off by a step.
 THROWN = 3.0
+#: Times its value by which a rate is raised in one go, beyond any warm-up.
+JUMP = 4.0
+#: Share of the trivial loss above it that a training whose rate is low enough does not stay at.
+ABOVE = 0.01
 #: A batch of so few examples can be what makes a training noisy.
 SMALL = 8
 #: Batches of noise in one: below 1/10 of the noise scale most of a step is noise (McCandlish et al. 2018).
@@ -37,8 +41,10 @@ def findings(case: Case, outcomes: set[str]) -> list[Finding]:
 def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     course = case.course
     lost = course.is_lost
-    thrown = _thrown(case)
-    if not (taken.overshoots or (lost and thrown is not None) or (thrown is not None and course.is_stuck)):
+    thrown, raised = _thrown(case), _raised(case)
+    is_thrown = thrown is not None and (lost or course.is_stuck)
+    restless = course.is_stuck and course.trivial is not None and _is_restless(case)
+    if not (taken.overshoots or is_thrown or restless or raised is not None):
         return None
     if not outcomes & {"diverging_loss", "plateau", "oscillating_loss", "underfitting", "non_finite"}:
         return None
@@ -52,9 +58,15 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     if np.isfinite(rate):
         evidence["suggested_learning_rate"] = _round(rate * factor)
     instead = f"; try {evidence['suggested_learning_rate']:.2g}" if "suggested_learning_rate" in evidence else ""
-    since = taken.since if taken.overshoots else int(thrown or 1)
-    seen = "steps land beyond the bottom they head for" if taken.overshoots else "the first steps threw the loss up"
-    confidence = 0.9 if taken.overshoots and (lost or taken.descent < 0) else 0.75
+    if raised is not None:
+        since, seen = raised, f"since it was raised at step {raised} the loss is worse than before"
+    elif taken.overshoots:
+        since, seen = taken.since, "steps land beyond the bottom they head for"
+    elif is_thrown:
+        since, seen = int(thrown or 1), "the first steps threw the loss up"
+    else:
+        since, seen = 1, "the loss keeps jumping above what the same answer for every example would give"
+    confidence = 0.9 if raised is not None or (taken.overshoots and (lost or taken.descent < 0)) else 0.75
     return Finding(
         "learning_rate_too_high",
         "critical" if lost else "warning",
@@ -74,8 +86,36 @@ def _thrown(case: Case) -> float | None:
     early = at <= max(50, (at[-1] if len(at) else 0) / 10)
     if not math.isfinite(bound) or not bound > 0:
         return None
-    above = np.flatnonzero(early & ~(losses <= bound))
+    above = np.flatnonzero(early & np.isfinite(losses) & (losses > bound))
     return float(at[above[0]]) if len(above) else None
+
+
+def _raised(case: Case) -> int | None:
+    """The step at which the rate was raised several times over and from which on the loss has been worse; else None."""
+    at, rates = case.series("learning_rate")
+    if len(rates) < 4:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        jumps = np.flatnonzero(rates[1:] > JUMP * rates[:-1])
+    steps_of, losses = case.series("loss")
+    for jump in jumps:
+        before = losses[(steps_of <= at[jump]) & (steps_of > at[jump] - 100)]
+        after = losses[steps_of > at[jump]]
+        if len(before) < 3 or not len(after):
+            continue
+        newest = after[-max(3, len(after) // 4) :]
+        if not np.isfinite(newest).all() or float(np.median(newest)) > float(before[-5:].mean()) + SURE * scatter(
+            before
+        ):
+            return int(at[jump + 1])
+    return None
+
+
+def _is_restless(case: Case) -> bool:
+    """Whether a loss that is stuck lies above the trivial one, which any rate that is low enough comes down to."""
+    course = case.course
+    assert course.trivial is not None
+    return course.level - SURE * course.error > (1 + ABOVE) * course.trivial
 
 
 def _shorter(case: Case, taken: Steps) -> float:
@@ -94,11 +134,7 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     """Steps that are straight and small, where there is far to go."""
     if not outcomes & {"slow_convergence", "plateau", "underfitting"}:
         return None
-    still = np.isfinite(taken.ratio) and taken.ratio < STILL
-    straight = taken.is_straight and not taken.bounces
-    if not (straight or (still and not taken.samples)):
-        return None
-    if taken.ratio > 10 * STILL:  # the weights do move; what is straight here is flat
+    if not taken.ratio < STILL or taken.overshoots or taken.bounces:
         return None
     rate = case.fact("learning_rate")
     evidence = {}
@@ -116,7 +152,7 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         "The learning rate is too low: every step goes straight down and hardly moves the weights.",
         f"Raise the learning rate{instead}.",
         evidence=evidence,
-        confidence=0.9 if straight and still else 0.75,
+        confidence=0.9,
     )
 
 

@@ -24,7 +24,7 @@ BOTTOM = 0.5
 STRAIGHT = 0.975
 #: Ratio of update to weights, of the layer that moves most, below which a training of usual length gets nowhere: an
 #: update of 1e-4 takes ten thousand steps to change the weights by their own size.
-STILL = 1e-4
+STILL = 1.5e-4
 #: What is usual, and what takes a layer apart within ten steps.
 USUAL, WILD = 1e-3, 0.1
 #: How likely chance may make the little evidence that few samples give: four of four on one side are 0.06.
