@@ -17,10 +17,29 @@ SAME = 0.95
 
 def findings(case: Case, outcomes: set[str]) -> list[Finding]:
     """Causes for the outcomes that were seen."""
-    found = [_standing_still(case)]
+    found = [_zero_start(case) or _standing_still(case)]
     if outcomes:
         found += [_bad_labels(case, outcomes), _stale(case, outcomes)]
     return [finding for finding in found if finding is not None]
+
+
+def _zero_start(case: Case) -> Finding | None:
+    """Layers whose weights are exactly zero, and stay so."""
+    zero = [
+        layer for layer, (_, values) in case.by_layer("weight_norm").items() if len(values) > 2 and not values.any()
+    ]
+    if not zero:
+        return None
+    return Finding(
+        "bad_initialization",
+        "warning",
+        0,
+        f"The weights of layer {zero[0]} are all zero and stay so: every unit does the same, and no gradient passes.",
+        "Start weights at random: nn.init.kaiming_normal_ for relu, nn.init.xavier_normal_ for tanh or sigmoid.",
+        place=zero[0],
+        evidence={"layers": float(len(zero))},
+        confidence=0.97,
+    )
 
 
 def _standing_still(case: Case) -> Finding | None:

@@ -33,6 +33,8 @@ LOST = 1.5
 FEW_UPDATES = 100
 #: What as many updates again would gain, as a share of the trivial loss, from which on it is worth having.
 WORTHWHILE = 0.05
+#: Share of the trivial loss below which, once gone, most trainings are still near their start.
+UNLEARNED = 0.25
 #: A loss that has come back up by this share of what it had gained has lost something.
 LOST_AGAIN = 0.2
 
@@ -105,19 +107,18 @@ class Course:
 
     @cached_property
     def late(self) -> Line | None:
-        """The line through the newer third."""
-        newer = self.losses[-max(8, len(self.losses) // 3) :]
+        """The line through the newer half."""
+        newer = self.losses[len(self.losses) // 2 :]
         return line(newer) if len(newer) >= 4 else None
 
     @cached_property
     def gain(self) -> float:
-        """What as many updates again would gain if the newer third went on, as a share of the trivial loss: at most what
-        is left. 0 where the fall may be chance.
+        """What as many updates again would gain if the newer half went on, as a share of the trivial loss: at most
+        what is left. 0 where the fall may be chance.
         """
         if self.late is None or not self.late.is_falling or not self.top > 0:
             return 0.0
-        times = len(self.losses) / max(8, len(self.losses) // 3)
-        return min(-times * self.late.rise, max(self.level, 0.0)) / self.top
+        return min(-2 * self.late.rise, max(self.level, 0.0)) / self.top
 
     # ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,13 +159,7 @@ class Course:
         """Still falling so that as many updates again would gain what is worth having, with most of it left."""
         if not self.is_long or self.late is None or not self.top > 0:
             return False
-        early = float(np.mean(self.losses[: len(self.newest)])) - float(
-            np.mean(self.losses[len(self.losses) // 2 :][: len(self.newest)])
-        )
-        steady = -self.late.rise > early / 6  # a healthy course gains most of it early
-        return (
-            self.late.is_falling and self.gain > WORTHWHILE and self.learned < 0.5 and (steady or self.learned < 0.25)
-        )
+        return self.late.is_falling and self.gain > WORTHWHILE and self.learned < UNLEARNED
 
     @cached_property
     def is_worse(self) -> bool:

@@ -24,9 +24,9 @@ _FLOW = frozenset({"vanishing_gradient", "exploding_gradient", "dead_units", "sa
 _RATE = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
 #: Cause → what follows from it, beside the symptoms of the loss, which follow from every cause.
 EXPLAINS: dict[str, frozenset[str]] = {
-    "unscaled_inputs": _FLOW | _RATE | {"bad_initialization"},
+    "unscaled_inputs": _FLOW | _RATE | {"bad_initialization", "bad_labels"},
     "unscaled_targets": _RATE | {"exploding_gradient", "bad_initialization"},
-    "bad_initialization": _FLOW | _RATE,
+    "bad_initialization": _FLOW | _RATE | {"frozen_parameters"},
     "loss_output_mismatch": _FLOW | _RATE,
     "optimizer_misconfigured": _RATE | _FLOW | {"stale_gradients"},
     "stale_gradients": _RATE | {"exploding_gradient"},
@@ -34,7 +34,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "vanishing_gradient": frozenset({"learning_rate_too_low", "dead_units"}),
     "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units"}),
-    "learning_rate_too_high": frozenset({"dead_units", "saturated_units", "exploding_gradient", "vanishing_gradient"}),
+    "learning_rate_too_high": _FLOW | {"bad_labels"},
     "frozen_parameters": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "bad_labels": frozenset({"overfitting", "learning_rate_too_low"}),
     "data_leak": frozenset(),

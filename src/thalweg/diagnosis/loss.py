@@ -23,8 +23,14 @@ from thalweg.records.finding import Finding
 
 #: Evaluations without which a validation curve has no noise to be measured by.
 EVALUATIONS = 6
-#: Share of the best validation loss, and of the trivial one, that a rise must come to.
-RISE, RISE_OF_TRIVIAL = 0.10, 0.03
+#: Share of the best validation loss, and of the trivial one, that a rise must come to: less than a healthy training's
+#: validation loss rises where the network becomes surer of what it gets wrong.
+RISE, RISE_OF_TRIVIAL = 0.20, 0.03
+#: A rise of so much more is overfitting by itself; by less only if the metric has come down too.
+RISEN = 1.0
+#: Gap between the metric in training and validation from which on most of what was learned holds for nothing else.
+GAP = 0.3
+METRICS = ("accuracy", "r2")
 
 
 def findings(case: Case) -> list[Finding]:
@@ -206,32 +212,76 @@ def _neighbours_loss(case: Case) -> float | None:
 
 
 def _overfitting(case: Case) -> Finding | None:
-    """A rise of the validation loss off its best that its own noise does not explain."""
+    """A rise of the validation loss off its best that its own noise does not explain, and that costs something; or a
+    metric that is far better in training than in validation.
+    """
     steps, values = case.series("validation_loss")
-    if len(values) < EVALUATIONS or not np.isfinite(values).all():
+    if len(values) < 4 or not np.isfinite(values).all():
         return None
     best = int(values.argmin())
+    end, noise = float(np.median(values[-3:])), scatter(values)
+    evidence = {"best": float(values[best]), "now": end, "noise": noise, "training_loss": case.course.level}
+    gap = _gap(case)
+    if gap is not None and gap > GAP and case.course.learned > 0.5:
+        return _by_heart(int(steps[best]), evidence | {"gap": gap}, 0.85)
     after = values[best:]
-    if len(after) < 4:
+    if len(values) < EVALUATIONS or len(after) < 4 or not _training_fell(case, float(steps[best])):
         return None
-    course = case.course
-    rise, noise = float(np.median(after[-3:])) - float(values[best]), scatter(values)
-    grown = line(after)
-    needed = max(RISE * abs(float(values[best])), RISE_OF_TRIVIAL * abs(course.top), SURE * noise)
-    if not (rise > needed and grown.is_rising and _training_fell(case, float(steps[best]))):
+    rise = end - float(values[best])
+    needed = max(RISE * abs(float(values[best])), RISE_OF_TRIVIAL * abs(case.course.top), SURE * noise)
+    if not (rise > needed and line(after).is_rising):
         return None
+    costs = rise > RISEN * abs(float(values[best])) or _metric_fell(case) is not False
+    return _by_heart(int(steps[best]), evidence | {"rise": rise}, 0.9) if costs else None
+
+
+def _by_heart(step: int, evidence: dict[str, float], confidence: float) -> Finding:
+    if "gap" in evidence:
+        what = f"Of what is right in training, {100 * evidence['gap']:.0f} points in a hundred are wrong in validation"
+    else:
+        what = (
+            f"Since step {step} the network gets worse on validation data (loss {evidence['best']:.3g} to "
+            f"{evidence['now']:.3g}) and no worse on what it trains on"
+        )
     return Finding(
         "overfitting",
         "warning",
-        int(steps[best]),
-        f"Since step {int(steps[best])} the network gets worse on validation data ({values[best]:.3g} to "
-        f"{float(np.median(after[-3:])):.3g}) while it goes on getting better on what it trains on: it learns examples "
-        "by heart.",
-        "Keep the weights of that step (fit does), or use more data, augmentation, weight decay, dropout or a smaller "
-        "network.",
-        evidence={"best": float(values[best]), "rise": rise, "noise": noise, "training_loss": course.level},
-        confidence=0.9,
+        step,
+        f"{what}: it learns examples by heart.",
+        "Use more data, augmentation, weight decay, dropout or a smaller network; fit hands over the weights of the "
+        "best validation.",
+        evidence=evidence,
+        confidence=confidence,
     )
+
+
+def _metrics(case: Case) -> tuple[Floats, Floats] | None:
+    """A metric that is one where all is right, in training and in validation; None where none was measured."""
+    for name in METRICS:
+        training, validation = case.values(name), case.values(f"validation_{name}")
+        if len(validation) >= 4:
+            return training, validation
+    return None
+
+
+def _gap(case: Case) -> float | None:
+    """By how much the metric is better in training than in validation, of late."""
+    measured = _metrics(case)
+    if measured is None or len(measured[0]) < 3:
+        return None
+    return float(np.median(measured[0][-3:]) - np.median(measured[1][-3:]))
+
+
+def _metric_fell(case: Case) -> bool | None:
+    """Whether the validation metric is surely below its best level; None where none was measured."""
+    measured = _metrics(case)
+    if measured is None:
+        return None
+    values = measured[1]
+    k = max(3, len(values) // 8)
+    means = np.convolve(values, np.ones(k) / k, "valid")
+    fall, noise = float(means.max() - means[-1]), scatter(values)
+    return fall > max(0.03, SURE * noise * math.sqrt(2 / k))
 
 
 def _training_fell(case: Case, since: float) -> bool:
