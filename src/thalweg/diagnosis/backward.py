@@ -95,20 +95,23 @@ def sensitivity(case: Case) -> tuple[str, Floats, Floats]:
     for layer in case.matrices:
         at, weights = case.series(f"weight_norm/{layer}")
         steps_g, norms = case.series(f"gradient_norm/{layer}")
-        common = np.intersect1d(np.intersect1d(at, steps_g), steps)
-        if not len(common):
+        if not len(at) or not len(steps_g) or not len(steps):
             continue
-        w, g = weights[np.isin(at, common)], norms[np.isin(steps_g, common)]
-        scale = np.maximum(np.abs(losses[np.isin(steps, common)]), 0.05 * abs(case.course.top))
+        scale = np.maximum(np.abs(_at(steps, losses, at)), 0.05 * abs(case.course.top))
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            numbers = w * g / scale
+            numbers = weights * _at(steps_g, norms, at) / scale
         sound = np.isfinite(numbers)
-        common, numbers = common[sound], numbers[sound]
+        common, numbers = at[sound], numbers[sound]
         if not len(numbers):
             continue
         if not len(best[2]) or np.median(numbers) > np.median(best[2]):
             best = layer, common, numbers
     return best
+
+
+def _at(steps: Floats, values: Floats, wanted: Floats) -> Floats:
+    """The values of a series at steps of another: the last ones reported by then."""
+    return values[np.clip(np.searchsorted(steps, wanted, side="right") - 1, 0, None)]
 
 
 def _exploding(case: Case) -> Finding | None:

@@ -61,7 +61,9 @@ class Course:
         """Whether there is enough to judge what was learned by: many trainings stand still at first and learn then."""
         if len(self.losses) < 8:
             return False
-        return self.share_done is None or self.share_done >= BEGUN or float(self.steps[-1]) >= MANY
+        if self.share_done is None:  # nobody knows how long it is to be
+            return float(self.steps[-1]) >= 2 * FEW_UPDATES
+        return self.share_done >= BEGUN or float(self.steps[-1]) >= MANY
 
     @cached_property
     def newest(self) -> Floats:
