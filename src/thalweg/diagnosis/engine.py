@@ -27,10 +27,10 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "unscaled_inputs": _FLOW | _RATE | {"bad_initialization", "bad_labels"},
     "unscaled_targets": _RATE | {"exploding_gradient", "bad_initialization"},
     "bad_initialization": _FLOW | _RATE | {"frozen_parameters"},
-    "loss_output_mismatch": _FLOW | _RATE,
+    "loss_output_mismatch": _RATE | {"saturated_units", "dead_units"},
     "optimizer_misconfigured": _RATE | _FLOW | {"stale_gradients"},
     "stale_gradients": _RATE | {"exploding_gradient"},
-    "dead_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
+    "dead_units": frozenset({"vanishing_gradient"}),
     "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "vanishing_gradient": frozenset({"learning_rate_too_low", "dead_units"}),
     "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units"}),
@@ -54,7 +54,7 @@ def findings(history: History) -> list[Finding]:
         return ranked([finding for finding in _told_before(case) if finding.severity != "note"])
     symptoms = loss.findings(case)
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
-    is_bad = bool(outcomes - {"overfitting"})
+    is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*_told_before(case), *flow]
     if is_bad:

@@ -47,7 +47,7 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     lost = course.is_lost
     thrown, raised = _thrown(case), _raised(case)
     is_thrown = thrown is not None and (lost or not course.learned > 0.5)
-    restless = course.is_stuck and course.trivial is not None and _is_restless(case)
+    restless = course.is_stuck and course.trivial is not None and taken.ratio > STILL and _is_restless(case)
     if not (taken.overshoots or is_thrown or restless or raised is not None):
         return None
     if not outcomes & {"diverging_loss", "plateau", "oscillating_loss", "underfitting", "non_finite"}:
