@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from thalweg.diagnosis.convergence import WINDOW, judge
+from thalweg.diagnosis.convergence import is_due, judge
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import measure
 from thalweg.loop.memory import Memory
@@ -246,7 +246,7 @@ class Training:
         series = history.series(watched)[1]
         if isinstance(patience, int):
             return "patience" if len(series) - 1 - int(series.argmin()) >= patience else None
-        if len(series) < WINDOW or len(series) % max(1, len(series) // 20):
+        if not is_due(len(series)):
             return None
         self.verdict = self._judge()
         return {"converged": "converged", "stuck": "patience", "overfitting": "patience", "diverged": "diverged"}.get(
@@ -256,7 +256,16 @@ class Training:
     def _judge(self) -> Verdict:
         setup = self.setup
         watched = "validation_loss" if setup.validation is not None else None
-        return judge(setup.history, self.epochs, watched, annealing=setup.anneals and not self._annealed())
+        annealing = setup.anneals and not self._annealed()
+        return judge(setup.history, self.epochs, watched, annealing, self._remaining())
+
+    def _remaining(self) -> float | None:
+        """Updates that are planned yet; None where none is, or all are made."""
+        limits, per_epoch = self.limits, self.setup.batches.per_epoch
+        ends = [limits.steps] if limits.steps is not None else []
+        if limits.epochs is not None and per_epoch:
+            ends.append(limits.epochs * per_epoch)
+        return min(ends) - self.at.step if ends and min(ends) > self.at.step else None
 
     def _annealed(self) -> bool:
         """Whether the learning rate has come down to a twentieth of its peak."""
