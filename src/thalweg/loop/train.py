@@ -19,6 +19,7 @@ from thalweg.loop.memory import Memory
 from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
+from thalweg.loop.watching import Watching
 from thalweg.records.step import StepRecord
 from thalweg.records.verdict import Verdict
 from thalweg.signals.signals import is_reported
@@ -46,6 +47,7 @@ class Training:
         self.verdict: Verdict | None = None
         self.best: dict[str, Tensor] | None = None
         self.memory = Memory(setup)
+        self.watching = Watching(setup.history, setup.events, setup.watched)
         self._pause: int | None = None
         self._pending: list[Tensor] = []
         self._started = self._saved = 0.0
@@ -59,6 +61,7 @@ class Training:
         reason = self._limit_reached() or self._decided_before()
         if self.at.step == 0:
             self.save()
+            self.watching.began()
         while reason is None:
             self.model.train()
             reason = self._epoch()
@@ -68,6 +71,8 @@ class Training:
         if reason != "diverged":
             self.save(last=reason != "interrupted")
         self.setup.saver.finish()
+        if reason != "interrupted":
+            self.watching.ended(self.at.step)
         self.verdict = self._judge()
         return reason
 
@@ -177,6 +182,7 @@ class Training:
         record = self._record(values)
         self.setup.history.append(record)
         self.setup.events.step(record)
+        self.watching.reported(at.step)
         if values["loss"] - values["loss"] != 0 and not self._finite():  # NaN or Inf, and it has reached the weights
             return "diverged"
         return "target" if self._target_reached(values) else None
@@ -202,6 +208,7 @@ class Training:
         if setup.validation is not None:
             setup.schedule.validated(values["validation_loss"])
         setup.events.validated(record)
+        self.watching.evaluated(at.step)
         if is_best and self.save(best=True):
             self.best = None  # a large model's best weights are on the disk, and need no memory
         return self._decide(values)
