@@ -145,7 +145,8 @@ def carry_out(
     saver = Saver(checkpoints, before=history.flush)
     stack.callback(saver.finish)
     signals = raced.training.setup.signals if raced is not None else None
-    setup = assemble(step, prepared.chosen, history, saver, telling, signals)
+    watched = settings.repair != "off"
+    setup = assemble(step, prepared.chosen, history, saver, telling, signals, watched)
     training = raced.training.moved(setup) if raced is not None else Training(setup, prepared.chosen.limits)
     if resuming:
         go_on(training, checkpoints, checkpoint, settings, telling)
