@@ -1,8 +1,8 @@
 """The criteria of other systems, as they are published, on the same histories.
 
 Each is a function of a history, as ours is. What a criterion needs and no history holds is stated with it, and
-stood for or left out; where a system speaks of things by its own names they are given the finding code nearest in meaning.
-All of what a system says counts as an alarm, as it does for its users.
+stood for or left out; where a system speaks of things by its own names they are given the finding code nearest in
+meaning. All of what a system says counts as an alarm, as it does for its users.
 """
 
 from __future__ import annotations

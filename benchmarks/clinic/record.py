@@ -1,6 +1,6 @@
 """Records every run that is not there yet, seed by seed over all configurations, in processes that do many runs each.
 
-    python benchmarks/clinic/record.py [--data ../shared/data] [--seeds 10] [--jobs 2] [--only TEXT …]
+    python benchmarks/clinic/record.py [--data ../shared/data] [--seeds 10] [--first 0] [--jobs 2] [--only TEXT …]
 
 What was recorded by the code as it is stays; a recording that was cut off goes on where it stopped.
 """
@@ -44,12 +44,12 @@ def made(name: str, seed: int, folder: Path) -> tuple[str, int, float, str]:
     return name, seed, time.perf_counter() - started, ""
 
 
-def missing(configurations: tuple[Configuration, ...], seeds: int) -> list[Run]:
-    """What is to be recorded, in its order."""
+def missing(configurations: tuple[Configuration, ...], seeds: int, first: int = 0) -> list[Run]:
+    """What is to be recorded of seeds `first` to `seeds` − 1, in its order."""
     prints = {c.name: c.fingerprint() for c in configurations}
     return [
         (c.name, seed)
-        for seed in range(seeds)
+        for seed in range(first, seeds)
         for c in configurations
         if recording.outcome(c.name, seed, prints[c.name]) is None
     ]
@@ -86,13 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="TEXT", help="configurations with this in their name"
     )
     options = parser.parse_args()
     chosen = tuple(c for c in every() if any(text in c.name for text in options.only))
-    runs = missing(chosen, options.seeds)
+    runs = missing(chosen, options.seeds, options.first)
     print(f"{len(chosen)} configurations, {len(runs)} runs to record", flush=True)
     wrong = record(runs, options.jobs, options.data.resolve(), lambda text: print(text, flush=True))
     print(f"{len(wrong)} could not be recorded")
