@@ -107,6 +107,19 @@ def constant(case: Case, value: float) -> None:
     case.after.append(change)
 
 
+def tied(case: Case, distinct: int) -> None:
+    """Of the first layer's units only so many differ, and no step will tell the others apart."""
+
+    def change(model: nn.Module) -> None:
+        first, *_, last = (m for m in model.modules() if isinstance(m, _WEIGHTED))
+        with torch.no_grad():
+            for p in (first.weight, first.bias):
+                p.copy_(p[torch.arange(len(p)) % distinct])
+            last.weight.copy_(last.weight[:, torch.arange(last.weight.shape[1]) % distinct])
+
+    case.after.append(change)
+
+
 def hidden(model: nn.Module) -> Iterator[nn.Module]:
     """Layers whose output goes into an activation, over a norm maybe."""
     before: nn.Module | None = None
@@ -464,6 +477,6 @@ def own_logarithm(case: Case) -> None:
 
 
 def certified(case: Case) -> None:
-    """What kind of point it ends at is measured."""
+    """What kind of point it ends at is measured: for the truth, and as a diagnosis would that may ask."""
     assert is_classes(case.train[1]) or case.loss == "mse"
     case.certified = True

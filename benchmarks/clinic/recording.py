@@ -67,16 +67,18 @@ def train(case: Case, seed: int, folder: Path) -> tuple[Any, torch.nn.Module]:
 def recorded(case: Case, seed: int) -> tuple[dict[str, Any], Outcome]:
     """The history and the outcome of one training."""
     started = time.process_time()
+    answers: dict[str, Any] = {}
     with scratch() as folder:
         run, model = train(case, seed, folder)
         outcome: Outcome = outcome_of(run, case)
+        outcome["seconds"] = round(time.process_time() - started, 2)
         if case.certified:
-            from certificates import certificate
+            from certificates import ASKED, asked, certificate
 
             thalweg.load(folder / "run", "last", model)
             outcome["certificate"] = certificate(model, case)
-    outcome["seconds"] = round(time.process_time() - started, 2)
-    return packed(run.history), outcome
+            answers["landscape"] = asked(model, case, examples=ASKED, seed=1)
+    return packed(run.history) | ({"answers": answers} if answers else {}), outcome
 
 
 def outcome_of(run: Any, case: Case) -> Outcome:
@@ -118,10 +120,15 @@ def packed(history: History) -> dict[str, Any]:
 
 
 def unpacked(held: dict[str, Any], share: float = 1.0) -> History:
-    """The history as it was, or as it stood after a share of the updates that were planned."""
+    """The history as it was, or as it stood after a share of the updates that were planned.
+
+    What a diagnosis may ask for at the end of a training, and was measured then, is a fact of the whole history:
+    `landscape`, with the fields of `certificates.FIELDS`.
+    """
     history = History()
-    if held["facts"]:
-        history.note(held["facts"])
+    facts = held["facts"] | (held.get("answers", {}) if share >= 1 else {})
+    if facts and hasattr(history, "note"):
+        history.note(facts)
     planned = held["facts"].get("planned_steps") or max(s[0][-1] for s in held["series"].values())
     last = math.ceil(share * planned)
     rows: dict[bool, dict[int, dict[str, float]]] = {False: defaultdict(dict), True: defaultdict(dict)}

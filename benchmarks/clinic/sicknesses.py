@@ -58,6 +58,9 @@ def one(name: str, word: str, mild: object, severe: object, /, **same: object) -
 _TAIL = change("certified")
 _TANH = change("words", activation="tanh")
 _ZERO = change("constant", value=0.0)
+_ALIKE = (_TANH, change("words", depth=1, width=12))
+_TO_THE_END = (change("epochs", share=2.0), change("fit", schedule="cosine"))
+"""As far as it goes: only then does a training stand still."""
 
 FAULTS = [
     # 1 · vanishing gradient
@@ -337,12 +340,27 @@ FAULTS = [
         ("plateau", "saddle_point"),
         reach=1.0,
     ),
+    Fault(
+        9,
+        "shut-output",
+        (*TOYS, "housing_mlp"),
+        (change("words", head="sigmoid"), change("squared_classes"), change("last_biased", value=-25.0), _TAIL),
+        (change("words", head="relu"), change("squared_classes"), change("last_biased", value=-10.0), _TAIL),
+        (("saturated_units", "bad_initialization", "loss_output_mismatch", "dead_units"),),
+        ("plateau", "collapsed_output"),
+        by_family={
+            "housing_mlp": (
+                (change("words", head="tanh"), change("last_biased", value=15.0), _TAIL),
+                (change("words", head="relu"), change("last_biased", value=-15.0), _TAIL),
+            )
+        },
+    ),
     # 10 · saddle point
     Fault(
         10,
         "zero-tanh",
         (*TOYS, "housing_mlp"),
-        (_TANH, change("words", depth=1), change("scaled", factor=1e-3), change("epochs", share=0.3), _TAIL),
+        (_TANH, change("words", depth=2), _ZERO, _TAIL),
         (_TANH, change("words", depth=1), _ZERO, _TAIL),
         (SCALE,),
         ("saddle_point",),
@@ -351,7 +369,7 @@ FAULTS = [
         10,
         "zero-deep",
         (*TOYS, "housing_mlp"),
-        (_TANH, change("scaled", factor=0.02), change("epochs", share=0.5), _TAIL),
+        (change("words", activation="gelu"), _ZERO, _TAIL),
         (change("words", activation="linear"), _ZERO, _TAIL),
         (SCALE,),
         ("saddle_point", "plateau"),
@@ -359,25 +377,47 @@ FAULTS = [
     Fault(
         10,
         "twins",
-        (*TOYS, "housing_mlp"),
-        (_TANH, change("words", depth=1, width=12), change("constant", value=0.3), _TAIL),
-        (_TANH, change("words", depth=2, width=12), change("constant", value=0.1), _TAIL),
+        ("circle_mlp",),
+        (*_ALIKE, change("tied", distinct=2), *_TO_THE_END, _TAIL),
+        (*_ALIKE, change("constant", value=0.1), *_TO_THE_END, _TAIL),
         (SCALE,),
         ("saddle_point",),
+    ),
+    Fault(
+        10,
+        "twins-of-a-task",
+        (*TOYS, "housing_mlp"),
+        (change("exclusive_or"), *_ALIKE, change("tied", distinct=2), *_TO_THE_END, _TAIL),
+        (change("exclusive_or"), *_ALIKE, change("tied", distinct=1), *_TO_THE_END, _TAIL),
+        (SCALE,),
+        ("saddle_point",),
+        reach=1.0,
+        by_family={
+            "housing_mlp": tuple(
+                (
+                    change("wave", frequency=6.0),
+                    *_ALIKE,
+                    change("tied", distinct=d),
+                    change("epochs", share=3.0),
+                    *_TO_THE_END,
+                    _TAIL,
+                )
+                for d in (2, 1)
+            )
+        },
     ),
     # 11 · local minimum
     Fault(
         11,
         "exclusive-or",
-        ("blob_mlp", "circle_mlp"),
+        TOYS,
         *(
             (
-                (
-                    change("exclusive_or"),
-                    change("words", depth=1, width=2, activation=a),
-                    change("epochs", share=2.0),
-                    _TAIL,
-                )
+                change("exclusive_or"),
+                change("words", depth=1, width=2, activation=a),
+                change("rate", factor=5.0),
+                *_TO_THE_END,
+                _TAIL,
             )
             for a in ("tanh", "relu")
         ),
@@ -388,15 +428,16 @@ FAULTS = [
     Fault(
         11,
         "wave",
-        ("housing_mlp",),
+        (*TOYS, "housing_mlp"),
         *(
             (
                 change("wave", frequency=6.0),
                 change("words", depth=1, width=w, activation="relu"),
-                change("epochs", share=2.0),
+                change("rate", factor=5.0),
+                *_TO_THE_END,
                 _TAIL,
             )
-            for w in (6, 4)
+            for w in (4, 3)
         ),
         (),
         ("local_minimum",),
@@ -405,9 +446,15 @@ FAULTS = [
     Fault(
         11,
         "bends",
-        ("housing_mlp", "circle_mlp"),
+        (*TOYS, "housing_mlp"),
         *(
-            (change("bent"), change("words", depth=1, width=2, activation=a), change("epochs", share=3.0), _TAIL)
+            (
+                change("bent"),
+                change("words", depth=1, width=2, activation=a),
+                change("rate", factor=5.0),
+                *_TO_THE_END,
+                _TAIL,
+            )
             for a in ("tanh", "relu")
         ),
         (),
@@ -418,16 +465,10 @@ FAULTS = [
         11,
         "dead-layer",
         (*TOYS, "housing_mlp"),
-        *one("biased", "value", -6.0, -20.0),
+        (change("words", depth=1), change("biased", value=-6.0), _TAIL),
+        (change("words", depth=2), change("biased", value=-20.0), _TAIL),
         (DEAD,),
         ("local_minimum", "plateau", "dead_units"),
-        by_family={
-            name: (
-                (change("words", depth=1), change("biased", value=-6.0), _TAIL),
-                (change("words", depth=2), change("biased", value=-20.0), _TAIL),
-            )
-            for name in (*TOYS, "housing_mlp")
-        },
     ),
     # 12 · overfitting
     Fault(

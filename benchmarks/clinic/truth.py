@@ -116,12 +116,14 @@ def _slower(outcomes: dict[int, Outcome], reference: dict[int, Outcome], level: 
 def stuck(outcome: Outcome, gain: float) -> str | None:
     """What a training whose end was measured came to: one of `STUCK`, None where nothing was measured.
 
-    What has the reference's score has converged; of what has not, the certificate says which kind of point it is, and
-    a slope is a training that is slow.
+    What has the reference's score has converged; of what has not, the certificate says which kind of point it is. A
+    slope is a training that is slow, a minimum that descents from beside it leave is a saddle.
     """
     found: dict[str, Any] = outcome.get("certificate") or {}
     if "kind" not in found:
         return None
     if gain >= GAIN:
         return "converged"
+    if found["kind"] == "minimum" and found.get("left"):
+        return "saddle"
     return "slow" if found["kind"] == "slope" else found["kind"]
