@@ -28,7 +28,7 @@ _FUNCTIONS = {
 }
 #: Nodes that only show the same numbers in another shape.
 _SHAPES = frozenset(
-    "View UnsafeView ReshapeAlias Squeeze Unsqueeze Transpose T Permute Clone Slice Select Alias".split()
+    ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Clone", "Slice")
 )
 _MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _ACTIVATIONS = "torch.nn.modules.activation"
