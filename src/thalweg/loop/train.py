@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from thalweg.diagnosis.convergence import WINDOW, judge
+from thalweg.diagnosis.convergence import is_due, judge
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import measure
 from thalweg.loop.memory import Memory
@@ -20,13 +20,12 @@ from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
 from thalweg.loop.watching import Watching
-from thalweg.records.step import StepRecord
+from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
-from thalweg.signals.signals import is_reported
+from thalweg.signals.cadence import is_awaited, is_reported
+from thalweg.signals.loss import loss_spread
 from thalweg.tensors.named import copied
 
-#: The series of reported steps, with those by layer ("gradient_norm/0"); all others come from evaluations.
-REPORTED = ("loss", "learning_rate", "gradient_norm", "noise_scale")
 #: Updates between two evaluations where an epoch has no known end.
 EVALUATE_EVERY = 500
 SAVE_SECONDS = 30.0
@@ -113,9 +112,8 @@ class Training:
             number = at.step + 1
             report = is_reported(number) or number == last
             try:
-                if report:
-                    with signals.taking(number, batch):
-                        loss = step(batch, signals, watcher)
+                if report or is_awaited(number):
+                    loss = signals.take(step, number, batch, watcher)
                 else:
                     loss = step(batch, None, watcher)
             except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
@@ -177,6 +175,7 @@ class Training:
         at = self.at
         self._read_losses()
         values = {"loss": sum(at.window) / len(at.window), "learning_rate": self.learning_rate}
+        values.update(loss_spread(at.window))
         values.update(self.setup.signals.read())
         at.window.clear()
         record = self._record(values)
@@ -253,7 +252,7 @@ class Training:
         series = history.series(watched)[1]
         if isinstance(patience, int):
             return "patience" if len(series) - 1 - int(series.argmin()) >= patience else None
-        if len(series) < WINDOW or len(series) % max(1, len(series) // 20):
+        if not is_due(len(series)):
             return None
         self.verdict = self._judge()
         return {"converged": "converged", "stuck": "patience", "overfitting": "patience", "diverged": "diverged"}.get(
@@ -263,7 +262,16 @@ class Training:
     def _judge(self) -> Verdict:
         setup = self.setup
         watched = "validation_loss" if setup.validation is not None else None
-        return judge(setup.history, self.epochs, watched, annealing=setup.anneals and not self._annealed())
+        annealing = setup.anneals and not self._annealed()
+        return judge(setup.history, self.epochs, watched, annealing, self._remaining())
+
+    def _remaining(self) -> float | None:
+        """Updates that are planned yet; None where none is, or all are made."""
+        limits, per_epoch = self.limits, self.setup.batches.per_epoch
+        ends = [limits.steps] if limits.steps is not None else []
+        if limits.epochs is not None and per_epoch:
+            ends.append(limits.epochs * per_epoch)
+        return min(ends) - self.at.step if ends and min(ends) > self.at.step else None
 
     def _annealed(self) -> bool:
         """Whether the learning rate has come down to a twentieth of its peak."""
