@@ -9,15 +9,20 @@ from thalweg.diagnosis.noise import SURE, chance_of_median
 from thalweg.diagnosis.update import FEW, steps
 from thalweg.records.finding import Finding
 
+#: Root mean square of weights times the root of their inputs: He's is 1.4, torch's own 0.6. Twice the one and a third
+#: of the other, over a few layers, is a signal gone.
+LARGE, SMALL = 2.8, 0.2
 #: A validation loss that never came below this share of the trivial one has learned nothing that carries over.
 NEVER = 0.97
 #: Cosine between updates from which on they are nearly the same one; with a momentum of 0.9 it comes to about that.
 SAME = 0.95
 
 
-def findings(case: Case, outcomes: set[str]) -> list[Finding]:
-    """Causes for the outcomes that were seen."""
+def findings(case: Case, outcomes: set[str], is_bad: bool) -> list[Finding]:
+    """Causes for the outcomes that were seen; `is_bad` where the network has learned less than it ought to."""
     found = [_zero_start(case) or _standing_still(case)]
+    if is_bad:
+        found.append(_odd_scale(case))
     if outcomes:
         found += [_bad_labels(case, outcomes), _stale(case, outcomes)]
     return [finding for finding in found if finding is not None]
@@ -39,6 +44,26 @@ def _zero_start(case: Case) -> Finding | None:
         place=zero[0],
         evidence={"layers": float(len(zero))},
         confidence=0.97,
+    )
+
+
+def _odd_scale(case: Case) -> Finding | None:
+    """Weights that began several times larger or smaller than what keeps a signal's size from layer to layer."""
+    scales = {entry["name"]: float(entry["scale"]) for entry in case.facts.get("layers") or [] if entry.get("scale")}
+    odd = {layer: max(scale / LARGE, SMALL / scale) for layer, scale in scales.items() if not SMALL < scale < LARGE}
+    if not odd:
+        return None
+    worst = max(odd, key=lambda layer: odd[layer])
+    size = "large" if scales[worst] > LARGE else "small"
+    return Finding(
+        "bad_initialization",
+        "warning",
+        0,
+        f"The first weights of layer {worst} are too {size}: a signal of size 1 leaves it at {scales[worst]:.2g}.",
+        "Start with nn.init.kaiming_normal_ for relu, or nn.init.xavier_normal_ for tanh or sigmoid.",
+        place=worst,
+        evidence={"scale": scales[worst], "layers": float(len(odd))},
+        confidence=0.92,
     )
 
 

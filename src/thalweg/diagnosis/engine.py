@@ -59,7 +59,7 @@ def findings(history: History) -> list[Finding]:
     suspects = [*_told_before(case), *flow]
     if is_bad:
         suspects = [_raised(finding) for finding in suspects]
-    suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes)
+    suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes, is_bad)
     return ranked(_explained(_once([*suspects, *symptoms])))
 
 
