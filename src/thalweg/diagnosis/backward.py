@@ -24,6 +24,8 @@ from thalweg.records.finding import Finding
 DECADES = 2.0
 #: Relative change of the loss by a relative change of a layer's weights from which on no usual step is small enough.
 STEEP = 100.0
+#: Reports of the start: so few updates have made little of it.
+EARLY = 5
 #: Times its usual size from which on a gradient has burst.
 BURST = 1e3
 
@@ -61,11 +63,15 @@ def _vanishing(case: Case) -> Finding | None:
     if chance_of_median(fall, DECADES, below=False) > 0.01 or _order(typical) < min(SURE, 0.8 * math.sqrt(len(layers))):
         return None
     decades = float(np.median(fall))
+    early = fall[:EARLY]
+    since = (
+        1 if np.median(early) > DECADES else int(case.series("gradient_norm")[0][whole][int(np.argmax(fall > DECADES))])
+    )
     first = layers[int(typical.argmin())]
     return Finding(
         "vanishing_gradient",
         "note",
-        1,
+        since,
         f"The gradient fades on its way back: {_times(decades)} smaller at layer {first} than at the output, so the "
         "first layers hardly learn.",
         "Use relu or gelu instead of sigmoid or tanh, normalisation (nn.BatchNorm1d, nn.LayerNorm), residual "
@@ -99,7 +105,7 @@ def sensitivity(case: Case) -> tuple[str, Floats, Floats]:
             continue
         scale = np.maximum(np.abs(_at(steps, losses, at)), 0.05 * abs(case.course.top))
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            numbers = weights * _at(steps_g, norms, at) / scale
+            numbers = weights * _kept(case, layer, at) * _at(steps_g, norms, at) / scale
         sound = np.isfinite(numbers)
         common, numbers = at[sound], numbers[sound]
         if not len(numbers):
@@ -107,6 +113,12 @@ def sensitivity(case: Case) -> tuple[str, Floats, Floats]:
         if not len(best[2]) or np.median(numbers) > np.median(best[2]):
             best = layer, common, numbers
     return best
+
+
+def _kept(case: Case, layer: str, at: Floats) -> Floats:
+    """Share of the weights at these steps that was there before the update: norms are taken after it."""
+    steps, ratios = case.series(f"update_ratio/{layer}")
+    return np.clip(1 - _at(steps, ratios, at), 0.0, 1.0) if len(steps) else np.ones(len(at))
 
 
 def _at(steps: Floats, values: Floats, wanted: Floats) -> Floats:

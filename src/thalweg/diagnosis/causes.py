@@ -20,7 +20,7 @@ SAME = 0.95
 
 def findings(case: Case, outcomes: set[str], is_bad: bool) -> list[Finding]:
     """Causes for the outcomes that were seen; `is_bad` where the network has learned less than it ought to."""
-    found = [_zero_start(case) or _standing_still(case)]
+    found = [_zero_start(case) or _standing_still(case), _random(case)]
     if is_bad:
         found.append(_odd_scale(case))
     if outcomes:
@@ -44,6 +44,21 @@ def _zero_start(case: Case) -> Finding | None:
         place=zero[0],
         evidence={"layers": float(len(zero))},
         confidence=0.97,
+    )
+
+
+def _random(case: Case) -> Finding | None:
+    """A network that draws at random in evaluation too; a loss of the user's own may want that."""
+    if not case.facts.get("random_in_evaluation") or case.facts.get("task") in (None, "other"):
+        return None
+    return Finding(
+        "wrong_mode",
+        "warning",
+        0,
+        "In evaluation the network gives different answers to the same question: something in it draws at random that "
+        "should only do so in training.",
+        "Use nn.Dropout, or functional dropout with training=self.training.",
+        confidence=0.93,
     )
 
 

@@ -35,6 +35,11 @@ FEW_UPDATES = 100
 WORTHWHILE = 0.05
 #: Share of the trivial loss below which, once gone, most trainings are still near their start.
 UNLEARNED = 0.25
+#: Part of the first third's fall that the newest third must still make for a steady fall. A loss that falls as
+#: 1/√t makes a quarter of it.
+STEADY = 0.4
+#: Losses of examples have longer tails than an exponential: a few hold most of it once the others are learned.
+TAILS = 6.0
 #: A loss that has come back up by this share of what it had gained has lost something.
 LOST_AGAIN = 0.2
 
@@ -128,7 +133,7 @@ class Course:
     def is_short(self) -> bool:
         """Over after so few updates that nothing else can be said of what was not learned."""
         over = self.share_done is not None and self.share_done >= 1
-        return over and len(self.losses) >= 3 and float(self.steps[-1]) < FEW_UPDATES and not self.learned > 0.5
+        return over and len(self.losses) >= 3 and float(self.steps[-1]) < FEW_UPDATES and not self.learned > 0.75
 
     @cached_property
     def is_lost(self) -> bool:
@@ -161,7 +166,20 @@ class Course:
         """Still falling so that as many updates again would gain what is worth having, with most of it left."""
         if not self.is_long or self.late is None or not self.top > 0:
             return False
-        return self.late.is_falling and self.gain > WORTHWHILE and self.learned < UNLEARNED
+        if not (self.late.is_falling and self.gain > WORTHWHILE and self.learned < UNLEARNED):
+            return False
+        return self.learned < -NOTHING or self.is_steady
+
+    @cached_property
+    def is_steady(self) -> bool:
+        """Whether the newest third falls about as much as the first did: most losses gain nearly all of it early, also
+        those that have a high floor.
+        """
+        third = max(2, len(self.losses) // 3)
+        k = max(2, len(self.newest) // 2)
+        ends = [self.start, *(float(np.mean(self.losses[at - k : at])) for at in (third, 2 * third, len(self.losses)))]
+        first, newest = ends[0] - ends[1], ends[2] - ends[3]
+        return newest > STEADY * first
 
     @cached_property
     def is_worse(self) -> bool:
@@ -175,10 +193,8 @@ class Course:
 
     @cached_property
     def swing(self) -> float:
-        """How many times what sampling explains the losses of single batches scatter, of late.
-
-        The losses of examples scatter by about their own mean, as those of an exponential distribution do, and a batch
-        of B of them by 1/√B of that.
+        """How many times as much as they would with independent examples whose losses are spread exponentially the
+        losses of single batches scatter, of late: by level / √B for a batch of B.
         """
         if not len(self.singles) or not self.batch_size or not self.level > 0:
             return 0.0
@@ -193,7 +209,7 @@ class Course:
         if not len(self.singles) or not self.batch_size:
             return False
         newest = self.singles[-max(AT_LEAST, len(self.singles) // 3) :]
-        explained = 3 * self.level / math.sqrt(self.batch_size)
+        explained = TAILS * self.level / math.sqrt(self.batch_size)
         wide = float(np.median(newest)) > 0.1 * self.top
         return wide and chance_of_median(newest, explained, below=False) < 0.07
 

@@ -34,7 +34,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "vanishing_gradient": frozenset({"learning_rate_too_low", "dead_units"}),
     "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units"}),
-    "learning_rate_too_high": _FLOW | {"bad_labels"},
+    "learning_rate_too_high": _FLOW | {"bad_labels", "learning_rate_too_low"},
     "frozen_parameters": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "bad_labels": frozenset({"overfitting", "learning_rate_too_low"}),
     "data_leak": frozenset(),
@@ -96,6 +96,8 @@ def _explained(found: list[Finding]) -> list[Finding]:
     def follows(finding: Finding, other: Finding) -> bool:
         if finding.code not in EXPLAINS.get(other.code, ()):
             return False
+        if other.code == "learning_rate_too_high" and finding.step == 1 and finding.code in _FLOW - {"dead_units"}:
+            return False  # it was so before any step
         mutual = other.code in EXPLAINS.get(finding.code, ())
         return not mutual or other.weight > finding.weight
 

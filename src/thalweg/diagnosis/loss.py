@@ -6,7 +6,7 @@
 | `diverging_loss` | it stays above 1.5 times its start and the trivial loss, or has lost for good what it had gained |
 | `plateau` | nothing learned: the loss is at the trivial one, and no fall leads away from there |
 | `slow_convergence` | it falls so steadily that as many updates again would gain 5 % of the trivial loss |
-| `oscillating_loss` | single batches scatter by three times what sampling explains, at a level that is not low |
+| `oscillating_loss` | single batches scatter far more than sampling explains, at a level that is not low |
 | `underfitting` | flat, and above what the labels of nearest neighbours alone would give |
 | `overfitting` | the validation loss has risen off its best by more than its noise, while the training loss fell |
 """
@@ -29,15 +29,15 @@ RISE, RISE_OF_TRIVIAL = 0.20, 0.03
 #: A rise of so much more is overfitting by itself; by less only if the metric has come down too.
 RISEN = 1.0
 #: Gap between the metric in training and validation from which on most of what was learned holds for nothing else.
-GAP = 0.3
+GAP = 0.4
 METRICS = ("accuracy", "r2")
 #: Examples that the agreement of neighbours was counted over, at least.
 SAMPLE = 512
-#: By how much validation accuracy may lie below the nearest neighbour's: networks are better by a few points where
-#: both were measured; with a reason at hand, or without one.
-NARROW, WIDE = 0.03, 0.12
-#: What well-trained networks of that accuracy have of the loss of an answer that is only right so often.
-LOWER = 0.85
+#: By how much accuracy, in training or validation, may lie below the nearest neighbour's, with a reason at hand or
+#: without one: networks are better by some points wherever both were measured.
+NARROW, WIDE = 0.03, 0.15
+#: The same of losses.
+LOWER, HIGHER = 0.85, 1.15
 
 
 def findings(case: Case) -> list[Finding]:
@@ -198,25 +198,36 @@ def _underfitting(case: Case, bound: float) -> Finding:
 
 
 def is_weak(case: Case, sure: bool) -> float | None:
-    """What copying the nearest neighbour's label would give as a loss, where the training is worse than it; else None.
-
-    A calibrated answer that is right with chance a and spreads the rest over C − 1 classes has the loss
-    H(a) + (1 − a) ln(C − 1). The nearest neighbour errs at most twice as often as anything can (Cover and Hart 1967),
-    so a network that was trained well is better. `sure`: by a wide margin, as is asked where nothing else is wrong.
+    """The loss that copying the target of the nearest neighbour would come to, where the training is worse than that;
+    else None. The neighbour errs at most twice as often as anything can (Cover and Hart 1967), so a network that was
+    trained well is better. `sure`: by a wide margin, as is asked where nothing else is wrong.
     """
     course = case.course
-    agreement, classes = case.fact("neighbour_agreement"), case.fact("num_classes")
-    if agreement is None or not classes or classes < 2 or course.trivial is None or not course.is_long:
+    if course.trivial is None or not course.is_long or (case.share_done or 1.0) <= 0.5:
         return None
+    agreement, error = case.fact("neighbour_agreement"), case.fact("neighbour_error")
+    if agreement is not None:
+        return _weak_classes(case, agreement, sure)
+    if error is None or case.facts.get("loss") != "mse" or error > 0.9 * course.trivial:
+        return None
+    return error if course.level - SURE * course.error > (HIGHER if sure else LOWER) * error else None
+
+
+def _weak_classes(case: Case, agreement: float, sure: bool) -> float | None:
+    """By accuracy where that is measured. Else by the loss of a calibrated answer that is right with chance a and
+    spreads the rest over C − 1 classes: H(a) + (1 − a) ln(C − 1).
+    """
+    course, classes = case.course, case.fact("num_classes") or 2.0
     right = agreement - SURE * math.sqrt(max(agreement * (1 - agreement), 1 / SAMPLE) / SAMPLE)
-    if right <= (case.fact("neighbour_chance") or 1 / classes) + 0.1 or (case.share_done or 1.0) <= 0.5:
+    if right <= (case.fact("neighbour_chance") or 1 / classes) + 0.1:
         return None
     wrong = 1 - right
     bound = -right * math.log(right) - (wrong * math.log(wrong / (classes - 1)) if wrong > 0 else 0.0)
     measured = _metrics(case)
     if measured is not None:
-        score = float(np.median(measured[1][-3:]))
+        score = max(float(np.median(part[-3:])) for part in measured if len(part))
         return bound if score < agreement - (WIDE if sure else NARROW) else None
+    assert course.trivial is not None
     is_above = course.level - SURE * course.error > max((1.0 if sure else LOWER) * bound, 0.1 * course.trivial)
     return bound if is_above else None
 
@@ -266,7 +277,7 @@ def _by_heart(step: int, evidence: dict[str, float], confidence: float) -> Findi
 
 
 def _metrics(case: Case) -> tuple[Floats, Floats] | None:
-    """A metric that is one where all is right, in training and in validation; None where none was measured."""
+    """A metric that is 1 where all is right, in training (may be empty) and validation; None where none was taken."""
     for name in METRICS:
         training, validation = case.values(name), case.values(f"validation_{name}")
         if len(validation) >= 4:

@@ -140,7 +140,7 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     left = case.course.is_long and case.course.level > LEFT * case.course.top and _still_steep(case)
     if not (outcomes & {"slow_convergence", "plateau", "underfitting"} or left):
         return None
-    if not taken.ratio < STILL or taken.overshoots or taken.bounces:
+    if not taken.ratio < STILL or taken.overshoots or taken.bounces or not (_never_moved(case) or _rate_fell(case)):
         return None
     rate = case.fact("learning_rate")
     evidence = {}
@@ -160,6 +160,20 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence=evidence,
         confidence=0.9,
     )
+
+
+def _never_moved(case: Case) -> bool:
+    """Whether the updates were as small at the start, when nothing was dead or flat yet."""
+    first = [
+        values[at <= 20] for layer, (at, values) in case.by_layer("update_ratio").items() if layer in case.matrices
+    ]
+    return not any(np.median(values) > 2 * STILL for values in first if len(values))
+
+
+def _rate_fell(case: Case) -> bool:
+    """Whether the rate has come down to a tenth, and most of the training went by below that."""
+    rates = case.values("learning_rate")
+    return len(rates) > 4 and float(np.median(rates)) < 0.1 * float(rates.max())
 
 
 def _still_steep(case: Case) -> bool:

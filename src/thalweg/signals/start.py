@@ -18,6 +18,8 @@ from thalweg.step.kinds import Kind, class_axis
 from thalweg.step.whole import Step
 from thalweg.tensors.named import leaves
 
+#: Share of a loss that rounding does not explain, also where a device adds up in any order.
+RANDOM = 1e-4
 #: What came last before the output, by the name of its node in autograd's graph.
 _FUNCTIONS = {
     "Softmax": "softmax",
@@ -53,6 +55,7 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
         found["initial_loss"] = float(loss.detach())
         found |= _of_output(output, batch[1], kind)
         found |= _of_gradients(parameters, trained, gradients)
+        found["random_in_evaluation"] = _is_random(step, batch)
     except RuntimeError:  # a model that cannot be differentiated this way is trained all the same
         pass
     finally:
@@ -63,6 +66,14 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
     if expected is not None:
         found["expected_initial_loss"] = expected
     return found
+
+
+def _is_random(step: Step, batch: Batch) -> bool:
+    """Whether the model in evaluation gives one batch two losses: dropout that does not know the difference, say."""
+    step.forward.model.eval()
+    with torch.no_grad():
+        first, second = (float(objective(step.forward, step.loss, batch)[0]) for _ in range(2))
+    return abs(first - second) > RANDOM * abs(first)
 
 
 def expected_loss(target: Any, kind: Kind | None) -> float | None:
