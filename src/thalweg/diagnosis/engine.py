@@ -11,11 +11,9 @@ stability or inputs of an odd scale in a network that learns well are notes.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 
-from thalweg.diagnosis import backward, causes, forward, loss, rate
+from thalweg.diagnosis import backward, before, causes, forward, loss, rate
 from thalweg.diagnosis.case import Case
 from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
@@ -51,25 +49,16 @@ def findings(history: History) -> list[Finding]:
     """
     case = Case(history)
     if not case.names:
-        return ranked([finding for finding in _told_before(case) if finding.severity != "note"])
+        return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
     is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
     flow = [*forward.findings(case), *backward.findings(case)]
-    suspects = [*_told_before(case), *flow]
+    suspects = [*before.findings(history), *flow]
     if is_bad:
         suspects = [_raised(finding) for finding in suspects]
     suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes, is_bad)
     return ranked(_explained(_once([*suspects, *symptoms])))
-
-
-def _told_before(case: Case) -> list[Finding]:
-    """What the facts say of before the training."""
-    found = []
-    for room in ("data", "pairing", "start"):
-        with suppress(ModuleNotFoundError):
-            found += import_module(f"thalweg.diagnosis.{room}").findings(case.history)
-    return found
 
 
 def _raised(finding: Finding) -> Finding:
