@@ -47,7 +47,7 @@ def _begins_high(facts: dict[str, Any]) -> Finding | None:
     begun, expected = facts.get("initial_loss"), facts.get("expected_initial_loss")
     if not isinstance(begun, int | float) or not isinstance(expected, int | float) or not expected > 0:
         return None
-    if begun <= HIGH * expected and math.isfinite(begun):
+    if begun <= HIGH * expected or not math.isfinite(begun):  # what is not finite may be the data's
         return None
     return Finding(
         "bad_initialization",
@@ -55,9 +55,7 @@ def _begins_high(facts: dict[str, Any]) -> Finding | None:
         0,
         f"The loss begins at {begun:.3g}, where an answer that knows nothing would have {expected:.3g}.",
         "Scale the inputs, or start with smaller weights, in the last layer above all.",
-        evidence={"initial_loss": float(begun), "expected_initial_loss": float(expected)}
-        if math.isfinite(begun)
-        else {"expected_initial_loss": float(expected)},
+        evidence={"initial_loss": float(begun), "expected_initial_loss": float(expected)},
         confidence=0.7,
     )
 
