@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 #: Updates that one value of the course stands for: those between two reports, once a training is under way.
 BIN = 10
 #: Share of a planned training, or updates, before which nothing is said about what was not learned yet.
-BEGUN, MANY = 0.25, 2000
+BEGUN, MANY = 0.5, 2000
 #: Values that the newest level is the mean of: this share of all, at least so many.
 NEWEST, AT_LEAST = 6, 4
 #: A loss within this share of the trivial one has learned nothing worth having.
 NOTHING = 0.05
 #: A loss this many times the trivial one, or its own start, has left the ground on which descent works.
 LOST = 1.5
+#: Times its start that a loss must come to early on to have been thrown off by a step; updates after which one that
+#: is thrown and comes back has come back.
+THROWN, SETTLED = 3.0, 60
 #: A rule has hardly warmed up after so many updates.
 FEW_UPDATES = 100
 #: What as many updates again would gain, as a share of the trivial loss, from which on it is worth having.
@@ -49,7 +52,8 @@ class Course:
     """The training loss in steps of about `BIN` updates: `steps`, `losses` `[bins]`, all finite.
 
     `broken` is the first step whose loss was not finite; `trivial` as above, None where it is not known; `start` the
-    loss at the start; `singles` `[reports]` what single batches scatter by.
+    loss at the start; `singles` `[reports]` what single batches scatter by; `thrown` the step at which the loss was
+    first thrown far above its start, early on.
     """
 
     steps: Floats
@@ -60,6 +64,7 @@ class Course:
     singles: Floats
     batch_size: float | None
     share_done: float | None
+    thrown: int | None = None
 
     @property
     def is_long(self) -> bool:
@@ -154,7 +159,8 @@ class Course:
     @cached_property
     def is_stuck(self) -> bool:
         """Nothing learned: at the trivial loss or above it, and no fall that leads away from there."""
-        if not self.is_long:
+        is_known = self.thrown is not None and len(self.losses) >= AT_LEAST and float(self.steps[-1]) >= SETTLED
+        if not (self.is_long or is_known):
             return False
         if not self.top > 0:
             return self.level > self.start - SURE * max(self.error, scatter(self.losses))
@@ -222,16 +228,26 @@ def course(case: Case) -> Course:
     sound = np.isfinite(values)
     at, losses = _binned(steps[sound], values[sound])
     _, singles = case.series("loss_spread")
+    start = _start(case, values)
     return Course(
         steps=at,
         losses=losses,
         broken=int(steps[broken[0]]) if len(broken) else None,
         trivial=trivial if trivial is not None and trivial > 0 else None,
-        start=_start(case, values),
+        start=start,
         singles=singles[np.isfinite(singles)],
         batch_size=case.fact("batch_size"),
         share_done=case.share_done,
+        thrown=_thrown(steps[sound], values[sound], max(start, trivial or start)),
     )
+
+
+def _thrown(steps: Floats, losses: Floats, usual: float) -> int | None:
+    """The step of the first tenth (or 50 updates) at which the loss was thrown far above what it began with."""
+    if not len(steps) or not math.isfinite(usual) or not usual > 0:
+        return None
+    above = np.flatnonzero((steps <= max(50, steps[-1] / 10)) & (losses > THROWN * usual))
+    return int(steps[above[0]]) if len(above) else None
 
 
 def _start(case: Case, values: Floats) -> float:

@@ -14,8 +14,6 @@ from thalweg.diagnosis.noise import CHANCE, SURE, chance_of_median, scatter
 from thalweg.diagnosis.update import FEW, STILL, USUAL, Steps, largest_ratio, sound, steps
 from thalweg.records.finding import Finding
 
-#: Times its start that a loss must come to in its first reports to have been thrown off by a step.
-THROWN = 3.0
 #: Times its value by which a rate is raised in one go, beyond any warm-up.
 JUMP = 4.0
 #: Share of the trivial loss above it that a training whose rate is low enough does not stay at.
@@ -45,7 +43,7 @@ def findings(case: Case, outcomes: set[str]) -> list[Finding]:
 def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     course = case.course
     lost = course.is_lost
-    thrown, raised = _thrown(case), _raised(case)
+    thrown, raised = course.thrown, _raised(case)
     is_thrown = thrown is not None and (lost or not course.learned > 0.5)
     restless = course.is_stuck and course.trivial is not None and taken.ratio > STILL and _is_restless(case)
     if not (taken.overshoots or is_thrown or restless or raised is not None):
@@ -80,18 +78,6 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence=evidence,
         confidence=confidence,
     )
-
-
-def _thrown(case: Case) -> float | None:
-    """The step at which the loss was first thrown far above its start, in the first tenth or 50 updates; else None."""
-    at, losses = case.series("loss")
-    course = case.course
-    bound = THROWN * max(course.start, course.trivial or 0.0)
-    early = at <= max(50, (at[-1] if len(at) else 0) / 10)
-    if not math.isfinite(bound) or not bound > 0:
-        return None
-    above = np.flatnonzero(early & np.isfinite(losses) & (losses > bound))
-    return float(at[above[0]]) if len(above) else None
 
 
 def _raised(case: Case) -> int | None:

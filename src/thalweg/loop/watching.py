@@ -53,6 +53,7 @@ class Watching:
 
     def ended(self, step: int) -> None:
         """The training is over: what holds at its end is what was found, and what has passed is forgotten."""
+        self._history.note({"ended_at": step})  # what was not learned by now will not be
         if self._on:
             self._ask(step)
             self._history.settle(engine.findings(self._history), step)
