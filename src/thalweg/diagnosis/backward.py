@@ -3,7 +3,7 @@
 | code | holds when |
 |---|---|
 | `vanishing_gradient` | from the output to the input the gradient falls by more than two decades, layer by layer |
-| `exploding_gradient` | a layer's gradient times its weights is more than a hundred times the loss, or grows so |
+| `exploding_gradient` | a layer's gradient times its weights is more than a hundred times the trivial loss; or bursts |
 
 The ratio of the first layer to the last alone says little: it is small in networks that have converged too. Notes until
 the engine has seen that the outcome is bad.
@@ -93,8 +93,8 @@ def _times(decades: float) -> str:
 
 
 def sensitivity(case: Case) -> tuple[str, Floats, Floats]:
-    """How many times itself the loss would change if a layer's weights changed by their own size: the most sensitive
-    layer, the steps, and the numbers there, ‖g‖ ‖w‖ / loss.
+    """By how many times the trivial loss (or itself, where that is not known) the loss would change if the weights of a
+    layer changed by their own size: the most sensitive layer, the steps, and the numbers there, ‖g‖ ‖w‖ / loss.
     """
     steps, losses = case.series("loss")
     best: tuple[str, Floats, Floats] = ("", np.empty(0), np.empty(0))
@@ -103,14 +103,14 @@ def sensitivity(case: Case) -> tuple[str, Floats, Floats]:
         steps_g, norms = case.series(f"gradient_norm/{layer}")
         if not len(at) or not len(steps_g) or not len(steps):
             continue
-        scale = np.maximum(np.abs(_at(steps, losses, at)), 0.05 * abs(case.course.top))
+        scale = case.course.trivial or np.maximum(np.abs(_at(steps, losses, at)), 0.05 * abs(case.course.top))
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             numbers = weights * _kept(case, layer, at) * _at(steps_g, norms, at) / scale
         sound = np.isfinite(numbers)
         common, numbers = at[sound], numbers[sound]
         if not len(numbers):
             continue
-        if not len(best[2]) or np.median(numbers) > np.median(best[2]):
+        if not len(best[2]) or numbers[0] > best[2][0]:
             best = layer, common, numbers
     return best
 
@@ -129,8 +129,8 @@ def _at(steps: Floats, values: Floats, wanted: Floats) -> Floats:
 def _exploding(case: Case) -> Finding | None:
     layer, steps, numbers = sensitivity(case)
     steep = numbers > STEEP
-    if len(numbers) and steep[0] and np.median(steep) >= 0.5:
-        return _grown(layer, int(steps[0]), {"sensitivity": float(np.nanmedian(numbers))}, 0.8)
+    if len(numbers) and steep[0]:
+        return _grown(layer, int(steps[0]), {"sensitivity": float(numbers[0])}, 0.8)
     at, norms = case.series("gradient_norm")
     norms, at = norms[np.isfinite(norms)], at[np.isfinite(norms)]
     if len(norms) < 10:

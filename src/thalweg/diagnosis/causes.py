@@ -9,6 +9,8 @@ from thalweg.diagnosis.noise import SURE, chance_of_median
 from thalweg.diagnosis.update import FEW, steps
 from thalweg.records.finding import Finding
 
+#: Examples that the agreement of neighbours was counted over, at least.
+SAMPLE = 512
 #: Root mean square of weights times the root of their inputs: He's is 1.4, torch's own 0.6. Twice the one and a third
 #: of the other, over a few layers, is a signal gone.
 LARGE, SMALL = 2.8, 0.2
@@ -20,11 +22,11 @@ SAME = 0.95
 
 def findings(case: Case, outcomes: set[str], is_bad: bool) -> list[Finding]:
     """Causes for the outcomes that were seen; `is_bad` where the network has learned less than it ought to."""
-    found = [_zero_start(case) or _standing_still(case), _random(case)]
+    found = [_zero_start(case) or _standing_still(case), _random(case), _bad_labels(case, outcomes)]
     if is_bad:
         found.append(_odd_scale(case))
     if outcomes:
-        found += [_bad_labels(case, outcomes), _stale(case, outcomes)]
+        found.append(_stale(case, outcomes))
     return [finding for finding in found if finding is not None]
 
 
@@ -117,8 +119,12 @@ def _bad_labels(case: Case, outcomes: set[str]) -> Finding | None:
         return None
     never = len(validation) >= 4 and float(np.nanmin(validation)) > NEVER * course.trivial
     learned = course.learned > 0.1
-    by_chance = agreement is not None and chance is not None and agreement < chance + SURE * (chance / 256) ** 0.5
-    if not ((never and learned) or (by_chance and (never or "plateau" in outcomes))):
+    known = agreement is not None and chance is not None
+    by_chance = known and agreement < chance + SURE * (chance / SAMPLE) ** 0.5
+    if by_chance:
+        if not (never or "plateau" in outcomes):
+            return None
+    elif not (never and learned) or (known and "overfitting" in outcomes):  # learned by heart, and neighbours do agree
         return None
     evidence = {"trivial": course.trivial}
     if len(validation):

@@ -31,7 +31,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "dead_units": frozenset({"vanishing_gradient"}),
     "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "vanishing_gradient": frozenset({"learning_rate_too_low", "dead_units"}),
-    "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units"}),
+    "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units", "bad_initialization"}),
     "learning_rate_too_high": _FLOW | {"bad_labels", "learning_rate_too_low"},
     "frozen_parameters": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "bad_labels": frozenset({"overfitting", "learning_rate_too_low"}),
