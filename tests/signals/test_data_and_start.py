@@ -53,7 +53,7 @@ def test_classes_and_the_loss_of_an_answer_that_knows_nothing() -> None:
     assert told["label_entropy"] == pytest.approx(entropy)
     assert told["expected_initial_loss"] == pytest.approx(entropy)
     model = dense()
-    assert told["initial_loss"] == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
+    assert told["initial_loss"] == pytest.approx(F.cross_entropy(model(x[:64]), y[:64]).item(), rel=1e-5)
 
 
 def test_neighbours_agree_where_labels_follow_inputs_and_not_where_they_are_drawn() -> None:
