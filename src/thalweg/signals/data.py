@@ -24,6 +24,8 @@ EXAMPLES, ITEMS, NEIGHBOURS = 2048, 256, 1024
 IGNORED = -100
 #: Columns by which two examples are taken for the same.
 COLUMNS = 256
+#: Numbers of a target up to which neighbours are a yardstick: a whole picture no network has to give back as well.
+TARGETS = 8
 #: Features above which a table of them is not looked at one by one.
 FEATURES = 4096
 
@@ -165,7 +167,7 @@ def _neighbours(x: Tensor, y: Tensor, are_classes: bool) -> dict[str, Any]:
     step = math.ceil(len(x) / NEIGHBOURS)
     if not are_classes:
         nearest = _nearest(x[::step])
-        if nearest is None or not y.is_floating_point() or len(y) != len(x):
+        if nearest is None or not y.is_floating_point() or len(y) != len(x) or y[0].numel() > TARGETS:
             return {}
         y = y[::step].reshape(len(nearest), -1).double()
         return {"neighbour_error": float((y[nearest] - y).square().mean())}
