@@ -33,7 +33,7 @@ _SHAPES = frozenset(
     ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Clone", "Slice")
 )
 _MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
 _ACTIVATIONS = "torch.nn.modules.activation"
 
 
@@ -86,7 +86,7 @@ def _of_layers(model: nn.Module) -> dict[str, Any]:
         layer["parameters"] += p.numel()
         layer["trainable"] |= p.requires_grad
         layer["bias"] |= "bias" in own
-        if p.ndim > 1 and not isinstance(module, _TABLES):
+        if p.ndim > 1 and isinstance(module, _MATRICES):
             layer["scale"] = max(layer.get("scale", 0.0), _scale(p.detach()))
         if not p.requires_grad:
             frozen.append(name)
