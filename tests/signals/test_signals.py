@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import thalweg
 import thalweg.gradients
-from thalweg.signals.cadence import EVERY, is_reported, is_sampled
+from thalweg.signals.cadence import EVERY, is_reported
 from thalweg.signals.forward import FLAT, WINDOW, Activations
 from thalweg.signals.layers import Layers
 from thalweg.signals.signals import Signals

@@ -12,13 +12,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from thalweg.diagnosis.convergence import WINDOW, judge
+from thalweg.diagnosis.convergence import is_due, judge
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import measure
 from thalweg.loop.memory import Memory
 from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
+<<<<<<< HEAD
+=======
+from thalweg.loop.watching import Watching
+>>>>>>> clinic
 from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
 from thalweg.signals.cadence import is_awaited, is_reported
@@ -45,6 +49,7 @@ class Training:
         self.verdict: Verdict | None = None
         self.best: dict[str, Tensor] | None = None
         self.memory = Memory(setup)
+        self.watching = Watching(setup.history, setup.events, setup.watched)
         self._pause: int | None = None
         self._pending: list[Tensor] = []
         self._started = self._saved = 0.0
@@ -58,6 +63,7 @@ class Training:
         reason = self._limit_reached() or self._decided_before()
         if self.at.step == 0:
             self.save()
+            self.watching.began()
         while reason is None:
             self.model.train()
             reason = self._epoch()
@@ -67,6 +73,8 @@ class Training:
         if reason != "diverged":
             self.save(last=reason != "interrupted")
         self.setup.saver.finish()
+        if reason != "interrupted":
+            self.watching.ended(self.at.step)
         self.verdict = self._judge()
         return reason
 
@@ -176,6 +184,7 @@ class Training:
         record = self._record(values)
         self.setup.history.append(record)
         self.setup.events.step(record)
+        self.watching.reported(at.step)
         if values["loss"] - values["loss"] != 0 and not self._finite():  # NaN or Inf, and it has reached the weights
             return "diverged"
         return "target" if self._target_reached(values) else None
@@ -201,6 +210,7 @@ class Training:
         if setup.validation is not None:
             setup.schedule.validated(values["validation_loss"])
         setup.events.validated(record)
+        self.watching.evaluated(at.step)
         if is_best and self.save(best=True):
             self.best = None  # a large model's best weights are on the disk, and need no memory
         return self._decide(values)
@@ -245,7 +255,7 @@ class Training:
         series = history.series(watched)[1]
         if isinstance(patience, int):
             return "patience" if len(series) - 1 - int(series.argmin()) >= patience else None
-        if len(series) < WINDOW or len(series) % max(1, len(series) // 20):
+        if not is_due(len(series)):
             return None
         self.verdict = self._judge()
         return {"converged": "converged", "stuck": "patience", "overfitting": "patience", "diverged": "diverged"}.get(
@@ -255,7 +265,16 @@ class Training:
     def _judge(self) -> Verdict:
         setup = self.setup
         watched = "validation_loss" if setup.validation is not None else None
-        return judge(setup.history, self.epochs, watched, annealing=setup.anneals and not self._annealed())
+        annealing = setup.anneals and not self._annealed()
+        return judge(setup.history, self.epochs, watched, annealing, self._remaining())
+
+    def _remaining(self) -> float | None:
+        """Updates that are planned yet; None where none is, or all are made."""
+        limits, per_epoch = self.limits, self.setup.batches.per_epoch
+        ends = [limits.steps] if limits.steps is not None else []
+        if limits.epochs is not None and per_epoch:
+            ends.append(limits.epochs * per_epoch)
+        return min(ends) - self.at.step if ends and min(ends) > self.at.step else None
 
     def _annealed(self) -> bool:
         """Whether the learning rate has come down to a twentieth of its peak."""

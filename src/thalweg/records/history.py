@@ -12,7 +12,11 @@ import json
 import sqlite3
 import threading
 from array import array
+<<<<<<< HEAD
 from collections.abc import Callable, Iterator, Mapping
+=======
+from collections.abc import Callable, Iterable, Iterator, Mapping
+>>>>>>> clinic
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,6 +140,11 @@ class History:
         column = self._columns.get(name)
         return column[1][-1] if column else None
 
+    def count(self, name: str) -> int:
+        """How many values a series has."""
+        column = self._columns.get(name)
+        return len(column[1]) if column else 0
+
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def append(self, record: StepRecord) -> None:
@@ -153,6 +162,18 @@ class History:
         """Add a finding, seen at `step` (it may hold since earlier)."""
         self._found.append((step, finding))
         self._queue("findings", step, finding)
+
+    def settle(self, findings: Iterable[Finding], step: int) -> None:
+        """At the end of a training, after `step`: these findings take the place of all that were added before."""
+        self._found = [(step, finding) for finding in findings]
+        if self.path is not None:
+            self.flush()
+            with self._lock:  # of a disk that is full: what still waits is left out
+                self._pending = [waiting for waiting in self._pending if waiting[0] != "findings"]
+            with contextlib.suppress(sqlite3.Error), self._writing, self._connection:
+                self._connection.execute("DELETE FROM findings")
+        for _, finding in self._found:
+            self._queue("findings", step, finding)
 
     def acted(self, action: Action) -> None:
         """Add an action."""
