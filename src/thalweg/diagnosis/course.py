@@ -111,8 +111,8 @@ class Course:
 
     @cached_property
     def gain(self) -> float:
-        """What as many updates again would gain if the newer third went on, as a share of the trivial loss: at most what
-        is left. 0 where the fall may be chance.
+        """What as many updates again would gain if the newer third went on, as a share of the trivial loss: at most
+        what is left. 0 where the fall may be chance.
         """
         if self.late is None or not self.late.is_falling or not self.top > 0:
             return 0.0

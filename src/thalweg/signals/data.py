@@ -82,9 +82,10 @@ def _of_features(flat: Tensor) -> dict[str, Any]:
         largest = places[std[varies].argmax()]
         found |= {
             "largest_feature_std": float(std[varies].max()),
+            "median_feature_std": float(std[varies].median()),
             "smallest_feature_std": float(std[varies].min()),
             "largest_feature": int(largest),
-            "largest_offset": float((mean[varies].abs() / std[varies]).max()),
+            "largest_offset": float(mean.abs().max() / std[varies].median()),
         }
     return found
 
@@ -102,6 +103,7 @@ def _of_targets(y: Tensor, kind: Kind | None) -> dict[str, Any]:
     return {
         "target_mean": float(y.mean()),
         "target_std": float(y.std(correction=0)),
+        "target_low": float(y.min()),
         "target_max_abs": float(y.abs().max()),
     }
 
@@ -149,9 +151,13 @@ def _shared(batches: Batches, held: Tensor | None) -> dict[str, Any]:
     if own is None or own.shape[1:] != held.shape[1:] or own[0].numel() < 2:
         return {}
     step = math.ceil(len(held) / EXAMPLES)
-    keys = {row.tobytes() for row in _rows(own)}
+    rows = [row.tobytes() for row in _rows(own)]
+    keys = set(rows)
     taken = _rows(held[::step])
-    return {"shared_with_validation": sum(row.tobytes() in keys for row in taken) / len(taken)}
+    return {
+        "shared_with_validation": sum(row.tobytes() in keys for row in taken) / len(taken),
+        "repeated_examples": 1 - len(keys) / len(rows),
+    }
 
 
 def _rows(x: Tensor) -> Any:
