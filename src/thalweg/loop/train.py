@@ -19,10 +19,7 @@ from thalweg.loop.memory import Memory
 from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
-<<<<<<< HEAD
-=======
 from thalweg.loop.watching import Watching
->>>>>>> clinic
 from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
 from thalweg.signals.cadence import is_awaited, is_reported

@@ -12,11 +12,7 @@ import json
 import sqlite3
 import threading
 from array import array
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator, Mapping
-=======
 from collections.abc import Callable, Iterable, Iterator, Mapping
->>>>>>> clinic
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any

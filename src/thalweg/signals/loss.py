@@ -2,11 +2,7 @@
 
 | series | unit | cost | when |
 |---|---|---|---|
-<<<<<<< HEAD
-| `loss_spread` | of the loss, standard deviation of the single losses since the last report | none | reports of 5 or more |
-=======
 | `loss_spread` | of the loss, standard deviation of the losses since the last report | none | reports of 5 or more |
->>>>>>> clinic
 | `descent_ratio` | (J(θ′) − J(θ)) / (g · (θ′ − θ)), both losses of the same batch | one forward pass | sampled |
 
 The ratio is 1 where the loss is straight along the update, ½ at the bottom of a quadratic valley, 0 where the step
@@ -66,11 +62,7 @@ class Moment:
 
 
 def along(gradients: Sequence[Tensor | None], moves: Sequence[Tensor]) -> Tensor:
-<<<<<<< HEAD
-    """g · Δ, a scalar on the device: what the loss falls by where it is straight."""
-=======
     """G · Δ, a scalar on the device: what the loss falls by where it is straight."""
->>>>>>> clinic
     return torch.stack([(g * m).sum() for g, m in zip(gradients, moves, strict=True) if g is not None]).sum()
 
 

@@ -4,11 +4,7 @@
 |---|---|---|---|
 | `output_spread` | of the output: standard deviation over the examples, mean over the outputs | two passes | sampled |
 | `output_low`, `output_high` | of the output: the smallest and the largest | two passes | sampled |
-<<<<<<< HEAD
-| `prediction_share` | share of the examples whose prediction is the most frequent class, 0 to 1 | two passes | sampled |
-=======
 | `prediction_share` | share of the examples predicted to be of the most frequent class, 0 to 1 | two passes | sampled |
->>>>>>> clinic
 
 A spread of nearly 0 is a model that gives the same answer to everything. Heard by a tap on the model itself, so not of
 Keras models, nor of models that return their loss. The share is taken where the loss says that outputs are classes: by

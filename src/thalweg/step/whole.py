@@ -40,11 +40,7 @@ class Step:
     @property
     def can_repeat(self) -> bool:
         """Whether the loss that `again` gives is comparable to that of a step: not where a rule evaluates it several
-<<<<<<< HEAD
-        times, nor in half precision, whose digits do not tell one step, nor where Keras projects the weights afterwards.
-=======
         times, nor in half precision, whose digits do not tell one step, nor where Keras projects weights afterwards.
->>>>>>> clinic
         """
         return not (self.update.needs_closure or self.arithmetic is not None or self.constrained)
 
