@@ -28,7 +28,10 @@ def _alike(facts: dict[str, Any]) -> Finding | None:
         for layer in facts.get("layers") or []
         if layer["trainable"] and not any(norm in layer["kind"] for norm in NORMS) and layer["kind"] != "Embedding"
     ]
-    alike = [name for name in facts.get("symmetric_layers") or [] if name in layers[:-1]]
+    same = (
+        facts.get("unbroken_layers", facts.get("symmetric_layers")) or []
+    )  # where a gradient tells units apart, all is well
+    alike = [name for name in same if name in layers[:-1]]
     if not alike:
         return None
     return Finding(
@@ -47,6 +50,8 @@ def _begins_high(facts: dict[str, Any]) -> Finding | None:
     begun, expected = facts.get("initial_loss"), facts.get("expected_initial_loss")
     if not isinstance(begun, int | float) or not isinstance(expected, int | float) or not expected > 0:
         return None
+    if facts.get("loss") in ("cross_entropy", "categorical_cross_entropy", "nll"):
+        expected = max(expected, math.log(max(1, facts.get("output_units", 1))))  # undecided between all classes
     if begun <= HIGH * expected and math.isfinite(begun):
         return None
     return Finding(

@@ -6,14 +6,15 @@ from typing import Any
 
 from thalweg.records.settings import Settings
 from thalweg.run.choices import Chosen
-from thalweg.signals.data import of_data
+from thalweg.signals.data import of_data, sample
 from thalweg.signals.start import of_start
+from thalweg.step.data import cast
 from thalweg.step.kinds import kind_of
 from thalweg.step.whole import Step
 from thalweg.tensors.seeds import untouched
 
-#: Examples of the pass before training, at most.
-ROWS = 256
+#: Examples of the pass before training: a batch, that it may cost no more than a step or two, but between these.
+FEWEST, MOST = 32, 256
 
 
 def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
@@ -21,10 +22,13 @@ def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
     kind = kind_of(step.loss)  # type: ignore[arg-type]
     batches = chosen.batches
     found = of_settings(chosen, settings)
-    found |= {"loss": kind.name if kind is not None else found["loss"], "task": kind.task if kind else "other"}
+    own = chosen.decided["loss"] or "own"
+    found |= {"loss": kind.name if kind is not None else own, "task": kind.task if kind else "other"}
     with untouched():
         found |= of_data(batches, chosen.validation, kind)
-        found |= of_start(step, batches.first(ROWS), kind)
+        size = found["batch_size"]
+        rows = min(MOST, max(FEWEST, size if isinstance(size, int) else MOST))
+        found |= of_start(step, cast(sample(batches, rows), batches.dtype, batches.device), kind)
     if "label_entropy" in found and kind is not None and kind.task in ("classification", "binary"):
         found["expected_initial_loss"] = found["label_entropy"]  # of more examples than a batch
     return found
@@ -39,7 +43,6 @@ def of_settings(chosen: Chosen, settings: Settings) -> dict[str, Any]:
         found["batch_size"] = decided["num_examples"]
     found["optimizer"] = str(found["optimizer"]).lower()
     found |= {
-        "loss": decided["loss"] or "own",
         "num_validation_examples": decided["num_validation_examples"],
         "steps_per_epoch": decided["steps_per_epoch"],
         "planned_steps": decided["total_steps"],

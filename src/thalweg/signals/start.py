@@ -30,6 +30,8 @@ _FUNCTIONS = {
 _SHAPES = frozenset(
     ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Clone", "Slice")
 )
+#: Share of a gradient by which equal ones may differ: sums in float32 are made in different orders.
+ROUNDING = 1e-5
 _MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _ACTIVATIONS = "torch.nn.modules.activation"
 
@@ -52,7 +54,14 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
         found["initial_loss"] = float(loss.detach())
         found |= _of_output(output, batch[1], kind)
         found |= _of_gradients(parameters, trained, gradients)
-    except RuntimeError:  # a model that cannot be differentiated this way is trained all the same
+        found["unbroken_layers"] = [name for name in found["symmetric_layers"] if name in _alike(parameters, gradients)]
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ):  # a model that cannot be differentiated this way is trained all the same
         pass
     finally:
         for module, mode in modes:
@@ -171,6 +180,18 @@ def output_function(output: Tensor) -> str:
             break
         node = node.next_functions[0][0]
     return "none"
+
+
+def _alike(parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]) -> set[str]:
+    """Layers whose units all get the same gradient, or none: with the same weights, they stay the same unit."""
+    trained = [(name, p) for name, p in parameters.items() if p.requires_grad]
+    alike = set()
+    for (name, p), gradient in zip(trained, gradients, strict=False):
+        if p.ndim > 1 and (
+            gradient is None or bool((gradient - gradient[:1]).abs().max() <= ROUNDING * gradient.abs().max())
+        ):
+            alike.add(name.rpartition(".")[0] or name)
+    return alike
 
 
 def _of_gradients(
