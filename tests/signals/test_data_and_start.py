@@ -20,8 +20,9 @@ from thalweg.step.data import Arrays
 
 def facts(model: nn.Module, data: Any, loss: Any = "cross_entropy", **settings: Any) -> dict[str, Any]:
     run = thalweg.fit(
-        model, data, loss, steps=1, learning_rate=1e-3, optimizer="adam", verbose=False, patience=None, **settings
-    )
+        model, data, loss, learning_rate=1e-3, optimizer="adam", verbose=False, patience=None,
+        **{"steps": 1, "batch_size": 200, **settings},
+    )  # fmt: skip
     return run.history.facts
 
 
@@ -182,7 +183,7 @@ def test_units_that_start_alike_and_stay_so() -> None:
 
 def test_a_race_leaves_the_facts_those_of_the_first_weights() -> None:
     x, y = table()
-    raced = thalweg.fit(dense(), (x, y), "cross_entropy", steps=300, verbose=False, patience=None)
+    raced = thalweg.fit(dense(), (x, y), "cross_entropy", steps=300, batch_size=200, verbose=False, patience=None)
     assert raced.record.decided["search"] is not None
     told = raced.history.facts
     assert told["initial_loss"] == pytest.approx(F.cross_entropy(dense()(x), y).item(), rel=1e-5)
