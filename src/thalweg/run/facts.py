@@ -13,8 +13,8 @@ from thalweg.step.kinds import kind_of
 from thalweg.step.whole import Step
 from thalweg.tensors.seeds import untouched
 
-#: Examples of the pass before training: a batch, that it may cost no more than a step or two, but between these.
-FEWEST, MOST = 32, 256
+#: Examples of the pass before training: it is to cost no more than a step. A stream's first batch is taken as it is.
+ROWS = 64
 
 
 def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
@@ -26,11 +26,7 @@ def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
     found |= {"loss": kind.name if kind is not None else own, "task": kind.task if kind else "other"}
     with untouched():
         found |= of_data(batches, chosen.validation, kind)
-        size = found["batch_size"]
-        rows = min(MOST, max(FEWEST, size if isinstance(size, int) else MOST))
-        found |= of_start(step, cast(sample(batches, rows), batches.dtype, batches.device), kind)
-    if "label_entropy" in found and kind is not None and kind.task in ("classification", "binary"):
-        found["expected_initial_loss"] = found["label_entropy"]  # of more examples than a batch
+        found |= of_start(step, cast(sample(batches, ROWS), batches.dtype, batches.device), kind)
     return found
 
 

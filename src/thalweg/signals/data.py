@@ -36,6 +36,9 @@ def of_data(batches: Batches, validation: Batches | None, kind: Kind | None) -> 
     x, y = sample(batches)
     inputs, targets = _first(x), _first(y)
     found: dict[str, Any] = {}
+    expected = expected_loss(y, kind)
+    if expected is not None:
+        found["expected_initial_loss"] = expected
     if inputs is not None:
         found |= _of_inputs(inputs)
     if targets is not None:
@@ -45,6 +48,27 @@ def of_data(batches: Batches, validation: Batches | None, kind: Kind | None) -> 
     if inputs is not None and targets is not None and "num_classes" in found and inputs.is_floating_point():
         found |= _neighbours(inputs, targets)
     return found
+
+
+def expected_loss(target: Any, kind: Kind | None) -> float | None:
+    """The loss of the best answer that does not look at its input, on these targets; None where it is not known."""
+    y = _first(target)
+    if y is None or kind is None or not y.numel():
+        return None
+    if kind.task == "classification":
+        return _entropy(_shares(y))
+    y = y.double()
+    if kind.task == "binary":
+        share = y.reshape(len(y), -1).mean(0).clamp(0, 1)
+        return float(-(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).mean())
+    middle = y.reshape(len(y), -1)
+    if kind.name == "mse":
+        return float(middle.var(0, correction=0).mean())
+    if kind.name == "mae":
+        return float((middle - middle.median(0).values).abs().mean())
+    if kind.name == "huber":
+        return float(torch.nn.functional.huber_loss(middle, middle.median(0).values.expand_as(middle)))
+    return None
 
 
 def sample(batches: Batches, most: int = EXAMPLES) -> Batch:
@@ -130,8 +154,13 @@ def _of_classes(shares: Tensor) -> dict[str, Any]:
         "num_classes": len(shares),
         "largest_class_share": float(shares.max()),
         "smallest_class_share": float(there.min()) if len(there) else 0.0,
-        "label_entropy": float(-(there * there.log()).sum()),
+        "label_entropy": _entropy(shares),
     }
+
+
+def _entropy(shares: Tensor) -> float:
+    """In nats."""
+    return float(-torch.xlogy(shares, shares).sum())
 
 
 def _neighbours(x: Tensor, y: Tensor) -> dict[str, Any]:
