@@ -110,6 +110,7 @@ def _of_features(flat: Tensor) -> dict[str, Any]:
     found: dict[str, Any] = {"constant_features": int((~varies).sum())}
     if varies.any():
         places = varies.nonzero().flatten()
+        found["repeated_features"] = len(places) - len(_keys([flat[:, places].T]).unique())
         largest = places[std[varies].argmax()]
         found |= {
             "largest_feature_std": float(std[varies].max()),
@@ -196,6 +197,12 @@ def _shared(batches: Batches, held: Any) -> dict[str, Any]:
         "shared_with_validation": min(1.0, every * float(torch.isin(keys[count:], keys[:count]).double().mean())),
         "repeated_examples": 1 - len(keys[:count].unique()) / count,
     }
+
+
+def holds_repeated(x: Any) -> bool:
+    """Whether two examples are the same in every number, so that they cannot be told apart."""
+    tensors = list(leaves(x))
+    return bool(tensors) and len({len(t) for t in tensors}) == 1 and len(_keys(tensors).unique()) < len(tensors[0])
 
 
 def _size(x: Any) -> int:

@@ -32,6 +32,8 @@ _SHAPES = frozenset(
 )
 #: Share of a gradient by which equal ones may differ: sums in float32 are made in different orders.
 ROUNDING = 1e-5
+#: How far the weight with the largest gradient is moved to see what a step would change: as far as weights are large.
+MOVE = 0.1
 _MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _ACTIVATIONS = "torch.nn.modules.activation"
 
@@ -54,7 +56,10 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
         found["initial_loss"] = float(loss.detach())
         found |= _of_output(output, batch[1], kind)
         found |= _of_gradients(parameters, trained, gradients)
-        found["unbroken_layers"] = [name for name in found["symmetric_layers"] if name in _alike(parameters, gradients)]
+        alike = _alike(parameters, gradients)
+        if any(name in alike for name in found["symmetric_layers"]):
+            alike &= _alike_after(step, batch, parameters, gradients)
+        found["unbroken_layers"] = [name for name in found["symmetric_layers"] if name in alike]
     except (
         RuntimeError,
         ValueError,
@@ -156,6 +161,29 @@ def _alike(parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, 
         ):
             alike.add(name.rpartition(".")[0] or name)
     return alike
+
+
+def _alike_after(
+    step: Step, batch: Batch, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]
+) -> set[str]:
+    """The same after a step down the gradient: a layer behind may have held it back and does so no longer, as a last
+    layer of zeros does. The weights are put back.
+    """
+    trained = [p for p in parameters.values() if p.requires_grad]
+    saved = [p.detach().clone() for p in trained]
+    largest = max((float(g.abs().max()) for g in gradients if g is not None), default=0.0)
+    try:
+        with torch.no_grad():
+            for p, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None and largest > 0:
+                    p.sub_(gradient, alpha=MOVE / largest)
+        with torch.enable_grad():
+            loss, _ = objective(step.forward, step.loss, batch)
+            return _alike(parameters, torch.autograd.grad(loss, trained, allow_unused=True))
+    finally:
+        with torch.no_grad():
+            for p, value in zip(trained, saved, strict=True):
+                p.copy_(value)
 
 
 def _of_gradients(
