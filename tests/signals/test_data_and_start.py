@@ -197,4 +197,4 @@ def test_a_resumed_run_keeps_its_facts(tmp_path: Path) -> None:
     trained = dense()
     nn.init.constant_(trained[0].weight, 3.0)
     run = thalweg.resume(tmp_path, model=trained, data=table(), loss="cross_entropy", steps=3)
-    assert run.history.facts == before | {"planned_steps": 3}
+    assert run.history.facts == before | {"planned_steps": 3, "ended_at": 3}

@@ -28,17 +28,16 @@ def _alike(facts: dict[str, Any]) -> Finding | None:
         for layer in facts.get("layers") or []
         if layer["trainable"] and not any(norm in layer["kind"] for norm in NORMS) and layer["kind"] != "Embedding"
     ]
-    same = (
-        facts.get("unbroken_layers", facts.get("symmetric_layers")) or []
-    )  # where a gradient tells units apart, all is well
-    alike = [name for name in same if name in layers[:-1]]
+    alike = [name for name in facts.get("symmetric_layers") or [] if name in layers[:-1]]
     if not alike:
         return None
+    unbroken = [name for name in facts.get("unbroken_layers", alike) if name in alike]
+    told = "they get the same gradient and stay alike" if unbroken else "only their biases tell them apart"
     return Finding(
         "bad_initialization",
-        "warning",
+        "warning" if unbroken else "note",
         0,
-        f"All units of layer {alike[0]} begin with the same weights: they get the same gradient and stay alike.",
+        f"All units of layer {alike[0]} begin with the same weights: {told}.",
         "Initialise weights at random (torch's default, or nn.init.kaiming_normal_).",
         alike[0],
         evidence={"layers": float(len(alike))},
@@ -52,7 +51,7 @@ def _begins_high(facts: dict[str, Any]) -> Finding | None:
         return None
     if facts.get("loss") in ("cross_entropy", "categorical_cross_entropy", "nll"):
         expected = max(expected, math.log(max(1, facts.get("output_units", 1))))  # undecided between all classes
-    if begun <= HIGH * expected and math.isfinite(begun):
+    if begun <= HIGH * expected or not math.isfinite(begun):  # what is not finite may be the data's
         return None
     return Finding(
         "bad_initialization",
@@ -60,9 +59,7 @@ def _begins_high(facts: dict[str, Any]) -> Finding | None:
         0,
         f"The loss begins at {begun:.3g}, where an answer that knows nothing would have {expected:.3g}.",
         "Scale the inputs, or start with smaller weights, in the last layer above all.",
-        evidence={"initial_loss": float(begun), "expected_initial_loss": float(expected)}
-        if math.isfinite(begun)
-        else {"expected_initial_loss": float(expected)},
+        evidence={"initial_loss": float(begun), "expected_initial_loss": float(expected)},
         confidence=0.7,
     )
 

@@ -45,8 +45,8 @@ def of_data(batches: Batches, validation: Batches | None, kind: Kind | None) -> 
         found |= _of_targets(targets, kind)
     if inputs is not None and validation is not None and isinstance(validation.data, Arrays):
         found |= _shared(batches, validation.data.x)
-    if inputs is not None and targets is not None and "num_classes" in found and inputs.is_floating_point():
-        found |= _neighbours(inputs, targets)
+    if inputs is not None and targets is not None and inputs.is_floating_point():
+        found |= _neighbours(inputs, targets, "num_classes" in found)
     return found
 
 
@@ -164,20 +164,40 @@ def _entropy(shares: Tensor) -> float:
     return float(-torch.xlogy(shares, shares).sum())
 
 
-def _neighbours(x: Tensor, y: Tensor) -> dict[str, Any]:
-    """How often the nearest other example has the same label, and how often that would happen by chance."""
+def _neighbours(x: Tensor, y: Tensor, are_classes: bool) -> dict[str, Any]:
+    """How often the nearest other example has the same label, and how often that would happen by chance; by how much
+    it differs in targets that are numbers.
+    """
+    step = math.ceil(len(x) / NEIGHBOURS)
+    if not are_classes:
+        nearest = _nearest(x[::step])
+        if nearest is None or not y.is_floating_point() or len(y) != len(x):
+            return {}
+        y = y[::step].reshape(len(nearest), -1).double()
+        return {"neighbour_error": float((y[nearest] - y).square().mean())}
     labels = y.argmax(-1) if y.is_floating_point() and y.ndim > 1 and y.shape[-1] > 1 else y.reshape(len(y), -1)[:, 0]
     if labels.numel() != len(x) or y.numel() > y.shape[0] * max(1, y.shape[-1]):
         return {}
-    step = math.ceil(len(x) / NEIGHBOURS)
-    x, labels = x[::step].reshape(len(x[::step]), -1).float(), labels[::step]
-    if len(x) < 32 or x.shape[1] > FEATURES:
+    nearest, labels = _nearest(x[::step]), labels[::step]
+    if nearest is None:
         return {}
-    distances = torch.cdist(x, x)
-    distances.fill_diagonal_(math.inf)
-    agreement = float((labels[distances.argmin(1)] == labels).double().mean())
+    agreement = float((labels[nearest] == labels).double().mean())
     shares = labels.unique(return_counts=True)[1].double() / len(labels)
     return {"neighbour_agreement": agreement, "neighbour_chance": float(shares.square().sum())}
+
+
+def _nearest(x: Tensor) -> Tensor | None:
+    """The nearest other example of each `[examples]`, whatever the units of its features; None of too few to tell."""
+    x = x.reshape(len(x), -1).float()
+    if len(x) < 32 or x.shape[1] > FEATURES:
+        return None
+    std = x.std(0)
+    x = (x - x.mean(0)) / std.clamp_min(float(std.median())).clamp_min(
+        1e-30
+    )  # rims of images stay as small as they are
+    distances = torch.cdist(x, x)
+    distances.fill_diagonal_(math.inf)
+    return distances.argmin(1)
 
 
 def _shared(batches: Batches, held: Any) -> dict[str, Any]:

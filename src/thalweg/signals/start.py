@@ -18,6 +18,8 @@ from thalweg.step.kinds import Kind, class_axis
 from thalweg.step.whole import Step
 from thalweg.tensors.named import leaves
 
+#: Share of a loss that rounding does not explain, also where a device adds up in any order.
+RANDOM = 1e-4
 #: What came last before the output, by the name of its node in autograd's graph.
 _FUNCTIONS = {
     "Softmax": "softmax",
@@ -35,6 +37,7 @@ ROUNDING = 1e-5
 #: How far the weight with the largest gradient is moved to see what a step would change: as far as weights are large.
 MOVE = 0.1
 _MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 _ACTIVATIONS = "torch.nn.modules.activation"
 
 
@@ -60,6 +63,7 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
         if any(name in alike for name in found["symmetric_layers"]):
             alike &= _alike_after(step, batch, parameters, gradients)
         found["unbroken_layers"] = [name for name in found["symmetric_layers"] if name in alike]
+        found["random_in_evaluation"] = _is_random(step, batch)
     except (
         RuntimeError,
         ValueError,
@@ -75,6 +79,14 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
     return found
 
 
+def _is_random(step: Step, batch: Batch) -> bool:
+    """Whether the model in evaluation gives one batch two losses: dropout that does not know the difference, say."""
+    step.forward.model.eval()
+    with torch.no_grad():
+        first, second = (float(objective(step.forward, step.loss, batch)[0]) for _ in range(2))
+    return abs(first - second) > RANDOM * abs(first)
+
+
 def _of_layers(model: nn.Module) -> dict[str, Any]:
     layers: dict[str, dict[str, Any]] = {}
     frozen = []
@@ -88,6 +100,8 @@ def _of_layers(model: nn.Module) -> dict[str, Any]:
         layer["parameters"] += p.numel()
         layer["trainable"] |= p.requires_grad
         layer["bias"] |= "bias" in own
+        if p.ndim > 1 and not isinstance(module, _TABLES):
+            layer["scale"] = max(layer.get("scale", 0.0), _scale(p.detach()))
         if not p.requires_grad:
             frozen.append(name)
     activations = [
@@ -96,6 +110,13 @@ def _of_layers(model: nn.Module) -> dict[str, Any]:
         if type(module).__module__ == _ACTIVATIONS and type(module).__name__ != "MultiheadAttention"
     ]
     return {"layers": list(layers.values()), "activations": activations, "frozen_parameters": frozen}
+
+
+def _scale(weights: Tensor) -> float:
+    """Root mean square times the root of the inputs of a unit: what its output spreads by, for inputs that spread by 1.
+    About 0.6 as torch makes layers, 1 (LeCun), 1.4 (He).
+    """
+    return float(weights.double().square().mean().sqrt()) * math.sqrt(weights[0].numel())
 
 
 def _of_weights(model: nn.Module) -> dict[str, Any]:
