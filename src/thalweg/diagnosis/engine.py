@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 
-from thalweg.diagnosis import backward, causes, forward, loss, rate
+from thalweg.diagnosis import backward, causes, curvature, forward, loss, rate
 from thalweg.diagnosis.case import Case
 from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
@@ -53,6 +53,8 @@ def findings(history: History) -> list[Finding]:
     if not case.names:
         return ranked([finding for finding in _told_before(case) if finding.severity != "note"])
     symptoms = loss.findings(case)
+    if looked := curvature.findings(history, case.step):  # which tells apart what the loss alone does not
+        symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART] + looked
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
     is_bad = bool(outcomes - {"overfitting"})
     flow = [*forward.findings(case), *backward.findings(case)]

@@ -83,8 +83,8 @@ def forecast(times: Floats, values: Floats, ahead: Floats, noise: Floats | None 
     """Futures of a loss at times ahead.
 
     `times` `[n]` rise, all above 0; `values` `[n]` are finite, at least `FEWEST`; `ahead` `[moments]` lie beyond the
-    last time. `noise` `[n + moments]` says how large the noise is taken to be at each time, up to a factor that is found; by
-    default it is the same at all. The same numbers give the same draws.
+    last time. `noise` `[n + moments]` says how large the noise is taken to be at each time, up to a factor that is
+    found; by default it is the same at all. The same numbers give the same draws.
     """
     now, count = float(times[-1]), len(values)
     first = min(count - FEWEST, count - int(np.ceil(NEWEST * count)))
