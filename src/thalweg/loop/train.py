@@ -21,14 +21,13 @@ from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
 from thalweg.loop.watching import Watching
-from thalweg.records.step import StepRecord
+from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
+from thalweg.signals.cadence import is_awaited, is_reported
 from thalweg.signals.curvature import looked
-from thalweg.signals.signals import is_reported
+from thalweg.signals.loss import loss_spread
 from thalweg.tensors.named import copied
 
-#: The series of reported steps, with those by layer ("gradient_norm/0"); all others come from evaluations.
-REPORTED = ("loss", "learning_rate", "gradient_norm", "noise_scale")
 #: Updates between two evaluations where an epoch has no known end.
 EVALUATE_EVERY = 500
 SAVE_SECONDS = 30.0
@@ -117,9 +116,8 @@ class Training:
             number = at.step + 1
             report = is_reported(number) or number == last
             try:
-                if report:
-                    with signals.taking(number, batch):
-                        loss = step(batch, signals, watcher)
+                if report or is_awaited(number):
+                    loss = signals.take(step, number, batch, watcher)
                 else:
                     loss = step(batch, None, watcher)
             except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
@@ -181,6 +179,7 @@ class Training:
         at = self.at
         self._read_losses()
         values = {"loss": sum(at.window) / len(at.window), "learning_rate": self.learning_rate}
+        values.update(loss_spread(at.window))
         values.update(self.setup.signals.read())
         at.window.clear()
         record = self._record(values)
