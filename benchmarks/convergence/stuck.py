@@ -165,7 +165,7 @@ ALL: list[Case] = [
     Case("noise blob", "noise_floor", lambda s: (net(2, 16, 3), blob(s, spread=0.7), "cross_entropy"),
          {"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 1}, 30),
     Case("noise momentum", "noise_floor", lambda s: (net(2, 16, 1), wave(s, noise=0.5), "mse"),
-         {"optimizer": "momentum", "learning_rate": 0.008, "batch_size": 1}, 30),
+         {"optimizer": "momentum", "learning_rate": 0.012, "batch_size": 1}, 30),
     Case("noise adam", "noise_floor", lambda s: (net(2, 16, 3), blob(s, spread=0.6), "cross_entropy"),
          {"optimizer": "adam", "learning_rate": 0.15, "batch_size": 2}, 30),
     Case("slow blob", "slow_convergence", lambda s: (net(2, 16, 3), blob(s), "cross_entropy"),

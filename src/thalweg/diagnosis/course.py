@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 BIN = 10
 #: Share of a planned training, or updates, before which nothing is said about what was not learned yet.
 BEGUN, MANY = 0.25, 2000
+#: Updates where no end was planned, as in a loop that is only watched.
+OPEN = 500
 #: Values that the newest level is the mean of: this share of all, at least so many.
 NEWEST, AT_LEAST = 6, 4
 #: A loss within this share of the trivial one has learned nothing worth having.
@@ -59,7 +61,9 @@ class Course:
         """Whether there is enough to judge what was learned by: many trainings stand still at first and learn then."""
         if len(self.losses) < 8:
             return False
-        return self.share_done is None or self.share_done >= BEGUN or float(self.steps[-1]) >= MANY
+        if self.share_done is None:
+            return float(self.steps[-1]) >= OPEN
+        return self.share_done >= BEGUN or float(self.steps[-1]) >= MANY
 
     @cached_property
     def newest(self) -> Floats:
@@ -111,8 +115,8 @@ class Course:
 
     @cached_property
     def gain(self) -> float:
-        """What as many updates again would gain if the newer third went on, as a share of the trivial loss: at most what
-        is left. 0 where the fall may be chance.
+        """What as many updates again would gain if the newer third went on, as a share of the trivial loss: at most
+        what is left. 0 where the fall may be chance.
         """
         if self.late is None or not self.late.is_falling or not self.top > 0:
             return 0.0

@@ -22,7 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from thalweg.diagnosis.case import Case
 from thalweg.diagnosis.noise import Floats, line
+from thalweg.diagnosis.update import STILL as SHORT
+from thalweg.diagnosis.update import steps
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.verdict import Verdict
@@ -33,6 +36,8 @@ TOLD_APART = frozenset({"plateau", "slow_convergence", "underfitting"})
 EVALUATIONS, UPDATES = 8, 100
 #: A look holds until so many times the steps are made.
 AGED = 2.0
+#: And no other is taken until so many times the steps are made.
+FRESH = 1.25
 #: Share of the trivial loss that must be left for a cause to be of interest.
 LEFT = 0.05
 #: Share of the loss below which a change of all weights by their own size says that nothing can be told from here.
@@ -40,7 +45,7 @@ FLAT = 0.1
 #: Standard errors by which a gradient stands out of the choice of examples.
 STANDS_OUT = 1.5
 #: Share of the trivial loss that one step must gain: where the loss falls, too slowly; and where noise keeps it up.
-SLOW, NOISY = 0.015, 0.05
+SLOW, NOISY = 0.015, 0.03
 #: How many times what the last third of the training gained.
 FASTER = 2.0
 #: Share of the loss that must be gained along the lowest curvature where something was learned.
@@ -63,6 +68,8 @@ class Look:
     trivial: float
     fell: float
     """By how much the training loss came down over its last third, where that is more than chance; else 0."""
+    steps_are_short: bool
+    """Whether the updates are much shorter than the ground would bear."""
 
     @property
     def loss(self) -> float:
@@ -90,12 +97,21 @@ class Look:
         return self.fell < STILL * abs(self.loss)
 
     @property
-    def is_on_slope(self) -> bool:
-        """Whether the gradient leads down, by more than the choice of examples explains."""
+    def stands_out(self) -> bool:
+        """Whether the gradient is more than what the choice of examples explains."""
         error = self.facts["landscape_gradient_error"]
-        stands_out = not self.facts["landscape_gradient"] <= STANDS_OUT * error
-        least = SLOW if self.fell else NOISY
-        return stands_out and self.descent > max(least * self.trivial, FASTER * self.fell)
+        return not self.facts["landscape_gradient"] <= STANDS_OUT * error
+
+    @property
+    def is_on_slope(self) -> bool:
+        """Whether the gradient leads down, by more than the choice of examples explains, and to what is worth it."""
+        least = SLOW if self.is_slow else NOISY
+        return self.stands_out and self.descent > max(least * self.trivial, FASTER * self.fell)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it comes down, or would if noise did not hide it, on steps as short as these."""
+        return self.fell > 0 or self.steps_are_short
 
     @property
     def cause(self) -> str | None:
@@ -106,14 +122,14 @@ class Look:
         if facts["flatness"] < FLAT and self.is_still:
             return "plateau"
         if self.is_on_slope and not (facts["landscape_symmetric"] and self.is_still):
-            return "slow_convergence" if self.fell else "noise_floor"
+            return "slow_convergence" if self.is_slow else "noise_floor"
         if not self.is_still:
             return None
         if facts["landscape_symmetric"]:
             return "saddle_point"
         if not self.has_learned:
             return "saddle_point" if facts["landscape_kind"] == "saddle" else "plateau"
-        if self.escape > ESCAPE * self.loss:
+        if self.escape > ESCAPE * self.loss and not self.stands_out:
             return "saddle_point"
         return "local_minimum" if self._is_poor else None
 
@@ -131,7 +147,7 @@ def asks(history: History, verdict: Verdict, step: int) -> bool:
     if verdict.state == "diverged" or step < UPDATES or "epoch_loss" not in history.names:
         return False
     losses = history.series("epoch_loss")[1]
-    if len(losses) < EVALUATIONS or not np.isfinite(losses).all() or _is_valid(history, step, 1.0):
+    if len(losses) < EVALUATIONS or not np.isfinite(losses).all() or _is_valid(history, step, FRESH):
         return False
     if not losses[-1] > LEFT * _trivial(history):
         return False
@@ -144,7 +160,9 @@ def look(history: History, step: int) -> Look | None:
     """The newest look, where it still holds."""
     if not _is_valid(history, step, AGED) or "epoch_loss" not in history.names:
         return None
-    return Look(history.facts, _trivial(history), _fallen(history.series("epoch_loss")[1]))
+    taken = steps(Case(history))
+    short = taken.is_straight or taken.ratio < SHORT
+    return Look(history.facts, _trivial(history), _fallen(history.series("epoch_loss")[1]), short)
 
 
 def _is_valid(history: History, step: int, times: float) -> bool:

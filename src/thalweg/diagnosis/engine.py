@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 
-from thalweg.diagnosis import backward, causes, curvature, forward, loss, rate
+from thalweg.diagnosis import backward, causes, curvature, forward, loss, rate, usage
 from thalweg.diagnosis.case import Case
 from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
@@ -58,7 +58,7 @@ def findings(history: History) -> list[Finding]:
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
     is_bad = bool(outcomes - {"overfitting"})
     flow = [*forward.findings(case), *backward.findings(case)]
-    suspects = [*_told_before(case), *flow]
+    suspects = [*_told_before(case), *usage.findings(case), *flow]
     if is_bad:
         suspects = [_raised(finding) for finding in suspects]
     suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes)

@@ -259,7 +259,7 @@ class Training:
         if not is_due(len(series)):
             return None
         self.verdict = self._judge()
-        if self.verdict.state == "stuck":
+        if self.verdict.state in ("stuck", "converged"):
             self.verdict = self._looked_into(self.verdict)
             if self.verdict.cause == "slow_convergence":  # it comes down, and may come down faster yet
                 return None

@@ -138,7 +138,13 @@ def _affordable(forward: Forward, batches: Batches, step: int) -> int:
 def _operations(forward: Forward, batches: Batches) -> float:
     """Of a forward pass, an example; a parameter counts for two at least."""
     batch = batches.first(4)
-    with seeds.untouched(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        forward(batch[0], training=False)
+    modes = [(module, module.training) for module in forward.model.modules()]
+    forward.model.eval()
+    try:
+        with seeds.untouched(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            forward(batch[0], training=False)
+    finally:
+        for module, mode in modes:
+            module.training = mode
     parameters = sum(p.numel() for p in forward.parameters().values())
     return max(counter.get_total_flops() / num_examples(batch), 2.0 * parameters, 1.0)
