@@ -37,7 +37,7 @@ _ACTIVATIONS = "torch.nn.modules.activation"
 def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
     """Facts of the model as it stands, by the names of docs/signals.md."""
     model = step.forward.model
-    found = {**_of_layers(model), **_of_weights(model), "modules_in_eval": _in_eval(model)}
+    found = {**of_model(model), "modules_in_eval": _in_eval(model)}
     if step.forward.is_keras:
         return found
     moment = Moment(step.forward)
@@ -62,6 +62,11 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
     if expected is not None:
         found["expected_initial_loss"] = expected
     return found
+
+
+def of_model(model: nn.Module) -> dict[str, Any]:
+    """Facts of the layers and their weights alone."""
+    return {**_of_layers(model), **_of_weights(model)}
 
 
 def expected_loss(target: Any, kind: Kind | None) -> float | None:
