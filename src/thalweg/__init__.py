@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from thalweg.records.step import StepRecord
     from thalweg.records.verdict import Verdict
     from thalweg.run.callback import Callback
+    from thalweg.run.check import check
     from thalweg.run.diagnose import diagnose
     from thalweg.run.find_lr import find_lr
     from thalweg.run.fit import fit
@@ -74,6 +75,7 @@ _WORDS = {
     "Backprop": "records.backprop",
     "GradientCheck": "records.gradient_check",
     "backprop": "gradients.chain",
+    "check": "run.check",
     "check_gradients": "gradients.check",
     "diagnose": "run.diagnose",
     "evaluate": "loop.evaluate",

@@ -20,6 +20,7 @@ FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 _COMMANDS = {
     "fit": (training.add_fit, "train a task, or the model and data of a script"),
     "find-lr": (find_lr.add_find_lr, "search for the learning rate of a training"),
+    "check": (look.add_check, "say what is wrong with data, loss and network before they are trained"),
     "backprop": (look.add_backprop, "show how the gradient flows back through a network, layer by layer"),
     "resume": (training.add_resume, "go on where a run left off"),
     "predict": (use.add_predict, "outputs of a run's best model for the rows of files"),
@@ -29,7 +30,7 @@ _COMMANDS = {
     "doctor": (doctor.add_doctor, "show versions, devices, compiler, disk"),
 }
 #: Commands whose further flags are options of the task.
-_WITH_OPTIONS = ("fit", "find-lr", "backprop")
+_WITH_OPTIONS = ("fit", "find-lr", "check", "backprop")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

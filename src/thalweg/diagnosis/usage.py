@@ -4,7 +4,7 @@
 |---|---|
 | `stale_gradients` | the gradient of the last update was still there when the next one came, in nearly all reports |
 | `wrong_mode` | it learns in evaluation mode, in nearly all reports, though it has dropout or batch norm |
-| `frozen_parameters` | no gradient ever comes to a parameter; or one comes and no update moves it |
+| `frozen_parameters` | a gradient comes to a layer, and no update moves it |
 | `optimizer_misconfigured` | the gradient is clipped in nearly all reports, to less than half: the clip sets the step |
 """
 
@@ -40,7 +40,7 @@ SCALE_FREE = (
 
 def findings(case: Case) -> list[Finding]:
     """What is wrong with the loop."""
-    found = [_stale(case), _mode(case), _unreached(case), _unmoved(case), _clipped(case)]
+    found = [_stale(case), _mode(case), _unmoved(case), _clipped(case)]
     return [finding for finding in found if finding is not None]
 
 
@@ -76,24 +76,6 @@ def _mode(case: Case) -> Finding | None:
         "Call model.train() before training, and again after each evaluation.",
         evidence={"share_of_reports": share},
         confidence=0.99,
-    )
-
-
-def _unreached(case: Case) -> Finding | None:
-    """Parameters that want a gradient and have never had one, though others have."""
-    names = case.facts.get("unreached_parameters") or []
-    if not names or not case.facts.get("is_watched"):
-        return None  # in our own loop it is told before the first update
-    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return Finding(
-        "frozen_parameters",
-        "warning",
-        1,
-        f"No gradient ever comes to {names[0]}{others}: it does not learn.",
-        "Look for detach(), no_grad(), .data or numpy between it and the loss, and for a layer that is not called.",
-        place=str(names[0]).rpartition(".")[0] or str(names[0]),
-        evidence={"parameters": float(len(names))},
-        confidence=0.95,
     )
 
 

@@ -10,10 +10,11 @@ from thalweg.signals.data import of_data
 from thalweg.signals.start import of_start
 from thalweg.step.kinds import kind_of
 from thalweg.step.whole import Step
+from thalweg.tensors.named import mapped
 from thalweg.tensors.seeds import untouched
 
-#: Examples of the pass before training, at most.
-ROWS = 256
+#: Examples of the pass before training, at most: it is to cost no more than a step.
+ROWS = 64
 
 
 def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
@@ -24,9 +25,7 @@ def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
     found |= {"loss": kind.name if kind is not None else found["loss"], "task": kind.task if kind else "other"}
     with untouched():
         found |= of_data(batches, chosen.validation, kind)
-        found |= of_start(step, batches.first(ROWS), kind)
-    if "label_entropy" in found and kind is not None and kind.task in ("classification", "binary"):
-        found["expected_initial_loss"] = found["label_entropy"]  # of more examples than a batch
+        found |= of_start(step, mapped(lambda t: t[:ROWS], batches.first(ROWS)), kind)
     return found
 
 

@@ -228,7 +228,7 @@ class Watch:
         return StepRecord(self._number, 0.0, time.perf_counter() - self._started, values)
 
     def _facts(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"is_watched": True, "num_parameters": sum(p.numel() for p in self._model.parameters())}
+        found: dict[str, Any] = {"num_parameters": sum(p.numel() for p in self._model.parameters())}
         found |= of_model(self._model)
         if self._optimizers:
             first = self._optimizers[0]

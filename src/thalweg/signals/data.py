@@ -22,6 +22,8 @@ from thalweg.tensors.named import leaves
 EXAMPLES, ITEMS, NEIGHBOURS = 2048, 256, 1024
 #: A target that is ignored by torch's losses.
 IGNORED = -100
+#: Columns by which two examples are taken for the same.
+COLUMNS = 256
 #: Features above which a table of them is not looked at one by one.
 FEATURES = 4096
 
@@ -31,6 +33,9 @@ def of_data(batches: Batches, validation: Batches | None, kind: Kind | None) -> 
     x, y = sample(batches)
     inputs, targets = _first(x), _first(y)
     found: dict[str, Any] = {}
+    expected = expected_loss(y, kind)
+    if expected is not None:
+        found["expected_initial_loss"] = expected
     if inputs is not None:
         found |= _of_inputs(inputs)
     if targets is not None:
@@ -40,6 +45,27 @@ def of_data(batches: Batches, validation: Batches | None, kind: Kind | None) -> 
     if inputs is not None and targets is not None and "num_classes" in found and inputs.is_floating_point():
         found |= _neighbours(inputs, targets)
     return found
+
+
+def expected_loss(target: Any, kind: Kind | None) -> float | None:
+    """The loss of the best answer that does not look at its input, on these targets; None where it is not known."""
+    y = _first(target)
+    if y is None or kind is None or not y.numel():
+        return None
+    if kind.task == "classification":
+        return _entropy(_shares(y))
+    y = y.double()
+    if kind.task == "binary":
+        share = y.reshape(len(y), -1).mean(0).clamp(0, 1)
+        return float(-(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).mean())
+    middle = y.reshape(len(y), -1)
+    if kind.name == "mse":
+        return float(middle.var(0, correction=0).mean())
+    if kind.name == "mae":
+        return float((middle - middle.median(0).values).abs().mean())
+    if kind.name == "huber":
+        return float(torch.nn.functional.huber_loss(middle, middle.median(0).values.expand_as(middle)))
+    return None
 
 
 def sample(batches: Batches) -> Batch:
@@ -82,9 +108,10 @@ def _of_features(flat: Tensor) -> dict[str, Any]:
         largest = places[std[varies].argmax()]
         found |= {
             "largest_feature_std": float(std[varies].max()),
+            "median_feature_std": float(std[varies].median()),
             "smallest_feature_std": float(std[varies].min()),
             "largest_feature": int(largest),
-            "largest_offset": float((mean[varies].abs() / std[varies]).max()),
+            "largest_offset": float(mean.abs().max() / std[varies].median()),
         }
     return found
 
@@ -102,6 +129,7 @@ def _of_targets(y: Tensor, kind: Kind | None) -> dict[str, Any]:
     return {
         "target_mean": float(y.mean()),
         "target_std": float(y.std(correction=0)),
+        "target_low": float(y.min()),
         "target_max_abs": float(y.abs().max()),
     }
 
@@ -121,8 +149,13 @@ def _of_classes(shares: Tensor) -> dict[str, Any]:
         "num_classes": len(shares),
         "largest_class_share": float(shares.max()),
         "smallest_class_share": float(there.min()) if len(there) else 0.0,
-        "label_entropy": float(-(there * there.log()).sum()),
+        "label_entropy": _entropy(shares),
     }
+
+
+def _entropy(shares: Tensor) -> float:
+    """In nats."""
+    return float(-torch.xlogy(shares, shares).sum())
 
 
 def _neighbours(x: Tensor, y: Tensor) -> dict[str, Any]:
@@ -149,13 +182,18 @@ def _shared(batches: Batches, held: Tensor | None) -> dict[str, Any]:
     if own is None or own.shape[1:] != held.shape[1:] or own[0].numel() < 2:
         return {}
     step = math.ceil(len(held) / EXAMPLES)
-    keys = {row.tobytes() for row in _rows(own)}
+    rows = [row.tobytes() for row in _rows(own)]
+    keys = set(rows)
     taken = _rows(held[::step])
-    return {"shared_with_validation": sum(row.tobytes() in keys for row in taken) / len(taken)}
+    return {
+        "shared_with_validation": sum(row.tobytes() in keys for row in taken) / len(taken),
+        "repeated_examples": 1 - len(keys) / len(rows),
+    }
 
 
 def _rows(x: Tensor) -> Any:
-    """Sums that tell rows apart, `[examples, 3]` as numpy: cheap keys, equal where rows are."""
-    flat = x.reshape(len(x), -1).double()
+    """Sums that tell rows apart, `[examples, 3]` as numpy: cheap keys, equal where rows are; of `COLUMNS` at most."""
+    flat = x.reshape(len(x), -1)
+    flat = flat[:, :: math.ceil(flat.shape[1] / COLUMNS)].double()
     ramp = torch.linspace(1, 2, flat.shape[1], dtype=torch.float64, device=flat.device)
-    return torch.stack([flat @ ramp, flat @ ramp.square(), flat @ ramp.sin()], 1).cpu().numpy()
+    return (flat @ torch.stack([ramp, ramp.square(), ramp.sin()], 1)).cpu().numpy()

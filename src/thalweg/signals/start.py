@@ -58,48 +58,12 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
         for module, mode in modes:
             module.training = mode
         moment.put_back()
-    expected = expected_loss(batch[1], kind)
-    if expected is not None:
-        found["expected_initial_loss"] = expected
     return found
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
     """Facts of the layers and their weights alone."""
     return {**_of_layers(model), **_of_weights(model)}
-
-
-def expected_loss(target: Any, kind: Kind | None) -> float | None:
-    """The loss of the best answer that does not look at its input, on these targets; None where it is not known."""
-    y = next(iter(leaves(target)), None) if target is not None else None
-    if y is None or kind is None or not y.numel():
-        return None
-    if kind.task == "classification":
-        shares = _class_shares(y)
-        return float(-(shares * shares.log()).sum())
-    y = y.double()
-    if kind.task == "binary":
-        share = y.reshape(len(y), -1).mean(0).clamp(0, 1)
-        return float(-(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).mean())
-    middle = y.reshape(len(y), -1)
-    if kind.name == "mse":
-        return float(middle.var(0, correction=0).mean())
-    if kind.name == "mae":
-        return float((middle - middle.median(0).values).abs().mean())
-    if kind.name == "huber":
-        return float(nn.functional.huber_loss(middle, middle.median(0).values.expand_as(middle)))
-    return None
-
-
-def _class_shares(y: Tensor) -> Tensor:
-    """Shares of the classes that occur."""
-    if y.is_floating_point() and y.ndim > 1:
-        shares = y.double().flatten(0, -2).mean(0)
-    else:
-        labels = y.flatten().long()
-        shares = torch.bincount(labels[labels >= 0]).double()
-        shares = shares / shares.sum().clamp_min(1)
-    return shares[shares > 0]
 
 
 def _of_layers(model: nn.Module) -> dict[str, Any]:

@@ -5,6 +5,19 @@ from __future__ import annotations
 import torch
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; of the CPU what the system can give; None where it does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    try:
+        with open("/proc/meminfo") as file:
+            available = next(line for line in file if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return None
+
+
 def choose(device: str) -> torch.device:
     """The device by name; `"auto"` is the first accelerator, else the CPU.
 

@@ -1,0 +1,112 @@
+"""`check`: faults made on purpose, and sound trainings of each kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import thalweg
+
+
+def table(rows: int = 200) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, 4, generator=generator), torch.arange(rows) % 3
+
+
+def dense(*last: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3), *last)
+
+
+def grave(*arguments: Any, **words: Any) -> list[str]:
+    return [finding.code for finding in thalweg.check(*arguments, **words) if finding.severity != "note"]
+
+
+def digits() -> tuple[nn.Module, Any, str]:
+    x, y = load_digits(return_X_y=True)
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), (x.astype("float32"), y), "cross_entropy"
+
+
+def convolution() -> tuple[nn.Module, Any, str]:
+    x = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(288, 4)
+    )
+    return model, (x, torch.arange(64) % 4), "cross_entropy"
+
+
+class Sentences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.embedding(x)))
+
+
+def tokens() -> tuple[nn.Module, Any, str]:
+    x = torch.randint(20, (64, 9), generator=torch.Generator().manual_seed(0))
+    return Sentences(), (x[:, :-1], x[:, 1:]), "cross_entropy"
+
+
+def regression() -> tuple[nn.Module, Any, str]:
+    x, _ = table()
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), (x, x[:, :1].sin()), "mse"
+
+
+@pytest.mark.parametrize("case", [digits, convolution, tokens, regression])
+def test_a_sound_training_has_nothing_above_a_note(case: Any) -> None:
+    torch.manual_seed(0)
+    model, data, loss = case()
+    assert grave(model, data, loss) == []
+
+
+def test_faults_are_named_the_gravest_first() -> None:
+    x, y = table()
+    model = dense(nn.Softmax(1))
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[0].bias)
+    told = grave(model, (300 * x, y), "cross_entropy", validation_data=(300 * x[:60], y[:60]))
+    assert set(told) >= {"loss_output_mismatch", "bad_initialization", "data_leak"}
+
+
+def test_a_network_that_cannot_learn_a_batch_by_heart() -> None:
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x.mean(0, keepdim=True).expand(len(x), -1))
+
+    assert "underfitting" in grave(Blind(), table(), "cross_entropy")
+
+
+def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thalweg.run.check.free_bytes", lambda device: 1000)
+    told = thalweg.check(dense(), table(), "cross_entropy")
+    assert told[0].code == "out_of_memory"
+    assert told[0].evidence["needed_bytes"] > 1000
+
+
+def test_model_gradients_modes_and_random_state_are_left_alone() -> None:
+    model = dense(nn.BatchNorm1d(3)).eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    state = torch.get_rng_state()
+    thalweg.check(model, table(), "cross_entropy")
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_fit_refuses_is_refused_in_its_words() -> None:
+    x, y = table()
+    with pytest.raises(ValueError, match="differ in length"):
+        thalweg.check(dense(), (x, y[:-1]), "cross_entropy")
