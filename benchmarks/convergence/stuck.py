@@ -191,7 +191,7 @@ ALL: list[Case] = [
          lambda s: (twinned(net(2, 10, 2, activation=nn.GELU)), rings(s), "cross_entropy"), MOMENTUM, 150, True),
     Case("xor sigmoid", "local_minimum", lambda s: (trained_stuck(s, nn.Sigmoid), xor(s), "cross_entropy"),
          ADAM | {"learning_rate": 0.05}, 200, True),
-    Case("dead relu", "plateau",
+    Case("dead relu", "local_minimum",
          lambda s: (saturated(net(2, 8, 8, 3, activation=nn.ReLU), -9), blob(s), "cross_entropy"), MOMENTUM,
          is_held_out=True),
     Case("deep sigmoid", "plateau",

@@ -46,6 +46,13 @@ CASES = {
         MINIMUM | {"landscape_kind": "saddle", "escape": 1e-3, "expected_initial_loss": 0.7},
         "saddle_point",
     ),
+    "nothing learned, downhill": (
+        FLAT,
+        MINIMUM | {"landscape_kind": "slope", "descent": 5e-3, "expected_initial_loss": 0.7},
+        "slow_convergence",
+    ),
+    "nothing learned, a layer cut off": (FLAT, MINIMUM | {"expected_initial_loss": 0.7, "cut": True}, "local_minimum"),
+    "falling slowly with little left": (FALLING, SLOPE | {"expected_initial_loss": 3.5}, None),
     "nothing learned, no way down": (FLAT, MINIMUM | {"expected_initial_loss": 0.7}, "plateau"),
     "units all alike": (FLAT, MINIMUM | {"landscape_symmetric": ["0"]}, "saddle_point"),
     "no curvature at all": (FLAT, MINIMUM | {"landscape_kind": "plateau", "flatness": 1e-3}, "plateau"),
@@ -64,6 +71,7 @@ def history(losses: np.ndarray, facts: dict[str, Any], noise: float = 0.0, seed:
     made.note(facts)
     for epoch, loss in enumerate(losses + noise * rng.standard_normal(len(losses)), 1):
         values = {"loss": float(loss), "learning_rate": 0.1, "gradient_norm/0": 1.0}
+        values["gradient_norm/1"] = 0.0 if "cut" in facts else 1.0
         values["update_ratio/0"] = 1e-6 if "short" in facts else 1e-2
         made.append(StepRecord(50 * epoch, epoch, 0.0, values))
         made.evaluate(StepRecord(50 * epoch, epoch, 0.0, {"epoch_loss": float(loss), "validation_loss": float(loss)}))

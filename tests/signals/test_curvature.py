@@ -61,6 +61,18 @@ def test_what_it_tells_of_units_that_are_all_alike() -> None:
     assert found["landscape_examples"] == 200
 
 
+def test_units_that_come_in_pairs_are_alike_and_a_lone_pair_is_not() -> None:
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].weight[1] = model[0].weight[0]
+    lone = looked(Forward(model), batches(points()), resolve("cross_entropy"), 1000)
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight[:4].repeat(2, 1))
+    pairs = looked(Forward(model), batches(points()), resolve("cross_entropy"), 1000)
+    assert lone is not None and pairs is not None
+    assert (lone["landscape_symmetric"], pairs["landscape_symmetric"]) == ([], ["0"])
+
+
 def test_neighbours_give_the_noise_of_labels_and_of_numbers() -> None:
     x = torch.linspace(-1, 1, 512)[:, None]
     noise = 0.2 * torch.randn(512, 1, generator=torch.Generator().manual_seed(0))

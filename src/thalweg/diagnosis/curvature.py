@@ -7,7 +7,8 @@ the training loss. The first line that holds decides:
     plateau           weights changed by their own size would change the loss by less than a tenth, to second order
     slow_convergence  it falls, and one step along gradient and curvature would gain twice what the last third did
     noise_floor       it does not fall, and that step would gain: the steps of single batches undo each other
-    saddle_point      all units of a layer do the same; or it falls along the lowest curvature, not along the gradient
+    saddle_point      half of a layer's units do as others do; or it falls along the lowest curvature, not the gradient
+    local_minimum     none of these, nothing is learned, and a layer has no gradient at all
     plateau           none of these, and nothing is learned
     local_minimum     a minimum well above what nearest neighbours' answers would give, in a network of several layers
 
@@ -46,6 +47,8 @@ FLAT = 0.1
 STANDS_OUT = 1.5
 #: Share of the trivial loss that one step must gain: where the loss falls, too slowly; and where noise keeps it up.
 SLOW, NOISY = 0.015, 0.03
+#: Share of it that must be left to call a fall too slow.
+MOSTLY = 0.25
 #: How many times what the last third of the training gained.
 FASTER = 2.0
 #: Share of the loss that must be gained along the lowest curvature where something was learned.
@@ -70,6 +73,8 @@ class Look:
     """By how much the training loss came down over its last third, where that is more than chance; else 0."""
     steps_are_short: bool
     """Whether the updates are much shorter than the ground would bear."""
+    is_cut_off: bool = False
+    """Whether a layer has no gradient at all."""
 
     @property
     def loss(self) -> float:
@@ -105,6 +110,8 @@ class Look:
     @property
     def is_on_slope(self) -> bool:
         """Whether the gradient leads down, by more than the choice of examples explains, and to what is worth it."""
+        if self.is_slow and self.loss < MOSTLY * self.trivial:
+            return False
         least = SLOW if self.is_slow else NOISY
         return self.stands_out and self.descent > max(least * self.trivial, FASTER * self.fell)
 
@@ -128,10 +135,20 @@ class Look:
         if facts["landscape_symmetric"]:
             return "saddle_point"
         if not self.has_learned:
-            return "saddle_point" if facts["landscape_kind"] == "saddle" else "plateau"
+            return self._unlearned
         if self.escape > ESCAPE * self.loss and not self.stands_out:
             return "saddle_point"
         return "local_minimum" if self._is_poor else None
+
+    @property
+    def _unlearned(self) -> str:
+        """Of a loss that is where it began: with a part cut off there may be a minimum, while a network that hardly
+        passes its gradients on has none.
+        """
+        kind = self.facts["landscape_kind"]
+        if kind == "minimum":
+            return "local_minimum" if self.is_cut_off else "plateau"
+        return {"saddle": "saddle_point", "slope": "slow_convergence"}.get(kind, "plateau")
 
     @property
     def _is_poor(self) -> bool:
@@ -160,9 +177,12 @@ def look(history: History, step: int) -> Look | None:
     """The newest look, where it still holds."""
     if not _is_valid(history, step, AGED) or "epoch_loss" not in history.names:
         return None
-    taken = steps(Case(history))
+    case = Case(history)
+    taken = steps(case)
     short = taken.is_straight or taken.ratio < SHORT
-    return Look(history.facts, _trivial(history), _fallen(history.series("epoch_loss")[1]), short)
+    newest = [values[-1] for _, values in case.by_layer("gradient_norm").values() if len(values)]
+    fallen = _fallen(history.series("epoch_loss")[1])
+    return Look(history.facts, _trivial(history), fallen, short, is_cut_off=any(newest) and not all(newest))
 
 
 def _is_valid(history: History, step: int, times: float) -> bool:

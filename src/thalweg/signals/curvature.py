@@ -8,7 +8,7 @@
 | `landscape_gradient`, `landscape_gradient_error` | the norm of the gradient, and its standard error |
 | `largest_curvature`, `smallest_curvature` | ends of the Hessian's spectrum, loss per square of the weight's unit |
 | `flatness` | share of the scale by which it would change, to second order, if all weights changed by their own size |
-| `landscape_symmetric` | the layers whose units all do the same at that point |
+| `landscape_symmetric` | the layers at least half of whose units do the same as another one at that point |
 | `landscape_layers` | the layers that have weights to multiply by |
 | `neighbour_loss` | the loss of giving each example the answer of its nearest neighbour among them |
 | `descent`, `escape` | shares of the scale by which the loss falls along the gradient, and along the lowest curvature |
@@ -40,6 +40,10 @@ SHARE = 0.01
 #: Or so much arithmetic: half a second on a core that does two thousand million operations a second on small matrices.
 OPERATIONS = 1e9
 FEWEST, MOST = 16, 2048
+#: Units of a layer up to which they are compared; tables of more are no layers of units.
+UNITS = 4096
+#: Parts of the largest weight to which the weights of two units must agree.
+ALIKE = 1e3
 #: Examples among which neighbours are looked for: all pairs are compared.
 NEIGHBOURS = 512
 
@@ -88,12 +92,18 @@ def looked(forward: Forward, batches: Batches, loss: Any, step: int) -> dict[str
 
 
 def _symmetric(forward: Forward) -> list[str]:
-    """Layers of more than one unit whose units have all the same weights, from which no gradient tells them apart."""
+    """Layers at least half of whose units have the weights of another one: no gradient tells such units apart."""
     return [
         name.rpartition(".")[0] or name
         for name, p in forward.parameters().items()
-        if p.ndim > 1 and len(p) > 1 and bool((p.detach() == p.detach()[:1]).all())
+        if p.ndim > 1 and 1 < len(p) <= UNITS and 2 * _num_different(p.detach().flatten(1)) <= len(p)
     ]
+
+
+def _num_different(rows: Tensor) -> int:
+    """Of rows `[units, inputs]`, but for what rounding does to units that get the same gradient."""
+    scale = rows.abs().max().clamp_min(torch.finfo(rows.dtype).tiny)
+    return len(torch.unique((rows / scale * ALIKE).round(), dim=0))
 
 
 def _of_neighbours(batch: Batch, loss: Any) -> dict[str, float]:
@@ -111,6 +121,8 @@ def _of_neighbours(batch: Batch, loss: Any) -> dict[str, float]:
     other = y[apart.argmin(1)]
     if name == "mse" and y.is_floating_point():
         return {"neighbour_loss": float((y - other).double().square().mean()) / 2}
+    if name == "binary_cross_entropy" and y[0].numel() == 1 and bool(((y == 0) | (y == 1)).all()):
+        y, other, name = y.flatten().long(), other.flatten().long(), "cross_entropy"
     if name in ("cross_entropy", "nll") and not y.is_floating_point() and y.ndim == 1:
         right = (int((y == other).sum()) + 1) / (len(y) + 2)
         wrong, others = 1 - right, max(1, int(y.max()))
