@@ -44,7 +44,7 @@ _ACTIVATIONS = "torch.nn.modules.activation"
 def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
     """Facts of the model as it stands, by the names of docs/signals.md."""
     model = step.forward.model
-    found = {**_of_layers(model), **_of_weights(model), "modules_in_eval": _in_eval(model)}
+    found = {**of_model(model), "modules_in_eval": _in_eval(model)}
     if step.forward.is_keras:
         return found
     moment = Moment(step.forward)
@@ -85,6 +85,11 @@ def _is_random(step: Step, batch: Batch) -> bool:
     with torch.no_grad():
         first, second = (float(objective(step.forward, step.loss, batch)[0]) for _ in range(2))
     return abs(first - second) > RANDOM * abs(first)
+
+
+def of_model(model: nn.Module) -> dict[str, Any]:
+    """Facts of the layers and their weights alone."""
+    return {**_of_layers(model), **_of_weights(model)}
 
 
 def _of_layers(model: nn.Module) -> dict[str, Any]:
