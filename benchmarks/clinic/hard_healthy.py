@@ -30,7 +30,6 @@ OWN_TASK: dict[str, dict[str, tuple[Change, ...]]] = {
         "circle_mlp": _descent(0.8, 900),
         "fashion_mlp": _descent(0.3, 350, 500),
         "housing_mlp": _descent(0.3, 500, 1000),
-        "autoencoder": _descent(6.0, 250, 500),
     },
     "spike-that-recovers": {
         name: (change("rate_factor", factor=f, first=0.5, last=0.5 + width),)
@@ -43,7 +42,7 @@ OWN_TASK: dict[str, dict[str, tuple[Change, ...]]] = {
             ("speech_gru", 10.0, 0.006),
             ("char_transformer", 10.0, 0.006),
             ("housing_mlp", 10.0, 0.006),
-            ("autoencoder", 6.0, 0.006),
+            ("autoencoder", 2.0, 0.006),
         )
     },
     "catapult": {
@@ -60,14 +59,14 @@ OWN_TASK: dict[str, dict[str, tuple[Change, ...]]] = {
     "restarts": _each(
         ("fashion_mlp", "plain_cnn", "housing_mlp", "residual_cnn"), change("fit", schedule="warm_restarts")
     ),
-    "exponential-rate": _each(("blob_mlp", "plain_cnn", "autoencoder"), change("fit", schedule="exponential")),
+    "exponential-rate": _each(("blob_mlp", "fashion_mlp", "housing_mlp"), change("fit", schedule="exponential")),
     "sparse": {
         name: (*done, change("biased", value=-0.4))
         for name, done in {
             "blob_mlp": (change("words", width=64, depth=2),),
             "circle_mlp": (change("words", width=64, depth=2),),
             "fashion_mlp": (change("words", width=128),),
-            "plain_cnn": (change("words", channels=12, depth=4),),
+            "plain_cnn": (change("words", channels=12, depth=4, init="he", gain=1.5),),
             "housing_mlp": (change("words", width=96),),
             "residual_cnn": (),
             "autoencoder": (),
