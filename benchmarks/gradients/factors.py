@@ -9,7 +9,7 @@ once, and gᵀg, once a column: 2 R in² + 2 R out² C operations. The passes ar
   less than the square rate whoever multiplies them.
 
 Amortised: (period × step + factors) ÷ (period × step), a step being forward, backward and fused Adam on the same batch.
-The period is that of sampled signals, `signals.forward.EVERY`, for no rule that uses factors sets one yet; the least
+The period is that of sampled signals, `signals.cadence.EVERY`, for no rule that uses factors sets one yet; the least
 period that stays within the target is written beside.
 """
 
@@ -57,7 +57,7 @@ def measure(effort: Effort) -> list[Row]:
 
 def _of(network: Network, fisher: str, effort: Effort) -> list[Row]:
     from thalweg.gradients.factors import kronecker_factors
-    from thalweg.signals.forward import EVERY
+    from thalweg.signals.cadence import EVERY
 
     model, batch, columns = network.model(), network.data(), COLUMNS[fisher]
     shapes = _shapes(model, batch)

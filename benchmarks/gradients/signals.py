@@ -1,6 +1,6 @@
 """What the always-on signals add to a step, at their default cadence.
 
-`thalweg.fit` makes its `Signals` by that name in `thalweg.run.fit`. Here another class is put in its place:
+`thalweg.fit` makes its `Signals` by that name in `thalweg.run.candidates`. Here another class is put in its place:
 
 - `Off` takes part in nothing and reads nothing, so that a report holds loss and learning rate only. Whole trainings
   with and without signals are timed in turn, by `run.seconds`: the steps, the reports, their writing to the history;
@@ -14,13 +14,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -45,16 +44,9 @@ class Off:
     def __init__(self, *made_of: Any) -> None:
         pass
 
-    @contextlib.contextmanager
-    def taking(self, *step: Any) -> Iterator[Off]:
-        """A reported step, of which nothing is taken."""
-        yield self
-
-    def before(self, parameters: Any) -> None:
-        """Nothing."""
-
-    def after(self, parameters: Any) -> None:
-        """Nothing."""
+    def take(self, step: Any, number: int, batch: Any, watcher: Any = None) -> Any:
+        """Make a step, of which nothing is taken."""
+        return step(batch, None, watcher)
 
     def read(self) -> dict[str, float]:
         """Nothing."""
@@ -71,7 +63,7 @@ class Off:
 def _train(network: Network, steps: int, signals: type | None = None) -> float:
     """Seconds a step, with `signals` in place of the real ones."""
     import thalweg
-    import thalweg.run.fit as room
+    import thalweg.run.candidates as room
 
     with patch.object(room, "Signals", signals or room.Signals), tempfile.TemporaryDirectory() as folder:
         run = thalweg.fit(
@@ -86,7 +78,8 @@ def _train(network: Network, steps: int, signals: type | None = None) -> float:
 def _windows(network: Network, steps: int) -> tuple[list[float], list[float]]:
     """Seconds a step of each window with signals, and of its two neighbours without."""
     from thalweg.signals import noise
-    from thalweg.signals.signals import REPORT_EVERY, Signals
+    from thalweg.signals.cadence import REPORT_EVERY
+    from thalweg.signals.signals import Signals
 
     marks: list[float] = []
 
@@ -95,16 +88,11 @@ def _windows(network: Network, steps: int) -> tuple[list[float], list[float]]:
 
         is_on = True
 
-        @contextlib.contextmanager
-        def taking(self, step: int, *batch: Any) -> Iterator[Any]:
-            if step >= WINDOW and step % WINDOW == REPORT_EVERY:
+        def take(self, step: Any, number: int, batch: Any, watcher: Any = None) -> Any:
+            if number >= WINDOW and number % WINDOW == REPORT_EVERY:
                 marks.append(time.perf_counter())
                 self.is_on = len(marks) % 2 == 0
-            if self.is_on:
-                with super().taking(step, *batch):
-                    yield self
-            else:
-                yield Off()
+            return super().take(step, number, batch, watcher) if self.is_on else step(batch, None, watcher)
 
         def read(self) -> dict[str, float]:
             return super().read() if self.is_on else {}

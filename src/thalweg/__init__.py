@@ -7,12 +7,12 @@ The public words, each loaded when it is first used; the rooms behind them, from
     step         forward, loss, backward, update
     gradients    what else a backward pass knows
     optim        rules by name, schedules, averages
-    diagnosis    records → verdict
+    diagnosis    records → findings, verdict
     loop         one training: step, watch, stop, save
     signals      tensors → what a step reports
     reports      records → pictures
     search       which learning rate
-    run          fit, resume, load, export
+    run          fit, resume, diagnose, load, export
     tasks        ready applications
     cli          the command line
 """
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from thalweg.records.step import StepRecord
     from thalweg.records.verdict import Verdict
     from thalweg.run.callback import Callback
+    from thalweg.run.diagnose import diagnose
     from thalweg.run.find_lr import find_lr
     from thalweg.run.fit import fit
     from thalweg.run.recipe import Recipe, recipe, task_names
@@ -73,6 +74,7 @@ _WORDS = {
     "GradientCheck": "records.gradient_check",
     "backprop": "gradients.chain",
     "check_gradients": "gradients.check",
+    "diagnose": "run.diagnose",
     "evaluate": "loop.evaluate",
     "export": "run.weights",
     "fast_step": "step.fast",

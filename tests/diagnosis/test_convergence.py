@@ -119,4 +119,4 @@ def test_flat_while_the_rate_has_yet_to_come_down_is_not_the_end() -> None:
 
 def test_the_sentence_names_epoch_and_span() -> None:
     sentence = judge(history(0.3 + 2 * np.exp(-np.arange(60) / 3)), 60).sentence
-    assert sentence == "Converged at epoch 60: validation loss has been flat within its noise for 20 epochs."
+    assert sentence == "Converged at epoch 60: validation loss has been flat within its noise for 40 epochs."

@@ -112,3 +112,33 @@ def test_what_is_not_there() -> None:
     with pytest.raises(KeyError, match="recorded are: loss"):
         filled(None).series("los")
     assert History().last("loss") is None
+
+
+def test_facts_are_read_back_and_replaced_and_outlive_a_truncation(tmp_path: Path) -> None:
+    history = filled(tmp_path / "h.sqlite")
+    history.note({"loss": "mse", "layers": [{"name": "0", "bias": True}], "planned_steps": None})
+    history.note({"loss": "mae"})
+    history.truncate(5)
+    history.close()
+    again = History.open(tmp_path / "h.sqlite")
+    expected = {"loss": "mae", "layers": [{"name": "0", "bias": True}], "planned_steps": None}
+    assert again.facts == history.facts == expected
+    again.facts["loss"] = "other"
+    assert again.facts == expected, "what is handed out is a copy"
+
+
+def test_a_fact_is_what_json_holds() -> None:
+    with pytest.raises(TypeError, match="set"):
+        History().note({"layers": {1, 2}})
+
+
+def test_a_file_without_facts_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    filled(tmp_path / "h.sqlite").close()
+    with sqlite3.connect(tmp_path / "h.sqlite") as connection:
+        connection.execute("DROP TABLE facts")
+    connection.close()
+    assert History.open(tmp_path / "h.sqlite").facts == {}
+    again = History(tmp_path / "h.sqlite")
+    again.note({"loss": "mse"})
+    again.close()
+    assert History.open(tmp_path / "h.sqlite").facts == {"loss": "mse"}

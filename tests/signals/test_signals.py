@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 import thalweg
 import thalweg.gradients
-from thalweg.signals.forward import EVERY, FLAT, WINDOW, Activations
+from thalweg.signals.cadence import EVERY, is_reported
+from thalweg.signals.forward import FLAT, WINDOW, Activations
 from thalweg.signals.layers import Layers
-from thalweg.signals.signals import Signals, is_reported
+from thalweg.signals.signals import Signals
 from thalweg.step.forward import Forward
+from thalweg.step.losses import resolve
 
 
 def data(rows: int = 64) -> tuple[Tensor, Tensor]:
@@ -167,8 +169,8 @@ def test_a_unit_of_a_convolution_is_a_channel() -> None:
 def test_what_is_taken_depends_on_the_number_of_the_step_alone() -> None:
     run = fitted(net(), steps=2 * EVERY)
     assert run.history.series("gradient_norm/0")[0].tolist() == [s for s in range(1, 201) if is_reported(s)]
-    assert run.history.series("update_ratio/0")[0].tolist() == [1, 100, 200]
-    assert run.history.series("dead_share/1")[0].tolist() == [100, 200]
+    assert run.history.series("update_ratio/0")[0].tolist() == [1, 10, 20, 50, 100, 200]
+    assert run.history.series("dead_share/1")[0].tolist() == [10, 20, 50, 100, 200]
 
 
 def test_looking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,3 +252,130 @@ def test_a_unit_of_positions_is_a_feature_even_beside_a_convolution() -> None:
             return self.activation(self.dense(self.convolution(x).mT))
 
     assert dead(Read(), torch.randn(5, 2, 7)) == 0.25
+
+
+def quadratic(curvature: float, steps: int, rate: float, **settings: Any) -> thalweg.Run:
+    """J(w) = a w² / 2 in one weight, descended with plain steps."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    x = torch.full((8, 1), math.sqrt(curvature / 2))
+    return thalweg.fit(
+        model, (x, torch.zeros(8, 1)), "mse", optimizer="sgd", learning_rate=rate, schedule="constant", steps=steps,
+        batch_size=8, patience=None, verbose=False, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("step_times_curvature", [0.1, 0.5, 1.5, 2.2])
+def test_the_descent_ratio_is_that_of_a_parabola(step_times_curvature: float) -> None:
+    # 1 + Δ²a / (2gΔ) = 1 − αa/2: near 1 for short steps, ½ for the step to the bottom, below 0 beyond twice that.
+    run = quadratic(4.0, 20, step_times_curvature / 4.0)
+    assert run.history.series("descent_ratio")[0].tolist() == [10, 20]
+    assert at(run, "descent_ratio", 10) == pytest.approx(1 - step_times_curvature / 2, abs=1e-3)
+    # The bottom was passed or not: this step goes on where the last one went, or comes back.
+    assert at(run, "update_cosine", 10) == pytest.approx(1.0 if step_times_curvature < 1 else -1.0, abs=1e-5)
+
+
+def test_the_descent_ratio_of_micro_batches_and_of_rounding() -> None:
+    whole, parts = quadratic(4.0, 10, 0.1), quadratic(4.0, 10, 0.1, accumulate=4)
+    assert at(parts, "descent_ratio", 10) == pytest.approx(at(whole, "descent_ratio", 10), abs=1e-5)
+    assert "descent_ratio" not in quadratic(4.0, 10, 1e-9).history.names  # the loss is the same to its last digits
+
+
+def test_a_rule_that_evaluates_by_itself_has_no_descent_ratio() -> None:
+    model = net(nn.Tanh)
+    run = thalweg.fit(
+        model, data(), "cross_entropy", optimizer=torch.optim.LBFGS(model.parameters(), max_iter=2, lr=0.1),
+        schedule="constant", batch_size=64, steps=10, verbose=False, patience=None,
+    )  # fmt: skip
+    assert "descent_ratio" not in run.history.names
+    assert run.history.series("update_cosine")[0].tolist() == [10]
+
+
+class Counting(nn.Module):
+    """Remembers in an attribute, a list and a buffer how often it was called, and computes with all three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.listed = 0, [0]
+        self.register_buffer("counted", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.listed[0] += 1
+        self.counted += 1.0
+        return x * (1 + 1e-3 * (self.calls + self.listed[0] + self.counted))
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"clip_norm": 0.1}], ids=["whole", "parts", "clipped"])
+@pytest.mark.parametrize("rule", ["momentum", "adamw"])
+def test_sampling_leaves_no_trace(settings: Any, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained() -> thalweg.Run:
+        torch.manual_seed(3)
+        model = nn.Sequential(
+            nn.Linear(6, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Dropout(0.5), Counting(), nn.Linear(10, 3)
+        )
+        return thalweg.fit(
+            model, data(), "cross_entropy", optimizer=rule, learning_rate=0.02, batch_size=16, steps=60,
+            verbose=False, patience=None, **settings,
+        )  # fmt: skip
+
+    looked = trained()
+    assert looked.history.series("descent_ratio")[0].tolist() == [10, 20, 50]
+    monkeypatch.setattr("thalweg.signals.signals.is_sampled", lambda step: False)
+    blind = trained()
+    assert "descent_ratio" not in blind.history.names
+    ours, theirs = looked.model.state_dict(), blind.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert looked.model[4].calls == blind.model[4].calls
+    assert looked.history.series("loss")[1].tolist() == blind.history.series("loss")[1].tolist()
+
+
+def test_the_angle_between_updates_survives_a_stop_between_them(tmp_path: Any) -> None:
+    straight = fitted(net(), steps=12, run_dir=tmp_path / "straight")
+    fitted(net(), steps=9, run_dir=tmp_path / "stopped")
+    resumed = thalweg.resume(tmp_path / "stopped", model=net(), data=data(), loss="cross_entropy", steps=12)
+    assert at(resumed, "update_cosine", 10) == at(straight, "update_cosine", 10)
+
+
+def test_the_spread_of_losses_is_that_of_the_reports() -> None:
+    run = fitted(net(), steps=40)
+    assert run.history.series("loss_spread")[0].tolist() == [30, 40]
+    single = fitted(net(), steps=40, callbacks=[])
+    assert at(run, "loss_spread", 30) == at(single, "loss_spread", 30) > 0
+
+
+def test_outputs_by_hand() -> None:
+    model, (x, y) = net(), data()
+    signals = Signals(Forward(model), list(model.parameters()), resolve("cross_entropy"))
+    with signals.taking(10, (x, y)):
+        output = model(x)
+    found = signals.read()
+    assert found["output_spread"] == pytest.approx(output.std(0, correction=0).mean().item(), rel=1e-5)
+    assert (found["output_low"], found["output_high"]) == (output.min().item(), output.max().item())
+    assert found["prediction_share"] == pytest.approx(output.argmax(1).bincount().max().item() / len(x))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "target", "share"),
+    [
+        ("cross_entropy", (4, 5, 3), (4, 5), 0.8),  # classes last
+        ("cross_entropy", (4, 3, 5), (4, 5), 0.8),  # and on axis 1
+        ("binary_cross_entropy", (20, 1), (20, 1), 0.8),
+        ("mse", (20, 3), (20, 3), None),
+    ],
+)
+def test_the_share_of_the_class_that_is_named_most(loss: str, shape: Any, target: Any, share: float | None) -> None:
+    rows = torch.zeros(20, 3)
+    rows[:16, 1], rows[16:, 2] = 1.0, 1.0
+    output = rows.reshape(4, 5, 3) if shape == (4, 5, 3) else rows.reshape(4, 5, 3).mT if len(shape) == 3 else rows
+    output = rows[:, 1:2] * 2 - 1 if shape[-1] == 1 else output
+
+    class Answers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return output.clone().requires_grad_()
+
+    model = Answers()
+    signals = Signals(Forward(model), [], resolve(loss))
+    with signals.taking(10, (torch.zeros(len(output), 1), torch.zeros(target))):
+        model(torch.zeros(len(output), 1))
+    assert signals.read().get("prediction_share") == (pytest.approx(share) if share else None)

@@ -1,8 +1,13 @@
 """Where a training stands: a statement about its loss and the noise in it, from the numbers alone.
 
-The newest third of the evaluations (at least `WINDOW`) is fitted by a straight line. Its slope with standard error says
-what as many epochs again would gain: converged is a gain below 1 % of the level, or one that the noise would hide. A
-validation loss that has risen off its best by more than its own noise while the training loss falls is overfitting.
+The loss is forecast to the end of what was planned (`diagnosis.forecast`), as many updates again where nothing was. Its
+clock is the sum of the learning rates, since a rule that takes half the steps gets half as far; its noise is taken to
+grow with the root of the rate. Further training is worth it while one of the coming values will probably be the best by
+1 %: less probable than `UNLIKELY`, or nothing but the luck of the noise (`CHANCE`), and the loss is flat.
+
+Nothing is called flat before a third again of the time has passed that it took to come within 1 % of the best: so long
+it costs little to see. A validation loss that has risen off its best by more than its own noise while the training loss
+falls is overfitting.
 """
 
 from __future__ import annotations
@@ -13,67 +18,132 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from thalweg.diagnosis.forecast import Forecast, forecast
 from thalweg.records.history import History
 from thalweg.records.verdict import Verdict
 
 #: Fewer evaluations than this do not show a trend against noise.
 WINDOW = 8
 #: Nor do fewer updates: a rule warms up over the first ones, and in full-batch descent each is an evaluation.
-UPDATES = 200
-#: What further training must still be able to gain, as a share of the loss's level.
+UPDATES = 100
+#: What further training must still be able to gain, as a share of the best so far.
 WORTHWHILE = 0.01
+#: Probabilities below which a better value is not waited for; and a lower level, where only luck would give a better
+#: value. Of the pairs tried on the runs for tuning (`benchmarks/convergence`) the one that stops most of them in time.
+UNLIKELY = 0.3
+CHANCE = 0.1
+#: Time that is given after the best was reached, in units of the time until then.
+WAIT = 1.3
 #: A rise counts as overfitting from this many standard errors on, and this share of the level.
 SURE = 3.0
 RISE = 0.02
 #: A loss this many times what it was at the start has diverged.
 EXPLODED = 10.0
+#: A judgement is passed whenever so large a part of the evaluations is new.
+LOOKS = 20
+#: Values that are looked at, at most, back and ahead; of more, some are left out at even distances.
+BACK, AHEAD = 200, 60
+#: Share of the peak at which a rate that is to come down has not begun to.
+PEAK = 0.99
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """A straight line through the newest values: `slope` a value, its standard error, `noise` about the line."""
+    """A straight line through values: `slope` a value, its standard error, `noise` about the line."""
 
     level: float
     slope: float
     slope_error: float
     noise: float
-    count: int
-
-    @property
-    def gain(self) -> float:
-        """By how much as many values again would lower the level, if the line went on."""
-        return -self.slope * self.count
-
-    def is_flat(self, so_far: int) -> bool:
-        """Whether going on is not worth it, after `so_far` evaluations.
-
-        A fall that is sure is held against the whole training: as many evaluations again must gain next to nothing. One
-        that may be chance is flat where it would gain a small share of the level, or less than the noise.
-        """
-        if self.slope < -SURE * self.slope_error:
-            return -self.slope * so_far < WORTHWHILE * abs(self.level)
-        return self.gain < max(WORTHWHILE * abs(self.level), self.noise)
 
 
 def trend(values: Floats) -> Trend:
-    """Fit the newest values `[evaluations]` by least squares."""
+    """Fit values `[evaluations]` by least squares."""
     count = len(values)
     time = np.arange(count) - (count - 1) / 2
     slope = float(time @ values / (time @ time))
     residuals = values - values.mean() - slope * time
     noise = math.sqrt(float(residuals @ residuals) / max(1, count - 2))
     level = float(values.mean() + slope * time[-1])
-    return Trend(level, slope, noise / math.sqrt(float(time @ time)), noise, count)
+    return Trend(level, slope, noise / math.sqrt(float(time @ time)), noise)
 
 
-def judge(history: History, epochs: float, watched: str | None = None, annealing: bool = False) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The loss that is judged: its evaluations, and what is said of those to come."""
+
+    what: str
+    """What it is called."""
+    steps: npt.NDArray[np.int64]
+    values: Floats
+    ahead: int
+    """Evaluations to come."""
+    future: Forecast
+
+    @property
+    def best(self) -> float:
+        """The lowest so far."""
+        return float(self.values.min())
+
+    @property
+    def reached(self) -> int:
+        """The first evaluation, from 0, that came within 1 % of the best."""
+        return int(np.argmax(self.values <= self.best + WORTHWHILE * abs(self.best)))
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether the next look would come later than a third again of the time to the best."""
+        count = len(self.values)
+        following = self.steps[-1] + (self.steps[-1] - self.steps[count - 1 - max(1, count // LOOKS)])
+        return bool(following > WAIT * self.steps[self.reached])
+
+    @property
+    def better(self) -> float:
+        """The probability that one of the values to come is the best by 1 %."""
+        return self.future.falls_below(self.best - WORTHWHILE * abs(self.best))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether going on is not worth it."""
+        future = self.future
+        least = max(WORTHWHILE * abs(future.level), future.noise)
+        return self.better < UNLIKELY or future.falls_by(least) < CHANCE
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        """The numbers behind a verdict."""
+        return {
+            "best": self.best,
+            "level": self.future.level,
+            "noise": self.future.noise,
+            "gain": self.future.gain,
+            "chance_of_better": self.better,
+        }
+
+
+def is_due(count: int) -> bool:
+    """Whether to judge after so many evaluations: each, from forty on every second one, and so on.
+
+    >>> [count for count in range(50) if is_due(count)][-6:]
+    [39, 40, 42, 44, 46, 48]
+    """
+    return count >= WINDOW and count % max(1, count // LOOKS) == 0
+
+
+def judge(
+    history: History,
+    epochs: float,
+    watched: str | None = None,
+    annealing: bool = False,
+    remaining: float | None = None,
+) -> Verdict:
     """Say where a training stands.
 
     `epochs` [passes] have been trained, `watched` is the series judged (the validation loss where there is one, else
-    the training loss by epochs), `annealing` says that the learning rate has yet to come down, which ends
-    most plateaus.
+    the training loss by epochs); the rate comes down to nothing over the updates to come where it is `annealing`, of
+    which `remaining` are planned, by default as many as were made. While such a rate is at its peak, nothing is flat.
     """
     watched = watched or ("validation_loss" if "validation_loss" in history.names else "epoch_loss")
     what = "training loss" if watched == "epoch_loss" else watched.replace("_", " ")
@@ -81,50 +151,94 @@ def judge(history: History, epochs: float, watched: str | None = None, annealing
         return Verdict("diverged", f"Diverged at epoch {_shown(epochs)}: the loss is no longer a finite number.")
     if watched not in history.names:
         return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, before {what} was measured once.")
-    values = history.series(watched)[1]
+    steps, values = history.series(watched)
     if (times := _growth(values, history)) > EXPLODED:
         return Verdict("diverged", f"Diverged: the loss is {times:.3g} times what it was at the start.")
-    if len(values) < WINDOW or history.series(watched)[0][-1] < UPDATES:
+    if len(values) < WINDOW or steps[-1] < UPDATES or not np.isfinite(values).all():
         return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, too early to say where {what} is heading.")
-    now = trend(values[-max(WINDOW, len(values) // 3) :])
-    evidence = {"level": now.level, "slope": now.slope, "noise": now.noise, "gain": now.gain}
-    if watched == "validation_loss" and _overfits(values, history):
+    curve = _curve(history, watched, what, remaining, annealing)
+    if watched == "validation_loss" and _overfits(curve, history):
         best = int(values.argmin()) + 1
         return Verdict(
             "overfitting",
             f"Overfitting since epoch {best}: validation loss rises from its best there while training loss falls.",
-            evidence=evidence,
+            evidence=curve.evidence,
         )
-    if now.is_flat(len(values)) and not annealing:
-        return _flat(values, now, what, epochs, evidence)
-    gained = f"{now.count} more epochs would lower {what} by about {max(0.0, now.gain):.2g}"
-    return Verdict("improving", f"Still improving at epoch {_shown(epochs)}: {gained}.", evidence=evidence)
+    if curve.is_flat and curve.has_waited and not (annealing and _at_peak(history)):
+        return _flat(curve, history, epochs)
+    return _improving(curve, epochs)
 
 
-def _flat(values: Floats, now: Trend, what: str, epochs: float, evidence: dict[str, float]) -> Verdict:
+def _curve(history: History, watched: str, what: str, remaining: float | None, annealing: bool) -> Curve:
+    """The loss and its forecast."""
+    steps, values = history.series(watched)
+    every = max(1, len(values) // BACK)
+    chosen = np.arange(len(values) - 1, -1, -every)[::-1]
+    rates = _rates(history, steps)
+    clock = np.cumsum(rates * np.diff(steps, prepend=0))
+    spacing = float(steps[-1] - steps[0]) / (len(steps) - 1)
+    left = float(steps[-1]) if remaining is None else max(remaining, spacing)
+    ahead = max(1, round(left / spacing))
+    part = np.arange(1, (count := min(AHEAD, ahead)) + 1) / count
+    falling = 1 - part if annealing else np.ones(count)
+    passed = part - part**2 / 2 if annealing else part  # what the sum of the rates grows by
+    noise = np.sqrt(np.maximum(0.01, np.concatenate([rates[chosen] / rates[-1], falling])))
+    future = forecast(clock[chosen], values[chosen], clock[-1] + rates[-1] * left * passed, noise)
+    return Curve(what, steps, values, ahead, future)
+
+
+def _rates(history: History, steps: npt.NDArray[np.int64]) -> Floats:
+    """The learning rate at each evaluation; 1 where none was told, and never nothing."""
+    if "learning_rate" not in history.names:
+        return np.ones(len(steps))
+    told, rates = history.series("learning_rate")
+    rates = np.interp(steps, told, rates)
+    return np.maximum(rates, max(1e-3 * rates.max(), 1e-300))
+
+
+def _at_peak(history: History) -> bool:
+    """Whether a rate that is to come down has yet to begin."""
+    if "learning_rate" not in history.names:
+        return True
+    rates = history.series("learning_rate")[1]
+    return bool(rates[-1] >= PEAK * rates.max())
+
+
+def _flat(curve: Curve, history: History, epochs: float) -> Verdict:
     """Flat: where it should be, or where it began."""
-    learned = values[0] - now.level
-    if learned < SURE * now.noise or learned < WORTHWHILE * abs(values[0]):
-        sentence = f"Stuck: after {_shown(epochs)} epochs {what} is where it was after the first."
-        return Verdict("stuck", sentence, cause="plateau", evidence=evidence)
+    began = max(float(curve.values[0]), _first(history, "loss"))
+    learned = began - curve.future.level
+    if learned < max(SURE * curve.future.noise, WORTHWHILE * abs(began)):
+        sentence = f"Stuck: after {_shown(epochs)} epochs {curve.what} is where it began."
+        return Verdict("stuck", sentence, cause="plateau", evidence=curve.evidence)
+    flat = len(curve.values) - curve.reached
     return Verdict(
         "converged",
-        f"Converged at epoch {_shown(epochs)}: {what} has been flat within its noise for {now.count} epochs.",
-        evidence=evidence,
+        f"Converged at epoch {_shown(epochs)}: {curve.what} has been flat within its noise for {_epochs(flat)}.",
+        evidence=curve.evidence,
     )
 
 
-def _overfits(values: Floats, history: History) -> bool:
+def _improving(curve: Curve, epochs: float) -> Verdict:
+    gained = f"{curve.what} by about {curve.future.gain:.2g}"
+    more = f"{curve.ahead} more {'epoch' if curve.ahead == 1 else 'epochs'} would lower {gained}"
+    return Verdict("improving", f"Still improving at epoch {_shown(epochs)}: {more}.", evidence=curve.evidence)
+
+
+def _overfits(curve: Curve, history: History) -> bool:
     """A rise since the best that its noise does not explain, while the training loss still falls."""
-    best = int(values.argmin())
-    after = values[best:]
-    if len(after) < WINDOW:
+    values = curve.values
+    training = history.series("epoch_loss")[1] if "epoch_loss" in history.names else values[:0]
+    if len(training) >= 2 and training[-1] > training[len(training) // 2] * (1 + RISE):
         return False
-    rise = trend(after)
-    if rise.slope < SURE * rise.slope_error or rise.level - values[best] < max(RISE * values[best], SURE * rise.noise):
-        return False
-    training = history.series("epoch_loss")[1]
-    return len(training) < 2 or training[-1] <= training[len(training) // 2] * (1 + RISE)
+    after = values[int(values.argmin()) :]
+    least = RISE * abs(curve.best)
+    if len(after) >= WINDOW:
+        rise = trend(after)
+        if rise.slope >= SURE * rise.slope_error and rise.level - curve.best >= max(least, SURE * rise.noise):
+            return True
+    rising = curve.future.ends_above(curve.future.level + max(least, curve.future.noise))
+    return rising > 1 - CHANCE and curve.is_flat and curve.has_waited
 
 
 def _growth(values: Floats, history: History) -> float:
@@ -135,5 +249,14 @@ def _growth(values: Floats, history: History) -> float:
     return max(float(s[-1] / s[0]) if s[0] > 0 else 0.0 for s in series)
 
 
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
+
+
 def _shown(epochs: float) -> str:
     return f"{epochs:.0f}" if abs(epochs - round(epochs)) < 1e-9 else f"{epochs:.2g}"
+
+
+def _first(history: History, name: str) -> float:
+    """The first value of a series; below all others where there is none."""
+    return float(history.series(name)[1][0]) if name in history.names else -math.inf

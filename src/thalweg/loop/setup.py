@@ -12,6 +12,8 @@ from thalweg.loop.metrics import Metrics
 from thalweg.loop.saver import Saver
 from thalweg.optim.averages import WeightAverage
 from thalweg.optim.schedules import Schedule
+from thalweg.records.action import Action
+from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.step import StepRecord
 from thalweg.signals.signals import Signals
@@ -24,6 +26,7 @@ class Events(Protocol):
 
     def step(self, record: StepRecord) -> None: ...  # noqa: D102
     def validated(self, record: StepRecord) -> None: ...  # noqa: D102
+    def event(self, event: Finding | Action) -> None: ...  # noqa: D102
 
 
 @dataclass(slots=True)
@@ -44,6 +47,7 @@ class Setup:
     events: Events
     has_norm: bool = False
     anneals: bool = False
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)

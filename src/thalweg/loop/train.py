@@ -12,20 +12,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from thalweg.diagnosis.convergence import WINDOW, judge
+from thalweg.diagnosis.convergence import is_due, judge
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import measure
 from thalweg.loop.memory import Memory
 from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
-from thalweg.records.step import StepRecord
+from thalweg.loop.watching import Watching
+from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
-from thalweg.signals.signals import is_reported
+from thalweg.signals.cadence import is_awaited, is_reported
+from thalweg.signals.loss import loss_spread
 from thalweg.tensors.named import copied
 
-#: The series of reported steps, with those by layer ("gradient_norm/0"); all others come from evaluations.
-REPORTED = ("loss", "learning_rate", "gradient_norm", "noise_scale")
 #: Updates between two evaluations where an epoch has no known end.
 EVALUATE_EVERY = 500
 SAVE_SECONDS = 30.0
@@ -46,6 +46,7 @@ class Training:
         self.verdict: Verdict | None = None
         self.best: dict[str, Tensor] | None = None
         self.memory = Memory(setup)
+        self.watching = Watching(setup.history, setup.events, setup.watched)
         self._pause: int | None = None
         self._pending: list[Tensor] = []
         self._started = self._saved = 0.0
@@ -59,6 +60,7 @@ class Training:
         reason = self._limit_reached() or self._decided_before()
         if self.at.step == 0:
             self.save()
+            self.watching.began()
         while reason is None:
             self.model.train()
             reason = self._epoch()
@@ -68,6 +70,8 @@ class Training:
         if reason != "diverged":
             self.save(last=reason != "interrupted")
         self.setup.saver.finish()
+        if reason != "interrupted":
+            self.watching.ended(self.at.step)
         self.verdict = self._judge()
         return reason
 
@@ -108,9 +112,8 @@ class Training:
             number = at.step + 1
             report = is_reported(number) or number == last
             try:
-                if report:
-                    with signals.taking(number, batch):
-                        loss = step(batch, signals, watcher)
+                if report or is_awaited(number):
+                    loss = signals.take(step, number, batch, watcher)
                 else:
                     loss = step(batch, None, watcher)
             except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
@@ -172,11 +175,13 @@ class Training:
         at = self.at
         self._read_losses()
         values = {"loss": sum(at.window) / len(at.window), "learning_rate": self.learning_rate}
+        values.update(loss_spread(at.window))
         values.update(self.setup.signals.read())
         at.window.clear()
         record = self._record(values)
         self.setup.history.append(record)
         self.setup.events.step(record)
+        self.watching.reported(at.step)
         if values["loss"] - values["loss"] != 0 and not self._finite():  # NaN or Inf, and it has reached the weights
             return "diverged"
         return "target" if self._target_reached(values) else None
@@ -202,6 +207,7 @@ class Training:
         if setup.validation is not None:
             setup.schedule.validated(values["validation_loss"])
         setup.events.validated(record)
+        self.watching.evaluated(at.step)
         if is_best and self.save(best=True):
             self.best = None  # a large model's best weights are on the disk, and need no memory
         return self._decide(values)
@@ -246,7 +252,7 @@ class Training:
         series = history.series(watched)[1]
         if isinstance(patience, int):
             return "patience" if len(series) - 1 - int(series.argmin()) >= patience else None
-        if len(series) < WINDOW or len(series) % max(1, len(series) // 20):
+        if not is_due(len(series)):
             return None
         self.verdict = self._judge()
         return {"converged": "converged", "stuck": "patience", "overfitting": "patience", "diverged": "diverged"}.get(
@@ -256,7 +262,16 @@ class Training:
     def _judge(self) -> Verdict:
         setup = self.setup
         watched = "validation_loss" if setup.validation is not None else None
-        return judge(setup.history, self.epochs, watched, annealing=setup.anneals and not self._annealed())
+        annealing = setup.anneals and not self._annealed()
+        return judge(setup.history, self.epochs, watched, annealing, self._remaining())
+
+    def _remaining(self) -> float | None:
+        """Updates that are planned yet; None where none is, or all are made."""
+        limits, per_epoch = self.limits, self.setup.batches.per_epoch
+        ends = [limits.steps] if limits.steps is not None else []
+        if limits.epochs is not None and per_epoch:
+            ends.append(limits.epochs * per_epoch)
+        return min(ends) - self.at.step if ends and min(ends) > self.at.step else None
 
     def _annealed(self) -> bool:
         """Whether the learning rate has come down to a twentieth of its peak."""

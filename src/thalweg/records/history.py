@@ -12,7 +12,7 @@ import json
 import sqlite3
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,19 @@ CREATE TABLE IF NOT EXISTS steps (step INTEGER PRIMARY KEY, epoch REAL, seconds 
 CREATE TABLE IF NOT EXISTS evaluations (step INTEGER PRIMARY KEY, epoch REAL, seconds REAL, "values" TEXT);
 CREATE TABLE IF NOT EXISTS findings (number INTEGER PRIMARY KEY, step INTEGER, record TEXT);
 CREATE TABLE IF NOT EXISTS actions (number INTEGER PRIMARY KEY, step INTEGER, record TEXT);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
 """
 _INSERT = {
     "steps": "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)",
     "evaluations": "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?)",
     "findings": "INSERT INTO findings (step, record) VALUES (?, ?)",
     "actions": "INSERT INTO actions (step, record) VALUES (?, ?)",
+    "facts": "INSERT OR REPLACE INTO facts VALUES (?, ?)",
 }
 
-_Waiting = tuple[str, int, StepRecord | Finding | Action]
+_Record = StepRecord | Finding | Action
+#: A table, the step or name of a row that is to be written to it, and what it holds.
+_Waiting = tuple[str, int | str, _Record | str]
 Series = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 
 
@@ -57,6 +61,7 @@ class History:
         self.path = Path(path) if path is not None else None
         self._found: list[tuple[int, Finding]] = []
         self._acted: list[tuple[int, Action]] = []
+        self._facts: dict[str, Any] = {}
         self._columns: dict[str, tuple[array[int], array[float]]] = {}
         self._evaluated: set[str] = set()
         self._pending: list[_Waiting] = []
@@ -106,6 +111,11 @@ class History:
         """What was changed, in the order it was done."""
         return [action for _, action in self._acted]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What holds for the whole run, by name: its rule, its network, its data, its first batch; as JSON has it."""
+        return dict(self._facts)
+
     def series(self, name: str) -> Series:
         """Steps and values of one series, both `[rows]`, in the order of steps.
 
@@ -126,6 +136,11 @@ class History:
         column = self._columns.get(name)
         return column[1][-1] if column else None
 
+    def count(self, name: str) -> int:
+        """How many values a series has."""
+        column = self._columns.get(name)
+        return len(column[1]) if column else 0
+
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def append(self, record: StepRecord) -> None:
@@ -144,10 +159,33 @@ class History:
         self._found.append((step, finding))
         self._queue("findings", step, finding)
 
+    def settle(self, findings: Iterable[Finding], step: int) -> None:
+        """At the end of a training, after `step`: these findings take the place of all that were added before."""
+        self._found = [(step, finding) for finding in findings]
+        if self.path is not None:
+            self.flush()
+            with self._lock:  # of a disk that is full: what still waits is left out
+                self._pending = [waiting for waiting in self._pending if waiting[0] != "findings"]
+            with contextlib.suppress(sqlite3.Error), self._writing, self._connection:
+                self._connection.execute("DELETE FROM findings")
+        for _, finding in self._found:
+            self._queue("findings", step, finding)
+
     def acted(self, action: Action) -> None:
         """Add an action."""
         self._acted.append((action.step, action))
         self._queue("actions", action.step, action)
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Add facts about the run; one of a name that is there already takes its place.
+
+        Raises:
+            TypeError: a value that JSON does not hold.
+        """
+        for name, value in facts.items():
+            text = json.dumps(value)
+            self._facts[name] = json.loads(text)
+            self._queue("facts", name, text)
 
     def flush(self) -> bool:
         """Write what waits, now; False if the disk did not take it (it waits on, nothing is lost)."""
@@ -158,8 +196,8 @@ class History:
                 return True
             try:
                 with self._connection:
-                    for table, step, record in rows:
-                        self._connection.execute(_INSERT[table], _row(step, record))
+                    for table, key, value in rows:
+                        self._connection.execute(_INSERT[table], _row(key, value))
             except sqlite3.Error as error:
                 with self._lock:
                     self._pending = rows + self._pending
@@ -205,10 +243,10 @@ class History:
             column[0].append(record.step)
             column[1].append(value)
 
-    def _queue(self, table: str, step: int, record: StepRecord | Finding | Action) -> None:
+    def _queue(self, table: str, key: int | str, value: _Record | str) -> None:
         if self.path is not None:
             with self._lock:
-                self._pending.append((table, step, record))
+                self._pending.append((table, key, value))
 
     def _write_behind(self) -> None:
         while not self._closing.wait(FLUSH_SECONDS):
@@ -230,17 +268,24 @@ class History:
                     self._evaluated.update(record.values)
         self._found = [(step, Finding(**record)) for step, record in self._records("findings")]
         self._acted = [(step, Action(**record)) for step, record in self._records("actions")]
+        if self._connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'facts'"
+        ).fetchone():  # not in older files
+            facts = self._connection.execute("SELECT name, value FROM facts ORDER BY rowid")
+            self._facts = {str(name): json.loads(value) for name, value in facts}
 
     def _records(self, table: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for step, record in self._connection.execute(f"SELECT step, record FROM {table} ORDER BY number"):
             yield step, json.loads(record)
 
 
-def _row(step: int, record: StepRecord | Finding | Action) -> tuple[object, ...]:
-    """The columns of one row; numbers become text here, off the training's thread."""
-    if isinstance(record, StepRecord):
-        return step, record.epoch, record.seconds, json.dumps(dict(record.values))
-    return step, json.dumps(asdict(record))
+def _row(key: int | str, value: _Record | str) -> tuple[object, ...]:
+    """The columns of one row, by its step or its name; numbers become text here, off the training's thread."""
+    if isinstance(value, str):
+        return key, value
+    if isinstance(value, StepRecord):
+        return key, value.epoch, value.seconds, json.dumps(dict(value.values))
+    return key, json.dumps(asdict(value))
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -11,9 +11,19 @@ UNITS: dict[str, str] = {
     "learning_rate": "of the first parameter group",
     "gradient_norm": "Euclidean, all trainable parameters, before clipping",
     "noise_scale": "examples: the batch at which noise and gradient weigh the same",
+    "loss_spread": "standard deviation of the losses since the last report, in the loss's own unit",
+    "descent_ratio": "fall of the batch's loss by the update, as a share of what its gradient promised",
+    "update_cosine": "between an update and the one before, from -1 to 1",
+    "output_spread": "standard deviation over the examples of a batch, mean over outputs, of the output",
+    "output_low": "smallest output of the batch",
+    "output_high": "largest output of the batch",
+    "prediction_share": "of the class that is predicted most, among the examples of the batch",
     "epoch_loss": "mean over the updates of one epoch, in the loss's own unit",
     "validation_loss": "mean over the validation set, in the loss's own unit",
 }
+
+#: Series of reported steps, with those by layer ("gradient_norm/0"); all others come from evaluations.
+REPORTED = tuple(name for name in UNITS if name not in ("epoch_loss", "validation_loss"))
 
 
 @dataclass(frozen=True, slots=True)

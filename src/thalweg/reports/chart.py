@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
+from thalweg.records.step import REPORTED
 from thalweg.reports.words import VALIDATION, of_layer, share, spoken
 
 #: Points of a line: more than a phone has pixels across.
@@ -31,9 +32,6 @@ LOG_DECADES = 1.5
 LARGEST = 1e150
 #: Marks of one kind in a chart; a run that repairs itself a hundred times is told in the list below the charts.
 MARKS = 6
-
-#: Series with a chart of their own; every other one is a metric.
-_NOT_METRICS = ("loss", "learning_rate", "gradient_norm", "noise_scale")
 
 Values = npt.NDArray[np.float64]
 
@@ -154,7 +152,7 @@ def _metrics(history: History, record: RunRecord | None) -> list[str]:
     recorded = set(history.names)
     known = {name.removeprefix(VALIDATION) for name in record.metrics} if record else set()
     names = list(dict.fromkeys(name.removeprefix(VALIDATION) for name in history.names))
-    names = [name for name in names if name not in _NOT_METRICS and not of_layer(name)]
+    names = [name for name in names if name not in REPORTED and not of_layer(name)]
     return [name for name in names if not known or name in known or VALIDATION + name in recorded]
 
 

@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 
 from thalweg.records.action import Action
-from thalweg.records.finding import Finding
+from thalweg.records.finding import Finding, ranked
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.reports import heat_svg, style, svg
@@ -25,7 +25,6 @@ from thalweg.reports.heat import heat_maps
 from thalweg.reports.words import (
     STOPPED,
     VALIDATION,
-    by_weight,
     changed,
     counted,
     duration,
@@ -174,7 +173,7 @@ def _section(title: str, body: str) -> str:
 
 
 def _findings(history: History) -> str:
-    return _told("Findings", [_finding(finding) for finding in by_weight(history.findings)])
+    return _told("Findings", [_finding(finding) for finding in ranked(history.findings)])
 
 
 def _actions(history: History) -> str:

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from thalweg.records.finding import Finding
+from thalweg.records.finding import Finding, ranked
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.verdict import Verdict
 from thalweg.reports.words import (
     STOPPED,
     VALIDATION,
-    by_weight,
     counted,
     duration,
     measured,
@@ -110,7 +109,7 @@ def _facts(run: RunView, report: Path | None) -> list[tuple[str, str]]:
         rows.append(("rate", rate))
     if step := step_words(run.record.decided):
         rows.append(("step", step))
-    weighty = by_weight(run.findings)
+    weighty = ranked(run.findings)
     rows.append(("findings", number(len(weighty)) if weighty else "none"))
     rows += [("", f"{finding.severity}: {finding.sentence}") for finding in weighty[:_TOLD]]
     rows += [("note" if not row else "", note) for row, note in enumerate(run.record.notes)]

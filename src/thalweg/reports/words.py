@@ -6,8 +6,6 @@ import math
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from thalweg.records.finding import SEVERITIES, Finding
-
 VALIDATION = "validation_"
 
 #: Metrics that are shares of one, said in percent.
@@ -166,11 +164,6 @@ def pairs(metrics: Iterable[str]) -> list[str]:
     """
     names = dict.fromkeys(name.removeprefix(VALIDATION) for name in metrics if not of_layer(name))
     return sorted(names, key=lambda name: name == "loss")
-
-
-def by_weight(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings with the gravest first; among equals the order in which they came stays."""
-    return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))
 
 
 def width_of(text: str) -> int:

@@ -11,6 +11,8 @@ from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.memory import random_state, set_random_state
 from thalweg.loop.setup import Setup
 from thalweg.loop.train import Training
+from thalweg.records.action import Action
+from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.settings import Settings
 from thalweg.records.step import StepRecord
@@ -41,6 +43,9 @@ class Kept:
         """After an evaluation."""
         self.records.append(("validated", record))
 
+    def event(self, event: Finding | Action) -> None:
+        """Candidates are not diagnosed: the one that wins will be."""
+
     def save(self, live: Checkpoint, best: bool = False) -> bool:
         """Keep a copy of the best; others need none, a candidate being in memory itself."""
         if best:
@@ -67,7 +72,13 @@ class Kept:
 
 
 def assemble(
-    step: Step, chosen: Chosen, history: History, saver: Any, events: Any, signals: Signals | None = None
+    step: Step,
+    chosen: Chosen,
+    history: History,
+    saver: Any,
+    events: Any,
+    signals: Signals | None = None,
+    watched: bool = False,
 ) -> Setup:
     """The parts of a training, put together."""
     return Setup(
@@ -85,6 +96,7 @@ def assemble(
         events=events,
         has_norm=chosen.has_norm,
         anneals=chosen.anneals,
+        watched=watched,
     )
 
 

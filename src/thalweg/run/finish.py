@@ -8,6 +8,7 @@ from dataclasses import asdict
 from thalweg.loop.checkpoint import Checkpoints
 from thalweg.loop.statistics import averaged_model
 from thalweg.loop.train import Training
+from thalweg.records.step import REPORTED
 from thalweg.run.run import Run
 from thalweg.tensors.named import assign, copied
 
@@ -53,6 +54,6 @@ def _final(training: Training) -> dict[str, float]:
         elif name.startswith("validation_"):
             at_best = values[steps == best] if best is not None else values[-1:]
             final[name] = float(at_best[-1] if len(at_best) else values[-1])
-        elif name not in ("loss", "learning_rate", "gradient_norm", "noise_scale") and "/" not in name:  # of layers
+        elif name not in REPORTED and "/" not in name:  # of layers
             final[name] = float(values[-1])
     return final

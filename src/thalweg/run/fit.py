@@ -23,6 +23,7 @@ from thalweg.records.settings import Settings, expanded
 from thalweg.run import directory as directories
 from thalweg.run.candidates import assemble
 from thalweg.run.choices import Chosen, choose
+from thalweg.run.facts import facts
 from thalweg.run.finish import finish
 from thalweg.run.going_on import as_decided, go_on
 from thalweg.run.interrupts import interruptible
@@ -145,7 +146,10 @@ def carry_out(
     saver = Saver(checkpoints, before=history.flush)
     stack.callback(saver.finish)
     signals = raced.training.setup.signals if raced is not None else None
-    setup = assemble(step, prepared.chosen, history, saver, telling, signals)
+    watched = settings.repair != "off"
+    setup = assemble(step, prepared.chosen, history, saver, telling, signals, watched)
+    if not history.facts:
+        history.note(facts(step, prepared.chosen, settings))
     training = raced.training.moved(setup) if raced is not None else Training(setup, prepared.chosen.limits)
     if resuming:
         go_on(training, checkpoints, checkpoint, settings, telling)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from thalweg.records.action import Action
-from thalweg.records.finding import Finding
+from thalweg.records.finding import Finding, ranked
 from thalweg.records.history import History
 from thalweg.records.landscape import Landscape, Plane
 from thalweg.records.run import RunRecord
@@ -44,9 +44,8 @@ class Run:
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found wrong, the likeliest cause first."""
-        weight = {"critical": 0, "warning": 1, "note": 2}
-        return sorted(self.history.findings, key=lambda finding: (weight[finding.severity], -finding.confidence))
+        """What was found wrong, the likeliest cause first; symptoms after the causes that they follow from."""
+        return ranked(self.history.findings)
 
     @property
     def actions(self) -> list[Action]:

@@ -11,6 +11,8 @@ from typing import Any
 from thalweg.gradients.lanczos import extreme_eigenvalues
 from thalweg.gradients.products import Curvature
 from thalweg.loop.train import EVALUATE_EVERY
+from thalweg.records.action import Action
+from thalweg.records.finding import Finding
 from thalweg.records.learning_rate import Trial
 from thalweg.records.settings import Settings
 from thalweg.records.step import StepRecord
@@ -138,6 +140,9 @@ class Display:
 
     def validated(self, record: StepRecord) -> None:
         """It is shown with the next line."""
+
+    def event(self, event: Finding | Action) -> None:
+        """Trials are not diagnosed."""
 
     def halving(self, candidates: Sequence[Candidate]) -> None:
         """How halving stands."""

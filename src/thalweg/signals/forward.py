@@ -7,7 +7,7 @@
 | `dead_share/LAYER` | share of units without a positive output in the last `WINDOW` samples | one pass | sampled |
 | `saturated_share/LAYER` | share of outputs where the slope is below 5 % of its largest | one pass | sampled |
 
-Heard of every activation that is a module (`nn.ReLU`, `nn.Tanh`, …), by taps on one step in `EVERY`; functions called
+Heard of every activation that is a module (`nn.ReLU`, `nn.Tanh`, …), by taps on sampled steps; functions called
 in a forward method are not seen. A unit is a channel of a convolution, a feature elsewhere; which of the two an output
 with three axes has is told by the widths of the model's layers. Dead is said of units over many batches, never of
 single zeros, which are what a healthy ReLU network is full of.
@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from thalweg.gradients.taps import Tap
 
-#: Steps between two samples; and samples without a positive output that make a unit dead.
-EVERY = 100
+#: Samples without a positive output that make a unit dead.
 WINDOW = 8
 #: Slope, as a share of its largest, below which an output counts as saturated.
 FLAT = 0.05

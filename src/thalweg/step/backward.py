@@ -78,6 +78,23 @@ def accumulate(
     return total / terms
 
 
+def value(forward: Forward, loss: BatchLoss | None, parts: Iterable[Batch]) -> Tensor:
+    """The loss over all micro-batches, or over the one batch, as `accumulate` has it."""
+    is_mean = loss is None or loss.reduction == "mean"
+    total: Any = 0.0
+    terms: Any = 0
+    for batch in parts:
+        of_part, output = objective(forward, loss, batch)
+        weight: Any = _weight(loss, output, batch) if is_mean else 1
+        added = forward.added_loss()
+        if added is not None and (is_mean or not terms):
+            of_part = of_part + added
+        sum_of_part = (of_part.double() if of_part.device.type != "mps" else of_part) * weight
+        total = total + sum_of_part.where(torch.as_tensor(weight, device=of_part.device) > 0, 0)
+        terms = terms + weight
+    return total / terms if is_mean else total  # type: ignore[no-any-return]
+
+
 def divide(parameters: Sequence[nn.Parameter], terms: int | Tensor) -> None:
     """Divide every gradient by the number of terms, on the device."""
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -144,6 +144,10 @@ class PlannedStep(Step):
         planner.times.append(time.perf_counter() - started)
         return loss
 
+    def again(self, batch: Any) -> Tensor:
+        """The loss on a batch as a step takes it, with the weights as they are; no gradients."""
+        return super().again(self.laid(batch, self.plan))
+
     def plainly(self, batch: Batch) -> Tensor:
         """One update the way `Step` makes it."""
         return super().__call__(batch)

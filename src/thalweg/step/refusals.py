@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,9 +81,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     Its attributes, and what lists and dicts among them hold, are put back as they were.
     """
-    modules = list(model.modules())
-    before = [dict(module.__dict__) for module in modules]
-    kept = [(m, v, copy.copy(v)) for m, d in zip(modules, before, strict=True) for v in d.values() if _holds(v)]
+    modules, before, kept = _attributes(model)
     drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
     refused = "{} changes {} in each call, which a program would not"
     try:
@@ -98,14 +96,35 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             if not _same_contents(container, was):
                 raise Untraceable(refused.format(type(module).__name__, "a list or dict of its own"))
     finally:
-        for _, container, was in kept:
-            if not _same_contents(container, was):
-                container.clear()
-                container.extend(was) if isinstance(container, list | deque) else container.update(was)
-        for module, found in zip(modules, before, strict=True):
-            if list(module.__dict__) != list(found) or any(module.__dict__[n] is not found[n] for n in found):
-                module.__dict__.clear()
-                module.__dict__.update(found)
+        _put_back(modules, before, kept)
+
+
+def attributes_kept(model: nn.Module) -> Callable[[], None]:
+    """Look at a model's attributes, and what lists and dicts among them hold; what comes back puts them back."""
+    found = _attributes(model)
+    return lambda: _put_back(*found)
+
+
+_Kept = tuple[nn.Module, Any, Any]
+
+
+def _attributes(model: nn.Module) -> tuple[list[nn.Module], list[dict[str, Any]], list[_Kept]]:
+    """Its modules, the attributes of each, and the lists and dicts among them with copies."""
+    modules = list(model.modules())
+    before = [dict(module.__dict__) for module in modules]
+    kept = [(m, v, copy.copy(v)) for m, d in zip(modules, before, strict=True) for v in d.values() if _holds(v)]
+    return modules, before, kept
+
+
+def _put_back(modules: list[nn.Module], before: list[dict[str, Any]], kept: list[_Kept]) -> None:
+    for _, container, was in kept:
+        if not _same_contents(container, was):
+            container.clear()
+            container.extend(was) if isinstance(container, list | deque) else container.update(was)
+    for module, found in zip(modules, before, strict=True):
+        if list(module.__dict__) != list(found) or any(module.__dict__[n] is not found[n] for n in found):
+            module.__dict__.clear()
+            module.__dict__.update(found)
 
 
 def _holds(value: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.step import keras
-from thalweg.step.backward import BatchLoss, Watcher, accumulate, objective
+from thalweg.step.backward import BatchLoss, Watcher, accumulate, objective, value
 from thalweg.step.batches import Parts
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
@@ -36,6 +36,18 @@ class Step:
         if self.constrained:
             keras.apply_constraints(self.forward.model)
         return loss
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether the loss that `again` gives is comparable to that of a step: not where a rule evaluates it several
+        times, nor in half precision, whose digits do not tell one step, nor where Keras projects weights afterwards.
+        """
+        return not (self.update.needs_closure or self.arithmetic is not None or self.constrained)
+
+    def again(self, batch: Any) -> Tensor:
+        """The loss on a batch (or micro-batches) as a step takes it, with the weights as they are; no gradients."""
+        with torch.no_grad():
+            return value(self.forward, self.loss, batch if type(batch) is Parts else [batch])
 
     def resumed(self, number: int) -> None:
         """State was loaded into model and rule, as it stood after so many updates."""

@@ -1,0 +1,142 @@
+"""What the gradients show on their way back: whether they fade, grow, or do not arrive.
+
+| code | holds when |
+|---|---|
+| `vanishing_gradient` | from the output to the input the gradient falls by more than two decades, layer by layer |
+| `exploding_gradient` | a layer's gradient times its weights is more than a hundred times the loss, or grows so |
+
+The ratio of the first layer to the last alone says little: it is small in networks that have converged too. Notes until
+the engine has seen that the outcome is bad.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from thalweg.diagnosis.case import Case
+from thalweg.diagnosis.noise import SURE, Floats, chance_of_median
+from thalweg.records.finding import Finding
+
+#: Decades from the last layers to the first by which a gradient has vanished; AUTOTRAINER asks for three of the first
+#: over the last layer alone, here the fall must go on through the layers as well.
+DECADES = 2.0
+#: Relative change of the loss by a relative change of a layer's weights from which on no usual step is small enough.
+STEEP = 100.0
+#: Times its usual size from which on a gradient has burst.
+BURST = 1e3
+
+
+def findings(case: Case) -> list[Finding]:
+    """The symptoms of what passes back."""
+    found = [_vanishing(case), _exploding(case)]
+    return [finding for finding in found if finding is not None]
+
+
+def profile(case: Case) -> tuple[list[str], np.ndarray]:
+    """Layers that multiply, and log10 of their gradient norms `[layers, reports]`; NaN where one is 0 or not finite."""
+    layers = case.matrices
+    columns = [case.series(f"gradient_norm/{layer}")[1] for layer in layers]
+    length = min((len(column) for column in columns), default=0)
+    if not length:
+        return layers, np.empty((len(layers), 0))
+    norms = np.array([column[:length] for column in columns])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log10(norms)
+    return layers, np.where(np.isfinite(logs), logs, np.nan)
+
+
+def _vanishing(case: Case) -> Finding | None:
+    layers, logs = profile(case)
+    if len(layers) < 3 or logs.shape[1] < 5:
+        return None
+    third = max(1, len(layers) // 3)
+    whole = np.isfinite(logs).all(axis=0)
+    if whole.sum() < 5:
+        return None
+    logs = logs[:, whole]
+    fall = np.median(logs[-third:], axis=0) - logs[:third].min(axis=0)
+    typical = np.median(logs, axis=1)
+    if chance_of_median(fall, DECADES, below=False) > 0.01 or _order(typical) < min(SURE, 0.8 * math.sqrt(len(layers))):
+        return None
+    decades = float(np.median(fall))
+    first = layers[int(typical.argmin())]
+    return Finding(
+        "vanishing_gradient",
+        "note",
+        1,
+        f"The gradient fades on its way back: {_times(decades)} smaller at layer {first} than at the output, so the "
+        "first layers hardly learn.",
+        "Use relu or gelu instead of sigmoid or tanh, normalisation (nn.BatchNorm1d, nn.LayerNorm), residual "
+        "connections, or fewer layers.",
+        place=first,
+        evidence={"decades": decades, "layers": float(len(layers)), "smallest": 10 ** float(typical.min())},
+        confidence=min(0.95, 0.5 + decades / 10),
+    )
+
+
+def _order(typical: Floats) -> float:
+    """Spearman's correlation of sizes with depth, in standard errors."""
+    ranks = np.argsort(np.argsort(typical)).astype(np.float64)
+    return float(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) * math.sqrt(len(ranks) - 1)
+
+
+def _times(decades: float) -> str:
+    return f"{10**decades:,.0f} times" if decades < 6 else f"10^{decades:.0f} times"
+
+
+def sensitivity(case: Case) -> tuple[str, Floats, Floats]:
+    """How many times itself the loss would change if a layer's weights changed by their own size: the most sensitive
+    layer, the steps, and the numbers there, ‖g‖ ‖w‖ / loss.
+    """
+    steps, losses = case.series("loss")
+    best: tuple[str, Floats, Floats] = ("", np.empty(0), np.empty(0))
+    for layer in case.matrices:
+        at, weights = case.series(f"weight_norm/{layer}")
+        steps_g, norms = case.series(f"gradient_norm/{layer}")
+        common = np.intersect1d(np.intersect1d(at, steps_g), steps)
+        if not len(common):
+            continue
+        w, g = weights[np.isin(at, common)], norms[np.isin(steps_g, common)]
+        scale = np.maximum(np.abs(losses[np.isin(steps, common)]), 0.05 * abs(case.course.top))
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            numbers = w * g / scale
+        sound = np.isfinite(numbers)
+        common, numbers = common[sound], numbers[sound]
+        if not len(numbers):
+            continue
+        if not len(best[2]) or np.median(numbers) > np.median(best[2]):
+            best = layer, common, numbers
+    return best
+
+
+def _exploding(case: Case) -> Finding | None:
+    layer, steps, numbers = sensitivity(case)
+    steep = numbers > STEEP
+    if len(numbers) and steep[0] and np.median(steep) >= 0.5:
+        return _grown(layer, int(steps[0]), {"sensitivity": float(np.nanmedian(numbers))}, 0.8)
+    at, norms = case.series("gradient_norm")
+    norms, at = norms[np.isfinite(norms)], at[np.isfinite(norms)]
+    if len(norms) < 10:
+        return None
+    usual = float(np.median(norms[:10]))
+    bursts = norms > BURST * max(usual, 1e-30)
+    if bursts.sum() < 2:
+        return None
+    first = int(at[int(np.argmax(bursts))])
+    return _grown("", first, {"largest": float(norms.max()), "usual": usual}, 0.7)
+
+
+def _grown(layer: str, step: int, evidence: dict[str, float], confidence: float) -> Finding:
+    where = f" at layer {layer}" if layer else ""
+    return Finding(
+        "exploding_gradient",
+        "note",
+        step,
+        f"The gradient{where} is so large that no step of a usual size can follow it.",
+        "Clip its norm (clip_norm=1.0), start with smaller weights, or normalise between the layers.",
+        place=layer,
+        evidence=evidence,
+        confidence=confidence,
+    )

@@ -1,0 +1,105 @@
+"""Causes that neither facts of before training nor the length of steps tell: labels, frozen layers, old gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thalweg.diagnosis.case import Case
+from thalweg.diagnosis.noise import SURE, chance_of_median
+from thalweg.diagnosis.update import FEW, steps
+from thalweg.records.finding import Finding
+
+#: A validation loss that never came below this share of the trivial one has learned nothing that carries over.
+NEVER = 0.97
+#: Cosine between updates from which on they are nearly the same one; with a momentum of 0.9 it comes to about that.
+SAME = 0.95
+
+
+def findings(case: Case, outcomes: set[str]) -> list[Finding]:
+    """Causes for the outcomes that were seen."""
+    found = [_standing_still(case)]
+    if outcomes:
+        found += [_bad_labels(case, outcomes), _stale(case, outcomes)]
+    return [finding for finding in found if finding is not None]
+
+
+def _standing_still(case: Case) -> Finding | None:
+    """Layers whose gradient is exactly zero in every report while others have one: nothing reaches them."""
+    norms = {layer: values for layer, (_, values) in case.by_layer("gradient_norm").items()}
+    if not norms or max(len(values) for values in norms.values()) < 5:
+        return None
+    still = [layer for layer, values in norms.items() if not values.any()]
+    if not still or len(still) == len(norms):
+        return None
+    first = next(iter(norms))
+    dead = any(np.max(values) >= 1 for _, values in case.by_layer("dead_share").values() if len(values))
+    if dead:  # what is dead above a layer keeps its gradient away
+        return None
+    return Finding(
+        "frozen_parameters",
+        "warning",
+        1,
+        f"Layer {still[0]} never gets a gradient"
+        + (f", nor do {len(still) - 1} more" if len(still) > 1 else "")
+        + ": it does not learn.",
+        "Look for detach(), no_grad() or numpy between it and the loss, and for a layer that forward does not call.",
+        place=still[0],
+        evidence={"layers": float(len(still)), "of": float(len(norms))},
+        confidence=0.95 if first in still else 0.9,
+    )
+
+
+def _bad_labels(case: Case, outcomes: set[str]) -> Finding | None:
+    """Labels that have nothing to do with the inputs: neighbours disagree as by chance, and nothing carries over."""
+    course = case.course
+    validation = case.values("validation_loss")
+    agreement, chance = case.fact("neighbour_agreement"), case.fact("neighbour_chance")
+    if course.trivial is None:
+        return None
+    never = len(validation) >= 4 and float(np.nanmin(validation)) > NEVER * course.trivial
+    learned = course.learned > 0.1
+    by_chance = agreement is not None and chance is not None and agreement < chance + SURE * (chance / 256) ** 0.5
+    if not ((never and learned) or (by_chance and (never or "plateau" in outcomes))):
+        return None
+    evidence = {"trivial": course.trivial}
+    if len(validation):
+        evidence["best_validation_loss"] = float(np.nanmin(validation))
+    if agreement is not None and chance is not None:
+        evidence |= {"neighbour_agreement": agreement, "neighbour_chance": chance}
+    return Finding(
+        "bad_labels",
+        "warning",
+        0,
+        "The labels seem to have nothing to do with the inputs: what is learned of some examples says nothing about "
+        "others.",
+        "Look at a few examples with their labels; check that both were shuffled, sorted and cut in the same way.",
+        evidence=evidence,
+        confidence=0.9 if by_chance and never else 0.7,
+    )
+
+
+def _stale(case: Case, outcomes: set[str]) -> Finding | None:
+    """Updates that go on as before although they climb: gradients of steps long gone are still in them."""
+    momentum = case.fact("momentum") or case.fact("beta1") or 0.0
+    cosines = case.values("update_cosine")
+    if momentum > 0.95 or not outcomes & {
+        "diverging_loss",
+        "oscillating_loss",
+        "plateau",
+        "non_finite",
+        "underfitting",
+    }:
+        return None
+    taken = steps(case)
+    same = chance_of_median(cosines[-8:], SAME, below=False) <= FEW
+    if not (same and taken.overshoots):
+        return None
+    return Finding(
+        "stale_gradients",
+        "warning",
+        1,
+        "Updates go on in one direction although it has long led uphill: gradients are added up over the steps.",
+        "Call optimizer.zero_grad() before each backward pass.",
+        evidence={"update_cosine": float(np.median(cosines)), "descent_ratio": taken.descent},
+        confidence=0.8,
+    )

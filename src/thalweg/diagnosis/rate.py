@@ -1,0 +1,255 @@
+"""Whether the length of the steps is the reason: rate too high, too low, batch too small, a rule set oddly.
+
+Asked only where the outcome is bad: a network at the edge of stability overshoots at every step and learns well.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from thalweg.diagnosis.case import Case
+from thalweg.diagnosis.noise import SURE, chance_of_median, scatter
+from thalweg.diagnosis.update import FEW, STILL, USUAL, Steps, largest_ratio, steps
+from thalweg.records.finding import Finding
+
+#: Times its start that a loss must come to in its first reports to have been thrown off by a step.
+THROWN = 3.0
+#: Times its value by which a rate is raised in one go, beyond any warm-up.
+JUMP = 4.0
+#: Share of the trivial loss above it that a training whose rate is low enough does not stay at.
+ABOVE = 0.01
+#: A batch of so few examples can be what makes a training noisy.
+SMALL = 8
+#: Batches of noise in one: below 1/10 of the noise scale most of a step is noise (McCandlish et al. 2018).
+NOISY = 10.0
+#: A time constant of 100 updates or more: what was right 100 updates ago is still gone after.
+HEAVY = 0.99
+
+
+def findings(case: Case, outcomes: set[str]) -> list[Finding]:
+    """The causes that lie in the update, for the outcomes (codes of symptoms of the loss) that were seen."""
+    if not outcomes - {"overfitting"}:
+        return []
+    taken = steps(case)
+    found = [_misconfigured(case, taken), _too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
+    found.append(_batch_too_small(case, taken, outcomes))
+    return [finding for finding in found if finding is not None]
+
+
+def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
+    course = case.course
+    lost = course.is_lost
+    thrown, raised = _thrown(case), _raised(case)
+    is_thrown = thrown is not None and (lost or course.is_stuck)
+    restless = course.is_stuck and course.trivial is not None and _is_restless(case)
+    if not (taken.overshoots or is_thrown or restless or raised is not None):
+        return None
+    if not outcomes & {"diverging_loss", "plateau", "oscillating_loss", "underfitting", "non_finite"}:
+        return None
+    rate = case.fact("learning_rate") or float((case.values("learning_rate")[-1:] or [math.nan])[0])
+    evidence = {"learning_rate": rate}
+    if np.isfinite(taken.descent):
+        evidence["descent_ratio"] = taken.descent
+    if np.isfinite(taken.ratio):
+        evidence["update_ratio"] = taken.ratio
+    factor = _shorter(case, taken)
+    if np.isfinite(rate):
+        evidence["suggested_learning_rate"] = _round(rate * factor)
+    instead = f"; try {evidence['suggested_learning_rate']:.2g}" if "suggested_learning_rate" in evidence else ""
+    if raised is not None:
+        since, seen = raised, f"since it was raised at step {raised} the loss is worse than before"
+    elif taken.overshoots:
+        since, seen = taken.since, "steps land beyond the bottom they head for"
+    elif is_thrown:
+        since, seen = int(thrown or 1), "the first steps threw the loss up"
+    else:
+        since, seen = 1, "the loss keeps jumping above what the same answer for every example would give"
+    confidence = 0.9 if raised is not None or (taken.overshoots and (lost or taken.descent < 0)) else 0.75
+    return Finding(
+        "learning_rate_too_high",
+        "critical" if lost else "warning",
+        since,
+        f"The learning rate is too high: {seen}.",
+        f"Lower the learning rate{instead}.",
+        evidence=evidence,
+        confidence=confidence,
+    )
+
+
+def _thrown(case: Case) -> float | None:
+    """The step at which the loss was first thrown far above its start, in the first tenth or 50 updates; else None."""
+    at, losses = case.series("loss")
+    course = case.course
+    bound = THROWN * max(course.start, course.trivial or 0.0)
+    early = at <= max(50, (at[-1] if len(at) else 0) / 10)
+    if not math.isfinite(bound) or not bound > 0:
+        return None
+    above = np.flatnonzero(early & np.isfinite(losses) & (losses > bound))
+    return float(at[above[0]]) if len(above) else None
+
+
+def _raised(case: Case) -> int | None:
+    """The step at which the rate was raised several times over and from which on the loss has been worse; else None."""
+    at, rates = case.series("learning_rate")
+    if len(rates) < 4:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        jumps = np.flatnonzero(rates[1:] > JUMP * rates[:-1])
+    steps_of, losses = case.series("loss")
+    for jump in jumps:
+        before = losses[(steps_of <= at[jump]) & (steps_of > at[jump] - 100)]
+        after = losses[steps_of > at[jump]]
+        if len(before) < 3 or not len(after):
+            continue
+        newest = after[-max(3, len(after) // 4) :]
+        if not np.isfinite(newest).all() or float(np.median(newest)) > float(before[-5:].mean()) + SURE * scatter(
+            before
+        ):
+            return int(at[jump + 1])
+    return None
+
+
+def _is_restless(case: Case) -> bool:
+    """Whether a loss that is stuck lies above the trivial one, which any rate that is low enough comes down to."""
+    course = case.course
+    assert course.trivial is not None
+    return course.level - SURE * course.error > (1 + ABOVE) * course.trivial
+
+
+def _shorter(case: Case, taken: Steps) -> float:
+    """The factor that brings steps to the bottom of their valley, and updates to a hundredth of the weights."""
+    factors = []
+    if taken.overshoots and np.isfinite(taken.descent):
+        factors.append(taken.best_factor)
+    first = largest_ratio(case, since=1)
+    ratio = max(r for r in (taken.ratio, first, 0.0) if np.isfinite(r))
+    if ratio > 10 * USUAL:
+        factors.append(10 * USUAL / ratio)
+    return float(min(0.5, math.exp(np.mean(np.log(factors))))) if factors else 0.1
+
+
+def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
+    """Steps that are straight and small, where there is far to go."""
+    if not outcomes & {"slow_convergence", "plateau", "underfitting"}:
+        return None
+    if not taken.ratio < STILL or taken.overshoots or taken.bounces:
+        return None
+    rate = case.fact("learning_rate")
+    evidence = {}
+    if np.isfinite(taken.descent):
+        evidence["descent_ratio"] = taken.descent
+    if np.isfinite(taken.ratio):
+        evidence["update_ratio"] = taken.ratio
+    if rate is not None:
+        evidence |= {"learning_rate": rate, "suggested_learning_rate": _round(rate * _longer(taken))}
+    instead = f"; try {evidence['suggested_learning_rate']:.2g}" if rate is not None else ""
+    return Finding(
+        "learning_rate_too_low",
+        "warning",
+        1,
+        "The learning rate is too low: every step goes straight down and hardly moves the weights.",
+        f"Raise the learning rate{instead}.",
+        evidence=evidence,
+        confidence=0.9,
+    )
+
+
+def _longer(taken: Steps) -> float:
+    """The factor that brings updates to a thousandth of the weights, unless the valley ends before."""
+    by_ratio = USUAL / taken.ratio if np.isfinite(taken.ratio) and taken.ratio > 0 else math.inf
+    by_descent = taken.best_factor if np.isfinite(taken.best_factor) else math.inf
+    return float(np.clip(min(by_ratio, by_descent), 2.0, 1e6)) if math.isfinite(min(by_ratio, by_descent)) else 10.0
+
+
+def _batch_too_small(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
+    """Noise that rules: the batch is small, and neighbours of an update have little in common with it."""
+    size = case.fact("batch_size")
+    if size is None or size > SMALL:
+        return None
+    if not outcomes & {"oscillating_loss", "diverging_loss", "underfitting", "plateau", "noise_floor"}:
+        return None
+    scales = case.values("noise_scale")
+    noisy = len(scales) > 0 and chance_of_median(scales, NOISY * size, below=False) <= 0.5
+    cosines = case.values("update_cosine")
+    wide = len(case.course.singles) and float(np.median(case.course.singles[-8:])) > 0.3 * case.course.top
+    if not (noisy or wide) or (taken.bounces and chance_of_median(cosines, 0.0) <= FEW):
+        return None
+    evidence = {"batch_size": size}
+    if len(scales):
+        evidence["noise_scale"] = float(np.median(scales))
+    return Finding(
+        "batch_too_small",
+        "warning",
+        1,
+        f"A batch of {size:.0f} says little about the data: an update mostly follows the examples it happened to see.",
+        f"Use batches of {max(16, 4 * int(size))} or more, or lower the learning rate in proportion.",
+        evidence=evidence,
+        confidence=0.7,
+    )
+
+
+def _misconfigured(case: Case, taken: Steps) -> Finding | None:
+    """A rule whose settings are far off what its own proof or practice asks for."""
+    for name, value, bad, sentence, advice in _settings(case):
+        if bad:
+            return Finding(
+                "optimizer_misconfigured",
+                "warning",
+                0,
+                sentence,
+                advice,
+                place=name,
+                evidence={name: value},
+                confidence=0.85,
+            )
+    return None
+
+
+def _settings(case: Case) -> list[tuple[str, float, bool, str, str]]:
+    """(setting, value, whether it is off, sentence, advice) of every setting that is known."""
+    momentum, beta1, beta2 = case.fact("momentum"), case.fact("beta1"), case.fact("beta2")
+    eps, decay, rate = case.fact("eps"), case.fact("weight_decay"), case.fact("learning_rate") or 0.0
+    found = []
+    if momentum is not None:
+        words = f"A momentum of {momentum:g} carries each gradient on for {_memory(momentum)} updates."
+        found.append(("momentum", momentum, momentum >= HEAVY, words, "Use a momentum of 0.9."))
+    if beta1 is not None:
+        words = f"beta1 = {beta1:g} carries each gradient on for {_memory(beta1)} updates."
+        found.append(("beta1", beta1, beta1 >= HEAVY, words, "Use beta1 = 0.9."))
+    if beta1 is not None and beta2 is not None:  # Zhang et al. 2022: Adam converges where beta1 < sqrt(beta2) < 1
+        words = (
+            f"beta2 = {beta2:g} forgets sizes faster than beta1 = {beta1:g} forgets directions: Adam may not converge."
+        )
+        found.append(("beta2", beta2, beta1**2 >= beta2, words, "Use beta2 = 0.999."))
+    if eps is not None and beta2 is not None:
+        words = f"eps = {eps:g} is larger than the gradients it divides by, so that the rule no longer adapts."
+        found.append(("eps", eps, eps >= 1e-2, words, "Use eps = 1e-8."))
+        words = f"eps = {eps:g} lets a gradient of almost nothing make a full step of {rate:g}."
+        found.append(("eps", eps, eps < 1e-12 and rate >= 1e-2, words, "Use eps = 1e-8 and a learning rate of 1e-3."))
+    if decay is not None and decay > 0:
+        words = f"A weight decay of {decay:g} pulls the weights to zero faster than the loss holds them up."
+        found.append(
+            ("weight_decay", decay, decay >= 0.05 and _shrank(case), words, "Use a weight decay of 1e-4 to 1e-2.")
+        )
+    return found
+
+
+def _memory(decay: float) -> str:
+    return f"{1 / (1 - decay):,.0f}" if decay < 1 else "all"
+
+
+def _shrank(case: Case) -> bool:
+    """Whether the weights of most layers have gone down to less than half of what they were."""
+    ratios = [
+        values[-1] / values[0]
+        for layer, (_, values) in case.by_layer("weight_norm").items()
+        if layer in set(case.matrices) and len(values) > 2 and values[0] > 0
+    ]
+    return bool(ratios) and float(np.median(ratios)) < 0.5
+
+
+def _round(value: float) -> float:
+    """Two significant digits."""
+    return float(f"{value:.2g}")

@@ -1,0 +1,94 @@
+"""Diagnosis while a training runs: when it is asked, and who is told what is new.
+
+Asked is by counted steps and evaluations alone, in growing distances, so that a run repeats and resumes exactly and a
+long one is not asked more often than a few dozen times. Nothing of it reaches the training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from thalweg.diagnosis import engine
+from thalweg.records.action import Action
+from thalweg.records.finding import SEVERITIES, Finding
+from thalweg.records.history import History
+
+#: Steps at which diagnosis is asked first; from the last of them on each time is a quarter later than the one before.
+FIRST = (20, 50, 100)
+GROWTH = 1.25
+#: Evaluations before which a curve of them says nothing.
+EVALUATIONS = 4
+
+
+class Told(Protocol):
+    """Who is told of a finding."""
+
+    def event(self, event: Finding | Action) -> None: ...  # noqa: D102
+
+
+class Watching:
+    """Asks for the findings of a history and tells those that are new, or graver than before."""
+
+    def __init__(self, history: History, told: Told, on: bool = True) -> None:
+        self._history = history
+        self._told = told
+        self._on = on
+
+    def reported(self, step: int) -> None:
+        """A step was reported."""
+        if self._on and is_asked(step):
+            self._ask(step)
+
+    def evaluated(self, step: int) -> None:
+        """An evaluation was made."""
+        count = max(self._history.count("epoch_loss"), self._history.count("validation_loss"))
+        if self._on and is_asked_of(count):
+            self._ask(step)
+
+    def began(self) -> None:
+        """Before the first update: what the facts say."""
+        if self._on:
+            self._ask(0)
+
+    def ended(self, step: int) -> None:
+        """The training is over: what holds at its end is what was found, and what has passed is forgotten."""
+        if self._on:
+            self._ask(step)
+            self._history.settle(engine.findings(self._history), step)
+
+    def _ask(self, step: int) -> None:
+        before = {finding.code: _grade(finding) for finding in self._history.findings}
+        for finding in engine.findings(self._history):
+            if _grade(finding) > before.get(finding.code, -1):
+                self._history.found(finding, step)
+                self._told.event(finding)
+
+
+def _grade(finding: Finding) -> int:
+    return SEVERITIES.index(finding.severity)
+
+
+def is_asked(step: int) -> bool:
+    """Whether diagnosis is asked after a reported step: by its number alone.
+
+    >>> [step for step in range(10, 400, 10) if is_asked(step)]
+    [20, 50, 100, 130, 160, 200, 250, 310, 390]
+    """
+    if step <= FIRST[-1]:
+        return step in FIRST
+    return step % 10 == 0 and _age(step) != _age(step - 10)
+
+
+def is_asked_of(count: int) -> bool:
+    """Whether diagnosis is asked after so many evaluations: about twenty times in a thousand.
+
+    >>> [count for count in range(1, 60) if is_asked_of(count)]
+    [4, 5, 7, 8, 10, 13, 16, 20, 24, 30, 38, 47, 59]
+    """
+    return count >= EVALUATIONS and (count == EVALUATIONS or _age(25 * count) != _age(25 * (count - 1)))
+
+
+def _age(step: int) -> int:
+    """How many times a step is a quarter later than the last of the first ones."""
+    return math.floor(math.log(step / FIRST[-1]) / math.log(GROWTH) + 1e-9)

@@ -1,0 +1,186 @@
+"""What a model and its loss are like before the first update: facts of one forward and backward pass.
+
+The pass is that of training, on the first examples; random state, buffers, modes and gradients are put back.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.signals.loss import Moment
+from thalweg.step.backward import objective
+from thalweg.step.data import Batch
+from thalweg.step.kinds import Kind, class_axis
+from thalweg.step.whole import Step
+from thalweg.tensors.named import leaves
+
+#: What came last before the output, by the name of its node in autograd's graph.
+_FUNCTIONS = {
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "Sigmoid": "sigmoid",
+    "Relu": "relu",
+    "Tanh": "tanh",
+}
+#: Nodes that only show the same numbers in another shape.
+_SHAPES = frozenset(
+    ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Clone", "Slice")
+)
+_MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+_ACTIVATIONS = "torch.nn.modules.activation"
+
+
+def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
+    """Facts of the model as it stands, by the names of docs/signals.md."""
+    model = step.forward.model
+    found = {**_of_layers(model), **_of_weights(model), "modules_in_eval": _in_eval(model)}
+    if step.forward.is_keras:
+        return found
+    moment = Moment(step.forward)
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = dict(model.named_parameters())
+    trained = [p for p in parameters.values() if p.requires_grad]
+    try:
+        model.train()
+        with torch.enable_grad():
+            loss, output = objective(step.forward, step.loss, batch)
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else ()
+        found["initial_loss"] = float(loss.detach())
+        found |= _of_output(output, batch[1], kind)
+        found |= _of_gradients(parameters, trained, gradients)
+    except RuntimeError:  # a model that cannot be differentiated this way is trained all the same
+        pass
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        moment.put_back()
+    expected = expected_loss(batch[1], kind)
+    if expected is not None:
+        found["expected_initial_loss"] = expected
+    return found
+
+
+def expected_loss(target: Any, kind: Kind | None) -> float | None:
+    """The loss of the best answer that does not look at its input, on these targets; None where it is not known."""
+    y = next(iter(leaves(target)), None) if target is not None else None
+    if y is None or kind is None or not y.numel():
+        return None
+    if kind.task == "classification":
+        shares = _class_shares(y)
+        return float(-(shares * shares.log()).sum())
+    y = y.double()
+    if kind.task == "binary":
+        share = y.reshape(len(y), -1).mean(0).clamp(0, 1)
+        return float(-(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)).mean())
+    middle = y.reshape(len(y), -1)
+    if kind.name == "mse":
+        return float(middle.var(0, correction=0).mean())
+    if kind.name == "mae":
+        return float((middle - middle.median(0).values).abs().mean())
+    if kind.name == "huber":
+        return float(nn.functional.huber_loss(middle, middle.median(0).values.expand_as(middle)))
+    return None
+
+
+def _class_shares(y: Tensor) -> Tensor:
+    """Shares of the classes that occur."""
+    if y.is_floating_point() and y.ndim > 1:
+        shares = y.double().flatten(0, -2).mean(0)
+    else:
+        labels = y.flatten().long()
+        shares = torch.bincount(labels[labels >= 0]).double()
+        shares = shares / shares.sum().clamp_min(1)
+    return shares[shares > 0]
+
+
+def _of_layers(model: nn.Module) -> dict[str, Any]:
+    layers: dict[str, dict[str, Any]] = {}
+    frozen = []
+    for name, p in model.named_parameters():
+        owner, _, own = name.rpartition(".")
+        module = model.get_submodule(owner) if owner else model
+        kind = type(module).__name__ if owner else "Parameter"
+        layer = layers.setdefault(
+            owner or name, {"name": owner or name, "kind": kind, "parameters": 0, "trainable": False, "bias": False}
+        )
+        layer["parameters"] += p.numel()
+        layer["trainable"] |= p.requires_grad
+        layer["bias"] |= "bias" in own
+        if not p.requires_grad:
+            frozen.append(name)
+    activations = [
+        {"name": name, "kind": type(module).__name__}
+        for name, module in model.named_modules()
+        if type(module).__module__ == _ACTIVATIONS and type(module).__name__ != "MultiheadAttention"
+    ]
+    return {"layers": list(layers.values()), "activations": activations, "frozen_parameters": frozen}
+
+
+def _of_weights(model: nn.Module) -> dict[str, Any]:
+    """Layers whose units all have the same incoming weights: they get the same gradient, and stay alike."""
+    alike = []
+    for name, p in model.named_parameters():
+        rows = p.detach().flatten(1) if p.ndim > 1 else None
+        if rows is not None and len(rows) > 1 and bool((rows == rows[:1]).all()):
+            alike.append(name.rpartition(".")[0] or name)
+    return {"symmetric_layers": list(dict.fromkeys(alike))}
+
+
+def _in_eval(model: nn.Module) -> list[str]:
+    """Modules that stay in evaluation mode although the model is told to train, of those that know the difference."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    stuck = [name for name, module in model.named_modules() if isinstance(module, _MODES) and not module.training]
+    for module, mode in modes:
+        module.training = mode
+    return stuck
+
+
+def _of_output(output: Any, target: Any, kind: Kind | None) -> dict[str, Any]:
+    y = next(iter(leaves(output)), None) if output is not None else None
+    if y is None or not y.is_floating_point() or y.ndim == 0:
+        return {}
+    found: dict[str, Any] = {"output_function": output_function(y)}
+    y = y.detach()
+    found |= {"output_low": float(y.min()), "output_high": float(y.max()), "output_units": y[0].numel()}
+    if len(y) > 1:
+        found["output_spread"] = float(y.std(0, correction=0).mean())
+    axis = class_axis(y, target) if kind is not None and kind.task == "classification" else None
+    if axis is not None:
+        found["output_row_sum_error"] = float((y.sum(axis) - 1).abs().mean())
+        found["output_units"] = y.shape[axis]
+    return {name: value for name, value in found.items() if not isinstance(value, float) or math.isfinite(value)}
+
+
+def output_function(output: Tensor) -> str:
+    """What the output came out of: softmax, log_softmax, sigmoid, relu, tanh or none.
+
+    >>> output_function(torch.zeros(2, 3, requires_grad=True).softmax(1).reshape(6))
+    'softmax'
+    """
+    node = output.grad_fn
+    while node is not None:
+        name = node.name().rpartition("Backward")[0]
+        if name in _FUNCTIONS:
+            return _FUNCTIONS[name]
+        if name not in _SHAPES or not node.next_functions:
+            break
+        node = node.next_functions[0][0]
+    return "none"
+
+
+def _of_gradients(
+    parameters: dict[str, nn.Parameter], trained: list[nn.Parameter], gradients: tuple[Tensor | None, ...]
+) -> dict[str, Any]:
+    names = {id(p): name for name, p in parameters.items()}
+    unreached, silent = [], []
+    for p, gradient in zip(trained, gradients or [None] * len(trained), strict=True):
+        if gradient is None:
+            unreached.append(names[id(p)])
+        elif not bool(gradient.any()):
+            silent.append(names[id(p)].rpartition(".")[0] or names[id(p)])
+    return {"unreached_parameters": unreached, "gradient_free_layers": list(dict.fromkeys(silent))}
