@@ -24,8 +24,6 @@ from thalweg.records.finding import Finding
 DECADES = 2.0
 #: Relative change of the loss by a relative change of a layer's weights from which on no usual step is small enough.
 STEEP = 100.0
-#: Reports of the start: so few updates have made little of it.
-EARLY = 5
 #: Times its usual size from which on a gradient has burst.
 BURST = 1e3
 
@@ -63,10 +61,7 @@ def _vanishing(case: Case) -> Finding | None:
     if chance_of_median(fall, DECADES, below=False) > 0.01 or _order(typical) < min(SURE, 0.8 * math.sqrt(len(layers))):
         return None
     decades = float(np.median(fall))
-    early = fall[:EARLY]
-    since = (
-        1 if np.median(early) > DECADES else int(case.series("gradient_norm")[0][whole][int(np.argmax(fall > DECADES))])
-    )
+    since = 1 if fall[0] > DECADES else int(case.series("gradient_norm")[0][whole][int(np.argmax(fall > DECADES))])
     first = layers[int(typical.argmin())]
     return Finding(
         "vanishing_gradient",

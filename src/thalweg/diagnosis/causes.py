@@ -119,8 +119,9 @@ def _bad_labels(case: Case, outcomes: set[str]) -> Finding | None:
         return None
     never = len(validation) >= 4 and float(np.nanmin(validation)) > NEVER * course.trivial
     learned = course.learned > 0.1
-    known = agreement is not None and chance is not None
-    by_chance = agreement is not None and chance is not None and agreement < chance + SURE * (chance / SAMPLE) ** 0.5
+    by_chance = known = False
+    if agreement is not None and chance is not None:
+        known, by_chance = True, agreement < chance + SURE * (chance / SAMPLE) ** 0.5
     if by_chance:
         if not (never or "plateau" in outcomes):
             return None

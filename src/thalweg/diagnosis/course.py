@@ -38,9 +38,9 @@ FEW_UPDATES = 100
 WORTHWHILE = 0.05
 #: Share of the trivial loss below which, once gone, most trainings are still near their start.
 UNLEARNED = 0.25
-#: Part of the first third's fall that the newest third must still make for a steady fall. A loss that falls as
-#: 1/√t makes a quarter of it.
-STEADY = 0.4
+#: Part of the middle third's fall that the newest third must still make for a steady fall. A loss that falls as 1/√t
+#: makes 0.44 of it, a slower power up to 0.58, an exponential less.
+STEADY = 0.6
 #: Losses of examples have longer tails than an exponential: a few hold most of it once the others are learned.
 TAILS = 6.0
 #: A loss that has come back up by this share of what it had gained has lost something.
@@ -178,14 +178,13 @@ class Course:
 
     @cached_property
     def is_steady(self) -> bool:
-        """Whether the newest third falls about as much as the first did: most losses gain nearly all of it early, also
+        """Whether the newest third falls nearly as much as the one before: other losses have gained most by then, also
         those that have a high floor.
         """
         third = max(2, len(self.losses) // 3)
         k = max(2, len(self.newest) // 2)
-        ends = [self.start, *(float(np.mean(self.losses[at - k : at])) for at in (third, 2 * third, len(self.losses)))]
-        first, newest = ends[0] - ends[1], ends[2] - ends[3]
-        return newest > STEADY * first
+        ends = [float(np.mean(self.losses[max(0, at - k) : at])) for at in (third, 2 * third, len(self.losses))]
+        return ends[1] - ends[2] > STEADY * (ends[0] - ends[1])
 
     @cached_property
     def is_worse(self) -> bool:

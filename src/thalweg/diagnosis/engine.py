@@ -58,7 +58,9 @@ def findings(history: History) -> list[Finding]:
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*before.findings(history), *usage.findings(case), *flow]
     if is_bad:
-        suspects = [_raised(finding) for finding in suspects]
+        one_answer = any(finding.code == "collapsed_output" for finding in flow)
+        # Unequal classes keep a network from learning only by making one answer for all a good one.
+        suspects = [_raised(f) if f.code != "class_imbalance" or one_answer else f for f in suspects]
     suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes, is_bad)
     return ranked(_explained(_once([*suspects, *symptoms])))
 
@@ -85,6 +87,8 @@ def _explained(found: list[Finding]) -> list[Finding]:
     accused = [finding for finding in found if finding.severity != "note" and finding.code not in SYMPTOMS]
 
     def follows(finding: Finding, other: Finding) -> bool:
+        if finding.code == "class_imbalance" and other is not finding:
+            return True  # one answer for all has a nearer reason
         if finding.code not in EXPLAINS.get(other.code, ()):
             return False
         if other.code == "learning_rate_too_high" and finding.step == 1 and finding.code in _FLOW - {"dead_units"}:

@@ -10,8 +10,9 @@ import math
 import numpy as np
 
 from thalweg.diagnosis.case import Case
+from thalweg.diagnosis.course import UNLEARNED
 from thalweg.diagnosis.noise import CHANCE, SURE, chance_of_median, scatter
-from thalweg.diagnosis.update import FEW, STILL, USUAL, Steps, largest_ratio, sound, steps
+from thalweg.diagnosis.update import FEW, STILL, STRAIGHT, USUAL, WILD, Steps, largest_ratio, sound, steps
 from thalweg.records.finding import Finding
 
 #: Times its value by which a rate is raised in one go, beyond any warm-up.
@@ -34,7 +35,8 @@ def findings(case: Case, outcomes: set[str]) -> list[Finding]:
     """The causes that lie in the update, for the outcomes (codes of symptoms of the loss) that were seen."""
     taken = steps(case)
     if not outcomes - {"overfitting"}:
-        return [finding for finding in [_too_low(case, taken, outcomes)] if finding is not None]
+        quiet = [_too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
+        return [finding for finding in quiet if finding is not None]
     found = [_misconfigured(case, taken), _too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
     found.append(_batch_too_small(case, taken, outcomes))
     return [finding for finding in found if finding is not None]
@@ -45,10 +47,12 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     lost = course.is_lost
     thrown, raised = course.thrown, _raised(case)
     is_thrown = thrown is not None and (lost or not course.learned > 0.5)
-    restless = course.is_stuck and course.trivial is not None and taken.ratio > STILL and _is_restless(case)
-    if not (taken.overshoots or is_thrown or restless or raised is not None):
+    restless = course.is_stuck and course.trivial is not None and taken.ratio > USUAL and _is_restless(case)
+    wild = (course.is_stuck or course.is_worse) and _is_wild(case)
+    if not (taken.overshoots or is_thrown or restless or wild or raised is not None):
         return None
-    if not outcomes & {"diverging_loss", "plateau", "oscillating_loss", "underfitting", "non_finite"}:
+    far = course.is_long and taken.overshoots and course.gain == 0 and course.learned < UNLEARNED
+    if not far and not outcomes & {"diverging_loss", "plateau", "oscillating_loss", "underfitting", "non_finite"}:
         return None
     rate = case.fact("learning_rate") or float((case.values("learning_rate")[-1:] or [math.nan])[0])
     evidence = {"learning_rate": rate}
@@ -66,6 +70,8 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         since, seen = taken.since, "steps land beyond the bottom they head for"
     elif is_thrown:
         since, seen = int(thrown or 1), "the first steps threw the loss up"
+    elif wild:
+        since, seen = 1, "the first steps moved the weights by a tenth of themselves or more"
     else:
         since, seen = 1, "the loss keeps jumping above what the same answer for every example would give"
     confidence = 0.9 if raised is not None or (taken.overshoots and (lost or taken.descent < 0)) else 0.75
@@ -101,6 +107,12 @@ def _raised(case: Case) -> int | None:
     return None
 
 
+def _is_wild(case: Case) -> bool:
+    """Whether the early updates, the very first one aside (a rule that adapts has no size yet), tore a layer apart."""
+    columns = [series for layer, series in case.by_layer("update_ratio").items() if layer in case.matrices]
+    return any((values[(at > 1) & (at <= 50)] > WILD).any() or (values[at == 1] > 0.5).any() for at, values in columns)
+
+
 def _is_restless(case: Case) -> bool:
     """Whether a loss that is stuck lies above the trivial one, which any rate that is low enough comes down to."""
     course = case.course
@@ -123,10 +135,14 @@ def _shorter(case: Case, taken: Steps) -> float:
 
 def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     """Steps that are straight and small, where there is far to go."""
-    left = case.course.is_long and case.course.level > LEFT * case.course.top and _still_steep(case)
-    if not (outcomes & {"slow_convergence", "plateau", "underfitting"} or left):
+    wanted = outcomes & {"slow_convergence", "plateau", "underfitting"}
+    left = not wanted and case.course.is_long and case.course.level > LEFT * case.course.top and _still_steep(case)
+    if not (wanted or left):
         return None
-    if not taken.ratio < STILL or taken.overshoots or taken.bounces or not (_never_moved(case) or _rate_fell(case)):
+    still = taken.ratio < STILL and (_never_moved(case) or _rate_fell(case))
+    falling = "slow_convergence" in outcomes and not case.course.is_short
+    straight = taken.ratio < (USUAL if falling else USUAL / 2) and not taken.descent < STRAIGHT
+    if not (still or (straight and not left)) or taken.overshoots or taken.bounces:
         return None
     rate = case.fact("learning_rate")
     evidence = {}
@@ -144,7 +160,7 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         "The learning rate is too low: every step goes straight down and hardly moves the weights.",
         f"Raise the learning rate{instead}.",
         evidence=evidence,
-        confidence=0.9,
+        confidence=0.9 if still else 0.65,
     )
 
 

@@ -20,8 +20,8 @@ from thalweg.diagnosis.noise import Floats, chance_of_median
 SAMPLES = 12
 #: The bottom of the valley along the step.
 BOTTOM = 0.5
-#: A step that takes so much of what its slope promised is a twentieth of the best one, or less.
-STRAIGHT = 0.975
+#: A step that takes so much of what its slope promised is a fifth of the best one, or less.
+STRAIGHT = 0.9
 #: Ratio of update to weights, of the layer that moves most, below which a training of usual length gets nowhere: an
 #: update of 1e-4 takes ten thousand steps to change the weights by their own size.
 STILL = 1.5e-4
@@ -43,7 +43,6 @@ class Steps:
     ratio: float
     samples: int
     overshoots: bool
-    is_straight: bool
     bounces: bool
     since: int
 
@@ -66,7 +65,6 @@ def steps(case: Case) -> Steps:
         ratio=largest_ratio(case, since=min(50, case.step / 4)),
         samples=len(newest),
         overshoots=overshoots,
-        is_straight=chance_of_median(newest, STRAIGHT, below=False) <= FEW,
         bounces=chance_of_median(cosines, 0.0) <= FEW and _median(cosines) < -0.2,
         since=since,
     )

@@ -27,6 +27,8 @@ NUMBERS, FEWEST = 1 << 22, 64
 SOUGHT = 1 << 26
 #: A target that is ignored by torch's losses.
 IGNORED = -100
+#: Numbers of a target up to which neighbours are a yardstick: a whole picture no network has to give back as well.
+TARGETS = 8
 #: Features above which a table of them is not looked at one by one.
 FEATURES = 4096
 
@@ -171,7 +173,7 @@ def _neighbours(x: Tensor, y: Tensor, are_classes: bool) -> dict[str, Any]:
     step = math.ceil(len(x) / NEIGHBOURS)
     if not are_classes:
         nearest = _nearest(x[::step])
-        if nearest is None or not y.is_floating_point() or len(y) != len(x):
+        if nearest is None or not y.is_floating_point() or len(y) != len(x) or y[0].numel() > TARGETS:
             return {}
         y = y[::step].reshape(len(nearest), -1).double()
         return {"neighbour_error": float((y[nearest] - y).square().mean())}

@@ -37,7 +37,7 @@ ROUNDING = 1e-5
 #: How far the weight with the largest gradient is moved to see what a step would change: as far as weights are large.
 MOVE = 0.1
 _MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
 _ACTIVATIONS = "torch.nn.modules.activation"
 
 
@@ -105,7 +105,7 @@ def _of_layers(model: nn.Module) -> dict[str, Any]:
         layer["parameters"] += p.numel()
         layer["trainable"] |= p.requires_grad
         layer["bias"] |= "bias" in own
-        if p.ndim > 1 and not isinstance(module, _TABLES):
+        if p.ndim > 1 and isinstance(module, _MATRICES):
             layer["scale"] = max(layer.get("scale", 0.0), _scale(p.detach()))
         if not p.requires_grad:
             frozen.append(name)
