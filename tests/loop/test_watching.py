@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Ear:
 
     def on_step(self, run: Run, record: thalweg.StepRecord) -> None:
         if record.step == self.interrupt_at:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
 
 def data(count: int = 256) -> tuple[torch.Tensor, torch.Tensor]:

@@ -93,7 +93,7 @@ def test_the_page_fits_reads_and_answers(tmp_path: Path, width: int, dark: bool)
     seen = json.loads(unescape(found[1]))
     assert seen["window"] == width
     assert seen["wide"] <= width
-    assert seen["drawings"] == 6
+    assert seen["drawings"] == 7
     assert seen["plot"][0] > 230
     assert seen["plot"][1] == 200
     assert seen["smallest"] >= 11

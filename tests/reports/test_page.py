@@ -51,7 +51,7 @@ def test_a_report_says_what_happened(tmp_path: Path) -> None:
         "2026-03-01 14:05 UTC",
     ):
         assert words in text
-    assert text.count("<figure") == 4
+    assert text.count("<figure") == 5  # four curves, and the one behind the warning
     assert text.index("oscillating loss · ") < text.index("unscaled inputs · ")
 
 
@@ -84,7 +84,7 @@ def test_the_flow_of_the_gradient_stands_below_the_curves() -> None:
         text.index(words) for words in ("<h3>Loss", "<h2>Gradient flow by layer", "<h3>Update-to-weight", "<h2>Find")
     ]
     assert places == sorted(places)
-    assert text.count("<figure") == 6
+    assert text.count("<figure") == 7
     assert "the output on top and the input at the bottom" in text
     assert "Gradient flow" not in page(made_up.record(), made_up.history())
 

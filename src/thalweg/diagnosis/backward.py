@@ -3,7 +3,7 @@
 | code | holds when |
 |---|---|
 | `vanishing_gradient` | from the output to the input the gradient falls by more than two decades, layer by layer |
-| `exploding_gradient` | a layer's gradient times its weights is more than a hundred times the loss, or grows so |
+| `exploding_gradient` | a layer's gradient times its weights is more than a hundred times the trivial loss; or bursts |
 
 The ratio of the first layer to the last alone says little: it is small in networks that have converged too. Notes until
 the engine has seen that the outcome is bad.
@@ -24,6 +24,8 @@ from thalweg.records.finding import Finding
 DECADES = 2.0
 #: Relative change of the loss by a relative change of a layer's weights from which on no usual step is small enough.
 STEEP = 100.0
+#: Reports of the start: so few updates have made little of it.
+EARLY = 5
 #: Times its usual size from which on a gradient has burst.
 BURST = 1e3
 
@@ -61,11 +63,15 @@ def _vanishing(case: Case) -> Finding | None:
     if chance_of_median(fall, DECADES, below=False) > 0.01 or _order(typical) < min(SURE, 0.8 * math.sqrt(len(layers))):
         return None
     decades = float(np.median(fall))
+    early = fall[:EARLY]
+    since = (
+        1 if np.median(early) > DECADES else int(case.series("gradient_norm")[0][whole][int(np.argmax(fall > DECADES))])
+    )
     first = layers[int(typical.argmin())]
     return Finding(
         "vanishing_gradient",
         "note",
-        1,
+        since,
         f"The gradient fades on its way back: {_times(decades)} smaller at layer {first} than at the output, so the "
         "first layers hardly learn.",
         "Use relu or gelu instead of sigmoid or tanh, normalisation (nn.BatchNorm1d, nn.LayerNorm), residual "
@@ -87,35 +93,44 @@ def _times(decades: float) -> str:
 
 
 def sensitivity(case: Case) -> tuple[str, Floats, Floats]:
-    """How many times itself the loss would change if a layer's weights changed by their own size: the most sensitive
-    layer, the steps, and the numbers there, ‖g‖ ‖w‖ / loss.
+    """By how many times the trivial loss (or itself, where that is not known) the loss would change if the weights of a
+    layer changed by their own size: the most sensitive layer, the steps, and the numbers there, ‖g‖ ‖w‖ / loss.
     """
     steps, losses = case.series("loss")
     best: tuple[str, Floats, Floats] = ("", np.empty(0), np.empty(0))
     for layer in case.matrices:
         at, weights = case.series(f"weight_norm/{layer}")
         steps_g, norms = case.series(f"gradient_norm/{layer}")
-        common = np.intersect1d(np.intersect1d(at, steps_g), steps)
-        if not len(common):
+        if not len(at) or not len(steps_g) or not len(steps):
             continue
-        w, g = weights[np.isin(at, common)], norms[np.isin(steps_g, common)]
-        scale = np.maximum(np.abs(losses[np.isin(steps, common)]), 0.05 * abs(case.course.top))
+        scale = case.course.trivial or np.maximum(np.abs(_at(steps, losses, at)), 0.05 * abs(case.course.top))
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            numbers = w * g / scale
+            numbers = weights * _kept(case, layer, at) * _at(steps_g, norms, at) / scale
         sound = np.isfinite(numbers)
-        common, numbers = common[sound], numbers[sound]
+        common, numbers = at[sound], numbers[sound]
         if not len(numbers):
             continue
-        if not len(best[2]) or np.median(numbers) > np.median(best[2]):
+        if not len(best[2]) or numbers[0] > best[2][0]:
             best = layer, common, numbers
     return best
+
+
+def _kept(case: Case, layer: str, at: Floats) -> Floats:
+    """Share of the weights at these steps that was there before the update: norms are taken after it."""
+    steps, ratios = case.series(f"update_ratio/{layer}")
+    return np.clip(1 - _at(steps, ratios, at), 0.0, 1.0) if len(steps) else np.ones(len(at))
+
+
+def _at(steps: Floats, values: Floats, wanted: Floats) -> Floats:
+    """The values of a series at steps of another: the last ones reported by then."""
+    return values[np.clip(np.searchsorted(steps, wanted, side="right") - 1, 0, None)]
 
 
 def _exploding(case: Case) -> Finding | None:
     layer, steps, numbers = sensitivity(case)
     steep = numbers > STEEP
-    if len(numbers) and steep[0] and np.median(steep) >= 0.5:
-        return _grown(layer, int(steps[0]), {"sensitivity": float(np.nanmedian(numbers))}, 0.8)
+    if len(numbers) and steep[0]:
+        return _grown(layer, int(steps[0]), {"sensitivity": float(numbers[0])}, 0.8)
     at, norms = case.series("gradient_norm")
     norms, at = norms[np.isfinite(norms)], at[np.isfinite(norms)]
     if len(norms) < 10:

@@ -62,7 +62,10 @@ class Case:
 
     @cached_property
     def share_done(self) -> float | None:
-        """How much of the planned training is behind, in [0, 1]; None where no end was planned."""
+        """How much of the training is behind, in [0, 1]: all of one that has ended; None where no end was planned."""
+        ended = self.fact("ended_at")
+        if ended is not None and 0 <= ended - self.step < 10:  # the last report may lie so far before the end
+            return 1.0
         planned = self.fact("planned_steps")
         return min(1.0, self.step / planned) if planned else None
 

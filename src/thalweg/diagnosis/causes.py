@@ -9,18 +9,79 @@ from thalweg.diagnosis.noise import SURE, chance_of_median
 from thalweg.diagnosis.update import FEW, steps
 from thalweg.records.finding import Finding
 
+#: Examples that the agreement of neighbours was counted over, at least.
+SAMPLE = 512
+#: Root mean square of weights times the root of their inputs: He's is 1.4, torch's own 0.6. Twice the one and a third
+#: of the other, over a few layers, is a signal gone.
+LARGE, SMALL = 2.8, 0.2
 #: A validation loss that never came below this share of the trivial one has learned nothing that carries over.
 NEVER = 0.97
 #: Cosine between updates from which on they are nearly the same one; with a momentum of 0.9 it comes to about that.
 SAME = 0.95
 
 
-def findings(case: Case, outcomes: set[str]) -> list[Finding]:
-    """Causes for the outcomes that were seen."""
-    found = [_standing_still(case)]
+def findings(case: Case, outcomes: set[str], is_bad: bool) -> list[Finding]:
+    """Causes for the outcomes that were seen; `is_bad` where the network has learned less than it ought to."""
+    found = [_zero_start(case) or _standing_still(case), _random(case), _bad_labels(case, outcomes)]
+    if is_bad:
+        found.append(_odd_scale(case))
     if outcomes:
-        found += [_bad_labels(case, outcomes), _stale(case, outcomes)]
+        found.append(_stale(case, outcomes))
     return [finding for finding in found if finding is not None]
+
+
+def _zero_start(case: Case) -> Finding | None:
+    """Layers whose weights are exactly zero, and stay so."""
+    zero = [
+        layer for layer, (_, values) in case.by_layer("weight_norm").items() if len(values) > 2 and not values.any()
+    ]
+    if not zero:
+        return None
+    return Finding(
+        "bad_initialization",
+        "warning",
+        0,
+        f"The weights of layer {zero[0]} are all zero and stay so: every unit does the same, and no gradient passes.",
+        "Start weights at random: nn.init.kaiming_normal_ for relu, nn.init.xavier_normal_ for tanh or sigmoid.",
+        place=zero[0],
+        evidence={"layers": float(len(zero))},
+        confidence=0.97,
+    )
+
+
+def _random(case: Case) -> Finding | None:
+    """A network that draws at random in evaluation too; a loss of the user's own may want that."""
+    if not case.facts.get("random_in_evaluation") or case.facts.get("task") in (None, "other"):
+        return None
+    return Finding(
+        "wrong_mode",
+        "warning",
+        0,
+        "In evaluation the network gives different answers to the same question: something in it draws at random that "
+        "should only do so in training.",
+        "Use nn.Dropout, or functional dropout with training=self.training.",
+        confidence=0.93,
+    )
+
+
+def _odd_scale(case: Case) -> Finding | None:
+    """Weights that began several times larger or smaller than what keeps a signal's size from layer to layer."""
+    scales = {entry["name"]: float(entry["scale"]) for entry in case.facts.get("layers") or [] if entry.get("scale")}
+    odd = {layer: max(scale / LARGE, SMALL / scale) for layer, scale in scales.items() if not SMALL < scale < LARGE}
+    if not odd:
+        return None
+    worst = max(odd, key=lambda layer: odd[layer])
+    size = "large" if scales[worst] > LARGE else "small"
+    return Finding(
+        "bad_initialization",
+        "warning",
+        0,
+        f"The first weights of layer {worst} are too {size}: a signal of size 1 leaves it at {scales[worst]:.2g}.",
+        "Start with nn.init.kaiming_normal_ for relu, or nn.init.xavier_normal_ for tanh or sigmoid.",
+        place=worst,
+        evidence={"scale": scales[worst], "layers": float(len(odd))},
+        confidence=0.92,
+    )
 
 
 def _standing_still(case: Case) -> Finding | None:
@@ -58,8 +119,12 @@ def _bad_labels(case: Case, outcomes: set[str]) -> Finding | None:
         return None
     never = len(validation) >= 4 and float(np.nanmin(validation)) > NEVER * course.trivial
     learned = course.learned > 0.1
-    by_chance = agreement is not None and chance is not None and agreement < chance + SURE * (chance / 256) ** 0.5
-    if not ((never and learned) or (by_chance and (never or "plateau" in outcomes))):
+    known = agreement is not None and chance is not None
+    by_chance = agreement is not None and chance is not None and agreement < chance + SURE * (chance / SAMPLE) ** 0.5
+    if by_chance:
+        if not (never or "plateau" in outcomes):
+            return None
+    elif not (never and learned) or (known and "overfitting" in outcomes):  # learned by heart, and neighbours do agree
         return None
     evidence = {"trivial": course.trivial}
     if len(validation):

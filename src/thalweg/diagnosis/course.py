@@ -22,19 +22,27 @@ if TYPE_CHECKING:
 #: Updates that one value of the course stands for: those between two reports, once a training is under way.
 BIN = 10
 #: Share of a planned training, or updates, before which nothing is said about what was not learned yet.
-BEGUN, MANY = 0.25, 2000
-#: Updates where no end was planned, as in a loop that is only watched.
-OPEN = 500
+BEGUN, MANY = 0.5, 2000
 #: Values that the newest level is the mean of: this share of all, at least so many.
 NEWEST, AT_LEAST = 6, 4
 #: A loss within this share of the trivial one has learned nothing worth having.
 NOTHING = 0.05
 #: A loss this many times the trivial one, or its own start, has left the ground on which descent works.
 LOST = 1.5
+#: Times its start that a loss must come to early on to have been thrown off by a step; updates after which one that
+#: is thrown and comes back has come back.
+THROWN, SETTLED = 3.0, 60
 #: A rule has hardly warmed up after so many updates.
 FEW_UPDATES = 100
 #: What as many updates again would gain, as a share of the trivial loss, from which on it is worth having.
 WORTHWHILE = 0.05
+#: Share of the trivial loss below which, once gone, most trainings are still near their start.
+UNLEARNED = 0.25
+#: Part of the first third's fall that the newest third must still make for a steady fall. A loss that falls as
+#: 1/√t makes a quarter of it.
+STEADY = 0.4
+#: Losses of examples have longer tails than an exponential: a few hold most of it once the others are learned.
+TAILS = 6.0
 #: A loss that has come back up by this share of what it had gained has lost something.
 LOST_AGAIN = 0.2
 
@@ -44,7 +52,8 @@ class Course:
     """The training loss in steps of about `BIN` updates: `steps`, `losses` `[bins]`, all finite.
 
     `broken` is the first step whose loss was not finite; `trivial` as above, None where it is not known; `start` the
-    loss at the start; `singles` `[reports]` what single batches scatter by.
+    loss at the start; `singles` `[reports]` what single batches scatter by; `thrown` the step at which the loss was
+    first thrown far above its start, early on.
     """
 
     steps: Floats
@@ -55,14 +64,15 @@ class Course:
     singles: Floats
     batch_size: float | None
     share_done: float | None
+    thrown: int | None = None
 
     @property
     def is_long(self) -> bool:
         """Whether there is enough to judge what was learned by: many trainings stand still at first and learn then."""
         if len(self.losses) < 8:
             return False
-        if self.share_done is None:
-            return float(self.steps[-1]) >= OPEN
+        if self.share_done is None:  # nobody knows how long it is to be
+            return float(self.steps[-1]) >= 2 * FEW_UPDATES
         return self.share_done >= BEGUN or float(self.steps[-1]) >= MANY
 
     @cached_property
@@ -109,19 +119,18 @@ class Course:
 
     @cached_property
     def late(self) -> Line | None:
-        """The line through the newer third."""
-        newer = self.losses[-max(8, len(self.losses) // 3) :]
+        """The line through the newer half."""
+        newer = self.losses[len(self.losses) // 2 :]
         return line(newer) if len(newer) >= 4 else None
 
     @cached_property
     def gain(self) -> float:
-        """What as many updates again would gain if the newer third went on, as a share of the trivial loss: at most
+        """What as many updates again would gain if the newer half went on, as a share of the trivial loss: at most
         what is left. 0 where the fall may be chance.
         """
         if self.late is None or not self.late.is_falling or not self.top > 0:
             return 0.0
-        times = len(self.losses) / max(8, len(self.losses) // 3)
-        return min(-times * self.late.rise, max(self.level, 0.0)) / self.top
+        return min(-2 * self.late.rise, max(self.level, 0.0)) / self.top
 
     # ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -129,7 +138,7 @@ class Course:
     def is_short(self) -> bool:
         """Over after so few updates that nothing else can be said of what was not learned."""
         over = self.share_done is not None and self.share_done >= 1
-        return over and len(self.losses) >= 3 and float(self.steps[-1]) < FEW_UPDATES and not self.learned > 0.5
+        return over and len(self.losses) >= 3 and float(self.steps[-1]) < FEW_UPDATES and not self.learned > 0.75
 
     @cached_property
     def is_lost(self) -> bool:
@@ -150,7 +159,8 @@ class Course:
     @cached_property
     def is_stuck(self) -> bool:
         """Nothing learned: at the trivial loss or above it, and no fall that leads away from there."""
-        if not self.is_long:
+        is_known = self.thrown is not None and len(self.losses) >= AT_LEAST and float(self.steps[-1]) >= SETTLED
+        if not (self.is_long or is_known):
             return False
         if not self.top > 0:
             return self.level > self.start - SURE * max(self.error, scatter(self.losses))
@@ -162,13 +172,20 @@ class Course:
         """Still falling so that as many updates again would gain what is worth having, with most of it left."""
         if not self.is_long or self.late is None or not self.top > 0:
             return False
-        early = float(np.mean(self.losses[: len(self.newest)])) - float(
-            np.mean(self.losses[len(self.losses) // 2 :][: len(self.newest)])
-        )
-        steady = -self.late.rise > early / 6  # a healthy course gains most of it early
-        return (
-            self.late.is_falling and self.gain > WORTHWHILE and self.learned < 0.5 and (steady or self.learned < 0.25)
-        )
+        if not (self.late.is_falling and self.gain > WORTHWHILE and self.learned < UNLEARNED):
+            return False
+        return self.learned < -NOTHING or self.is_steady
+
+    @cached_property
+    def is_steady(self) -> bool:
+        """Whether the newest third falls about as much as the first did: most losses gain nearly all of it early, also
+        those that have a high floor.
+        """
+        third = max(2, len(self.losses) // 3)
+        k = max(2, len(self.newest) // 2)
+        ends = [self.start, *(float(np.mean(self.losses[at - k : at])) for at in (third, 2 * third, len(self.losses)))]
+        first, newest = ends[0] - ends[1], ends[2] - ends[3]
+        return newest > STEADY * first
 
     @cached_property
     def is_worse(self) -> bool:
@@ -182,10 +199,8 @@ class Course:
 
     @cached_property
     def swing(self) -> float:
-        """How many times what sampling explains the losses of single batches scatter, of late.
-
-        The losses of examples scatter by about their own mean, as those of an exponential distribution do, and a batch
-        of B of them by 1/√B of that.
+        """How many times as much as they would with independent examples whose losses are spread exponentially the
+        losses of single batches scatter, of late: by level / √B for a batch of B.
         """
         if not len(self.singles) or not self.batch_size or not self.level > 0:
             return 0.0
@@ -200,7 +215,7 @@ class Course:
         if not len(self.singles) or not self.batch_size:
             return False
         newest = self.singles[-max(AT_LEAST, len(self.singles) // 3) :]
-        explained = 3 * self.level / math.sqrt(self.batch_size)
+        explained = TAILS * self.level / math.sqrt(self.batch_size)
         wide = float(np.median(newest)) > 0.1 * self.top
         return wide and chance_of_median(newest, explained, below=False) < 0.07
 
@@ -213,16 +228,26 @@ def course(case: Case) -> Course:
     sound = np.isfinite(values)
     at, losses = _binned(steps[sound], values[sound])
     _, singles = case.series("loss_spread")
+    start = _start(case, values)
     return Course(
         steps=at,
         losses=losses,
         broken=int(steps[broken[0]]) if len(broken) else None,
         trivial=trivial if trivial is not None and trivial > 0 else None,
-        start=_start(case, values),
+        start=start,
         singles=singles[np.isfinite(singles)],
         batch_size=case.fact("batch_size"),
         share_done=case.share_done,
+        thrown=_thrown(steps[sound], values[sound], max(start, trivial or start)),
     )
+
+
+def _thrown(steps: Floats, losses: Floats, usual: float) -> int | None:
+    """The step of the first tenth (or 50 updates) at which the loss was thrown far above what it began with."""
+    if not len(steps) or not math.isfinite(usual) or not usual > 0:
+        return None
+    above = np.flatnonzero((steps <= max(50, steps[-1] / 10)) & (losses > THROWN * usual))
+    return int(steps[above[0]]) if len(above) else None
 
 
 def _start(case: Case, values: Floats) -> float:

@@ -11,11 +11,9 @@ stability or inputs of an odd scale in a network that learns well are notes.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 
-from thalweg.diagnosis import backward, causes, curvature, forward, loss, rate, usage
+from thalweg.diagnosis import backward, before, causes, curvature, forward, loss, rate, usage
 from thalweg.diagnosis.case import Case
 from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
@@ -24,17 +22,17 @@ _FLOW = frozenset({"vanishing_gradient", "exploding_gradient", "dead_units", "sa
 _RATE = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
 #: Cause → what follows from it, beside the symptoms of the loss, which follow from every cause.
 EXPLAINS: dict[str, frozenset[str]] = {
-    "unscaled_inputs": _FLOW | _RATE | {"bad_initialization"},
+    "unscaled_inputs": _FLOW | _RATE | {"bad_initialization", "bad_labels"},
     "unscaled_targets": _RATE | {"exploding_gradient", "bad_initialization"},
-    "bad_initialization": _FLOW | _RATE,
-    "loss_output_mismatch": _FLOW | _RATE,
+    "bad_initialization": _FLOW | _RATE | {"frozen_parameters"},
+    "loss_output_mismatch": _RATE | {"saturated_units", "dead_units"},
     "optimizer_misconfigured": _RATE | _FLOW | {"stale_gradients"},
     "stale_gradients": _RATE | {"exploding_gradient"},
-    "dead_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
+    "dead_units": frozenset({"vanishing_gradient"}),
     "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "vanishing_gradient": frozenset({"learning_rate_too_low", "dead_units"}),
-    "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units"}),
-    "learning_rate_too_high": frozenset({"dead_units", "saturated_units", "exploding_gradient", "vanishing_gradient"}),
+    "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units", "bad_initialization"}),
+    "learning_rate_too_high": _FLOW | {"bad_labels", "learning_rate_too_low"},
     "frozen_parameters": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
     "bad_labels": frozenset({"overfitting", "learning_rate_too_low"}),
     "data_leak": frozenset(),
@@ -51,27 +49,18 @@ def findings(history: History) -> list[Finding]:
     """
     case = Case(history)
     if not case.names:
-        return ranked([finding for finding in _told_before(case) if finding.severity != "note"])
+        return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)
     if looked := curvature.findings(history, case.step):  # which tells apart what the loss alone does not
         symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART] + looked
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
-    is_bad = bool(outcomes - {"overfitting"})
+    is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
     flow = [*forward.findings(case), *backward.findings(case)]
-    suspects = [*_told_before(case), *usage.findings(case), *flow]
+    suspects = [*before.findings(history), *usage.findings(case), *flow]
     if is_bad:
         suspects = [_raised(finding) for finding in suspects]
-    suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes)
+    suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes, is_bad)
     return ranked(_explained(_once([*suspects, *symptoms])))
-
-
-def _told_before(case: Case) -> list[Finding]:
-    """What the facts say of before the training."""
-    found = []
-    for room in ("data", "pairing", "start"):
-        with suppress(ModuleNotFoundError):
-            found += import_module(f"thalweg.diagnosis.{room}").findings(case.history)
-    return found
 
 
 def _raised(finding: Finding) -> Finding:
@@ -98,6 +87,8 @@ def _explained(found: list[Finding]) -> list[Finding]:
     def follows(finding: Finding, other: Finding) -> bool:
         if finding.code not in EXPLAINS.get(other.code, ()):
             return False
+        if other.code == "learning_rate_too_high" and finding.step == 1 and finding.code in _FLOW - {"dead_units"}:
+            return False  # it was so before any step
         mutual = other.code in EXPLAINS.get(finding.code, ())
         return not mutual or other.weight > finding.weight
 

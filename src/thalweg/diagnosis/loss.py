@@ -6,7 +6,7 @@
 | `diverging_loss` | it stays above 1.5 times its start and the trivial loss, or has lost for good what it had gained |
 | `plateau` | nothing learned: the loss is at the trivial one, and no fall leads away from there |
 | `slow_convergence` | it falls so steadily that as many updates again would gain 5 % of the trivial loss |
-| `oscillating_loss` | single batches scatter by three times what sampling explains, at a level that is not low |
+| `oscillating_loss` | single batches scatter far more than sampling explains, at a level that is not low |
 | `underfitting` | flat, and above what the labels of nearest neighbours alone would give |
 | `overfitting` | the validation loss has risen off its best by more than its noise, while the training loss fell |
 """
@@ -23,8 +23,21 @@ from thalweg.records.finding import Finding
 
 #: Evaluations without which a validation curve has no noise to be measured by.
 EVALUATIONS = 6
-#: Share of the best validation loss, and of the trivial one, that a rise must come to.
-RISE, RISE_OF_TRIVIAL = 0.10, 0.03
+#: Share of the best validation loss, and of the trivial one, that a rise must come to: less than a healthy training's
+#: validation loss rises where the network becomes surer of what it gets wrong.
+RISE, RISE_OF_TRIVIAL = 0.20, 0.03
+#: A rise of so much more is overfitting by itself; by less only if the metric has come down too.
+RISEN = 1.0
+#: Gap between the metric in training and validation from which on most of what was learned holds for nothing else.
+GAP = 0.4
+METRICS = ("accuracy", "r2")
+#: Examples that the agreement of neighbours was counted over, at least.
+SAMPLE = 512
+#: By how much accuracy, in training or validation, may lie below the nearest neighbour's, with a reason at hand or
+#: without one: networks are better by some points wherever both were measured.
+NARROW, WIDE = 0.03, 0.15
+#: The same of losses.
+LOWER, HIGHER = 0.85, 1.15
 
 
 def findings(case: Case) -> list[Finding]:
@@ -41,7 +54,7 @@ def findings(case: Case) -> list[Finding]:
         found.append(_slow(case))
     elif course.is_swinging:
         found.append(_oscillating(case))
-    elif (bound := _neighbours_loss(case)) is not None:
+    elif (bound := is_weak(case, sure=True)) is not None:
         found.append(_underfitting(case, bound))
     found.append(_overfitting(case))
     return [finding for finding in found if finding is not None]
@@ -184,54 +197,112 @@ def _underfitting(case: Case, bound: float) -> Finding:
     )
 
 
-def _neighbours_loss(case: Case) -> float | None:
-    """What the nearest neighbour's label would give as a loss, where the training has stopped above it; else None.
-
-    A calibrated answer that is right with chance a and spreads the rest over C − 1 classes has the loss
-    H(a) + (1 − a) ln(C − 1). The nearest neighbour errs at most twice as often as anything can (Cover and Hart 1967).
+def is_weak(case: Case, sure: bool) -> float | None:
+    """The loss that copying the target of the nearest neighbour would come to, where the training is worse than that;
+    else None. The neighbour errs at most twice as often as anything can (Cover and Hart 1967), so a network that was
+    trained well is better. `sure`: by a wide margin, as is asked where nothing else is wrong.
     """
     course = case.course
-    agreement, classes = case.fact("neighbour_agreement"), case.fact("num_classes")
-    if agreement is None or not classes or classes < 2 or course.trivial is None or not course.is_long:
+    if course.trivial is None or not course.is_long or (case.share_done or 1.0) <= 0.5:
         return None
-    sample = 256.0  # examples behind the agreement, at least
-    right = agreement - SURE * math.sqrt(max(agreement * (1 - agreement), 1 / sample) / sample)
-    chance = case.fact("neighbour_chance") or 1 / classes
-    if right <= chance + 0.1:
+    agreement, error = case.fact("neighbour_agreement"), case.fact("neighbour_error")
+    if agreement is not None:
+        return _weak_classes(case, agreement, sure)
+    if error is None or case.facts.get("loss") != "mse" or error > 0.9 * course.trivial:
+        return None
+    return error if course.level - SURE * course.error > (HIGHER if sure else LOWER) * error else None
+
+
+def _weak_classes(case: Case, agreement: float, sure: bool) -> float | None:
+    """By accuracy where that is measured. Else by the loss of a calibrated answer that is right with chance a and
+    spreads the rest over C − 1 classes: H(a) + (1 − a) ln(C − 1).
+    """
+    course, classes = case.course, case.fact("num_classes") or 2.0
+    right = agreement - SURE * math.sqrt(max(agreement * (1 - agreement), 1 / SAMPLE) / SAMPLE)
+    if right <= (case.fact("neighbour_chance") or 1 / classes) + 0.1:
         return None
     wrong = 1 - right
     bound = -right * math.log(right) - (wrong * math.log(wrong / (classes - 1)) if wrong > 0 else 0.0)
-    is_above = course.level - SURE * course.error > max(bound, 0.1 * course.trivial)
-    return bound if is_above and (course.share_done is None or course.share_done > 0.5) else None
+    measured = _metrics(case)
+    if measured is not None:
+        score = max(float(np.median(part[-3:])) for part in measured if len(part))
+        return bound if score < agreement - (WIDE if sure else NARROW) else None
+    assert course.trivial is not None
+    is_above = course.level - SURE * course.error > max((1.0 if sure else LOWER) * bound, 0.1 * course.trivial)
+    return bound if is_above else None
 
 
 def _overfitting(case: Case) -> Finding | None:
-    """A rise of the validation loss off its best that its own noise does not explain."""
+    """A rise of the validation loss off its best that its own noise does not explain, and that costs something; or a
+    metric that is far better in training than in validation.
+    """
     steps, values = case.series("validation_loss")
-    if len(values) < EVALUATIONS or not np.isfinite(values).all():
+    if len(values) < 4 or not np.isfinite(values).all():
         return None
     best = int(values.argmin())
+    end, noise = float(np.median(values[-3:])), scatter(values)
+    evidence = {"best": float(values[best]), "now": end, "noise": noise, "training_loss": case.course.level}
+    gap = _gap(case)
+    if gap is not None and gap > GAP and case.course.learned > 0.5:
+        return _by_heart(int(steps[best]), evidence | {"gap": gap}, 0.85)
     after = values[best:]
-    if len(after) < 4:
+    if len(values) < EVALUATIONS or len(after) < 4 or not _training_fell(case, float(steps[best])):
         return None
-    course = case.course
-    rise, noise = float(np.median(after[-3:])) - float(values[best]), scatter(values)
-    grown = line(after)
-    needed = max(RISE * abs(float(values[best])), RISE_OF_TRIVIAL * abs(course.top), SURE * noise)
-    if not (rise > needed and grown.is_rising and _training_fell(case, float(steps[best]))):
+    rise = end - float(values[best])
+    needed = max(RISE * abs(float(values[best])), RISE_OF_TRIVIAL * abs(case.course.top), SURE * noise)
+    if not (rise > needed and line(after).is_rising):
         return None
+    costs = rise > RISEN * abs(float(values[best])) or _metric_fell(case) is not False
+    return _by_heart(int(steps[best]), evidence | {"rise": rise}, 0.9) if costs else None
+
+
+def _by_heart(step: int, evidence: dict[str, float], confidence: float) -> Finding:
+    if "gap" in evidence:
+        what = f"Of what is right in training, {100 * evidence['gap']:.0f} points in a hundred are wrong in validation"
+    else:
+        what = (
+            f"Since step {step} the network gets worse on validation data (loss {evidence['best']:.3g} to "
+            f"{evidence['now']:.3g}) and no worse on what it trains on"
+        )
     return Finding(
         "overfitting",
         "warning",
-        int(steps[best]),
-        f"Since step {int(steps[best])} the network gets worse on validation data ({values[best]:.3g} to "
-        f"{float(np.median(after[-3:])):.3g}) while it goes on getting better on what it trains on: it learns examples "
-        "by heart.",
-        "Keep the weights of that step (fit does), or use more data, augmentation, weight decay, dropout or a smaller "
-        "network.",
-        evidence={"best": float(values[best]), "rise": rise, "noise": noise, "training_loss": course.level},
-        confidence=0.9,
+        step,
+        f"{what}: it learns examples by heart.",
+        "Use more data, augmentation, weight decay, dropout or a smaller network; fit hands over the weights of the "
+        "best validation.",
+        evidence=evidence,
+        confidence=confidence,
     )
+
+
+def _metrics(case: Case) -> tuple[Floats, Floats] | None:
+    """A metric that is 1 where all is right, in training (may be empty) and validation; None where none was taken."""
+    for name in METRICS:
+        training, validation = case.values(name), case.values(f"validation_{name}")
+        if len(validation) >= 4:
+            return training, validation
+    return None
+
+
+def _gap(case: Case) -> float | None:
+    """By how much the metric is better in training than in validation, of late."""
+    measured = _metrics(case)
+    if measured is None or len(measured[0]) < 3:
+        return None
+    return float(np.median(measured[0][-3:]) - np.median(measured[1][-3:]))
+
+
+def _metric_fell(case: Case) -> bool | None:
+    """Whether the validation metric is surely below its best level; None where none was measured."""
+    measured = _metrics(case)
+    if measured is None:
+        return None
+    values = measured[1]
+    k = max(3, len(values) // 8)
+    means = np.convolve(values, np.ones(k) / k, "valid")
+    fall, noise = float(means.max() - means[-1]), scatter(values)
+    return fall > max(0.03, SURE * noise * math.sqrt(2 / k))
 
 
 def _training_fell(case: Case, since: float) -> bool:

@@ -14,6 +14,8 @@ from thalweg.records.history import History
 #: Losses → what they take; those of logits apply the softmax or the sigmoid themselves.
 LOGITS = ("cross_entropy", "binary_cross_entropy")
 PROBABILITIES = ("categorical_cross_entropy", "bce")
+#: Confidence below which a mismatch is a suspicion: it may do no harm.
+SUSPECTED = 0.7
 #: Rows that sum to one within this are probabilities, whatever they were made by.
 ROUNDING = 1e-3
 
@@ -25,10 +27,11 @@ def findings(history: History) -> list[Finding]:
     if told is None:
         return []
     sentence, advice, sure = told
+    severity = "note" if sure < SUSPECTED else "warning"
     names = ("initial_loss", "expected_initial_loss", "output_low", "output_high", "output_row_sum_error")
     evidence = {name: float(facts[name]) for name in names if isinstance(facts.get(name), int | float)}
     return [
-        Finding("loss_output_mismatch", "warning", 0, sentence, advice, "output", evidence=evidence, confidence=sure)
+        Finding("loss_output_mismatch", severity, 0, sentence, advice, "output", evidence=evidence, confidence=sure)
     ]
 
 
@@ -84,6 +87,11 @@ def _of_values(facts: dict[str, Any], loss: str, function: str) -> tuple[str, st
         return None
     top = float("inf") if function == "relu" else 1.0
     bottom = -1.0 if function == "tanh" else 0.0
+    if loss == "mse" and function in ("sigmoid", "softmax") and abs(std**2 - mean * (1 - mean)) < 1e-3 * std**2:
+        sentence = (
+            f"Classes are learned as numbers: a squared error through a {function} has hardly a gradient where it "
+        )
+        return sentence + "is wrong.", 'Use the loss "cross_entropy" (or "binary_cross_entropy") on plain scores.', 0.65
     if mean + 1.5 * std <= top and mean - 1.5 * std >= bottom and largest <= 1.05 * top:
         return None
     low = facts.get("target_low", mean - 1.5 * std)

@@ -10,16 +10,18 @@ import math
 import numpy as np
 
 from thalweg.diagnosis.case import Case
-from thalweg.diagnosis.noise import SURE, chance_of_median, scatter
-from thalweg.diagnosis.update import FEW, STILL, USUAL, Steps, largest_ratio, steps
+from thalweg.diagnosis.noise import CHANCE, SURE, chance_of_median, scatter
+from thalweg.diagnosis.update import FEW, STILL, USUAL, Steps, largest_ratio, sound, steps
 from thalweg.records.finding import Finding
 
-#: Times its start that a loss must come to in its first reports to have been thrown off by a step.
-THROWN = 3.0
 #: Times its value by which a rate is raised in one go, beyond any warm-up.
 JUMP = 4.0
 #: Share of the trivial loss above it that a training whose rate is low enough does not stay at.
 ABOVE = 0.01
+#: Share of the trivial loss that must be left for weights that stand still to be a pity.
+LEFT = 0.25
+#: Share of the gradient at the start above which a training has not arrived anywhere.
+STEEP = 0.5
 #: A batch of so few examples can be what makes a training noisy.
 SMALL = 8
 #: Batches of noise in one: below 1/10 of the noise scale most of a step is noise (McCandlish et al. 2018).
@@ -30,9 +32,9 @@ HEAVY = 0.99
 
 def findings(case: Case, outcomes: set[str]) -> list[Finding]:
     """The causes that lie in the update, for the outcomes (codes of symptoms of the loss) that were seen."""
-    if not outcomes - {"overfitting"}:
-        return []
     taken = steps(case)
+    if not outcomes - {"overfitting"}:
+        return [finding for finding in [_too_low(case, taken, outcomes)] if finding is not None]
     found = [_misconfigured(case, taken), _too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
     found.append(_batch_too_small(case, taken, outcomes))
     return [finding for finding in found if finding is not None]
@@ -41,9 +43,9 @@ def findings(case: Case, outcomes: set[str]) -> list[Finding]:
 def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     course = case.course
     lost = course.is_lost
-    thrown, raised = _thrown(case), _raised(case)
-    is_thrown = thrown is not None and (lost or course.is_stuck)
-    restless = course.is_stuck and course.trivial is not None and _is_restless(case)
+    thrown, raised = course.thrown, _raised(case)
+    is_thrown = thrown is not None and (lost or not course.learned > 0.5)
+    restless = course.is_stuck and course.trivial is not None and taken.ratio > STILL and _is_restless(case)
     if not (taken.overshoots or is_thrown or restless or raised is not None):
         return None
     if not outcomes & {"diverging_loss", "plateau", "oscillating_loss", "underfitting", "non_finite"}:
@@ -78,18 +80,6 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     )
 
 
-def _thrown(case: Case) -> float | None:
-    """The step at which the loss was first thrown far above its start, in the first tenth or 50 updates; else None."""
-    at, losses = case.series("loss")
-    course = case.course
-    bound = THROWN * max(course.start, course.trivial or 0.0)
-    early = at <= max(50, (at[-1] if len(at) else 0) / 10)
-    if not math.isfinite(bound) or not bound > 0:
-        return None
-    above = np.flatnonzero(early & np.isfinite(losses) & (losses > bound))
-    return float(at[above[0]]) if len(above) else None
-
-
 def _raised(case: Case) -> int | None:
     """The step at which the rate was raised several times over and from which on the loss has been worse; else None."""
     at, rates = case.series("learning_rate")
@@ -115,7 +105,8 @@ def _is_restless(case: Case) -> bool:
     """Whether a loss that is stuck lies above the trivial one, which any rate that is low enough comes down to."""
     course = case.course
     assert course.trivial is not None
-    return course.level - SURE * course.error > (1 + ABOVE) * course.trivial
+    newer = course.losses[len(course.losses) // 2 :]
+    return course.level > (1 + ABOVE) * course.trivial and chance_of_median(newer, course.trivial, below=False) < CHANCE
 
 
 def _shorter(case: Case, taken: Steps) -> float:
@@ -132,9 +123,10 @@ def _shorter(case: Case, taken: Steps) -> float:
 
 def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     """Steps that are straight and small, where there is far to go."""
-    if not outcomes & {"slow_convergence", "plateau", "underfitting"}:
+    left = case.course.is_long and case.course.level > LEFT * case.course.top and _still_steep(case)
+    if not (outcomes & {"slow_convergence", "plateau", "underfitting"} or left):
         return None
-    if not taken.ratio < STILL or taken.overshoots or taken.bounces:
+    if not taken.ratio < STILL or taken.overshoots or taken.bounces or not (_never_moved(case) or _rate_fell(case)):
         return None
     rate = case.fact("learning_rate")
     evidence = {}
@@ -154,6 +146,28 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence=evidence,
         confidence=0.9,
     )
+
+
+def _never_moved(case: Case) -> bool:
+    """Whether the updates were as small at the start, when nothing was dead or flat yet."""
+    first = [
+        values[at <= 20] for layer, (at, values) in case.by_layer("update_ratio").items() if layer in case.matrices
+    ]
+    return not any(np.median(values) > 2 * STILL for values in first if len(values))
+
+
+def _rate_fell(case: Case) -> bool:
+    """Whether the rate has come down to a tenth, and most of the training went by below that."""
+    rates = case.values("learning_rate")
+    return len(rates) > 4 and float(np.median(rates)) < 0.1 * float(rates.max())
+
+
+def _still_steep(case: Case) -> bool:
+    """Whether the gradient is about as large as at the start: it would be small where the training has arrived."""
+    _, norms = sound(*case.series("gradient_norm"))
+    if len(norms) < 10:
+        return False
+    return float(np.median(norms[-len(norms) // 3 :])) > STEEP * float(np.median(norms[:10]))
 
 
 def _longer(taken: Steps) -> float:

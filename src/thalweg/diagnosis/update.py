@@ -55,15 +55,15 @@ class Steps:
 
 def steps(case: Case) -> Steps:
     """Read the updates of a case."""
-    at, descent = _sound(*case.series("descent_ratio"))
-    _, cosine = _sound(*case.series("update_cosine"))
+    at, descent = sound(*case.series("descent_ratio"))
+    _, cosine = sound(*case.series("update_cosine"))
     newest, cosines = descent[-SAMPLES:], cosine[-SAMPLES:]
     overshoots = chance_of_median(newest, BOTTOM) <= FEW
     since = int(at[-SAMPLES:][int(np.argmax(newest < BOTTOM))]) if overshoots else 1
     return Steps(
         descent=_median(newest),
         cosine=_median(cosines),
-        ratio=largest_ratio(case),
+        ratio=largest_ratio(case, since=min(50, case.step / 4)),
         samples=len(newest),
         overshoots=overshoots,
         is_straight=chance_of_median(newest, STRAIGHT, below=False) <= FEW,
@@ -83,11 +83,12 @@ def largest_ratio(case: Case, since: float = 2) -> float:
     return max(finite, default=float("nan"))
 
 
-def _sound(at: Floats, values: Floats) -> tuple[Floats, Floats]:
-    sound = np.isfinite(values)
-    return at[sound], values[sound]
+def sound(at: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """The finite values of a series, with their steps."""
+    finite = np.isfinite(values)
+    return at[finite], values[finite]
 
 
 def _median(values: Floats) -> float:
-    sound = values[np.isfinite(values)]
-    return float(np.median(sound)) if len(sound) else float("nan")
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else float("nan")

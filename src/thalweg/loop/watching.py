@@ -14,9 +14,9 @@ from thalweg.records.action import Action
 from thalweg.records.finding import SEVERITIES, Finding
 from thalweg.records.history import History
 
-#: Steps at which diagnosis is asked first; from the last of them on each time is a quarter later than the one before.
+#: Steps at which diagnosis is asked first; from the last of them on each time is two fifths later than the one before.
 FIRST = (20, 50, 100)
-GROWTH = 1.25
+GROWTH = 1.4
 #: Evaluations before which a curve of them says nothing.
 EVALUATIONS = 4
 
@@ -53,6 +53,7 @@ class Watching:
 
     def ended(self, step: int) -> None:
         """The training is over: what holds at its end is what was found, and what has passed is forgotten."""
+        self._history.note({"ended_at": step})  # what was not learned by now will not be
         if self._on:
             self._ask(step)
             self._history.settle(engine.findings(self._history), step)
@@ -73,7 +74,7 @@ def is_asked(step: int) -> bool:
     """Whether diagnosis is asked after a reported step: by its number alone.
 
     >>> [step for step in range(10, 400, 10) if is_asked(step)]
-    [20, 50, 100, 130, 160, 200, 250, 310, 390]
+    [20, 50, 100, 140, 200, 280, 390]
     """
     if step <= FIRST[-1]:
         return step in FIRST
@@ -84,11 +85,11 @@ def is_asked_of(count: int) -> bool:
     """Whether diagnosis is asked after so many evaluations: about twenty times in a thousand.
 
     >>> [count for count in range(1, 60) if is_asked_of(count)]
-    [4, 5, 7, 8, 10, 13, 16, 20, 24, 30, 38, 47, 59]
+    [4, 6, 8, 11, 16, 22, 31, 43]
     """
     return count >= EVALUATIONS and (count == EVALUATIONS or _age(25 * count) != _age(25 * (count - 1)))
 
 
 def _age(step: int) -> int:
-    """How many times a step is a quarter later than the last of the first ones."""
+    """How many times a step is two fifths later than the last of the first ones."""
     return math.floor(math.log(step / FIRST[-1]) / math.log(GROWTH) + 1e-9)

@@ -81,6 +81,10 @@ class Axis:
     label: str
     place: Callable[[Values], Values]
 
+    def at(self, step: float) -> float:
+        """Where a step lies."""
+        return float(self.place(np.array(float(step))))
+
 
 def charts(history: History, record: RunRecord | None = None) -> list[Chart]:
     """The pictures of a run: loss, each metric, learning rate, gradient norm and noise scale.
@@ -97,6 +101,11 @@ def charts(history: History, record: RunRecord | None = None) -> list[Chart]:
     drawn += [_single(history, axis, "learning_rate", changes), _single(history, axis, "gradient_norm", problems)]
     drawn.append(_single(history, axis, "noise_scale", ()))
     return [chart for chart in drawn if chart.lines]
+
+
+def chart_of(history: History, axis: Axis, name: str, marks: tuple[Mark, ...] = ()) -> Chart:
+    """The picture of one series, with its validation twin where it has one."""
+    return _twins(history, axis, name, marks)
 
 
 def thin(x: Values, y: Values, limit: int = LIMIT) -> tuple[Values, Values]:
@@ -213,4 +222,4 @@ def axis_of(history: History, record: RunRecord | None) -> Axis:
 
 
 def _marks(axis: Axis, seen: list[tuple[int, str]], *, problem: bool = False) -> tuple[Mark, ...]:
-    return tuple(Mark(float(axis.place(np.array(float(step)))), words, problem) for step, words in seen[:MARKS])
+    return tuple(Mark(axis.at(step), words, problem) for step, words in seen[:MARKS])

@@ -21,6 +21,7 @@ from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.reports import heat_svg, style, svg
 from thalweg.reports.chart import charts
+from thalweg.reports.evidence import chart_behind
 from thalweg.reports.heat import heat_maps
 from thalweg.reports.words import (
     STOPPED,
@@ -39,6 +40,8 @@ from thalweg.reports.words import (
 
 #: Findings and actions that are told one by one; the rest are counted.
 _TOLD = 50
+#: Findings that have their curve beside them.
+_DRAWN = 4
 #: Letters of one setting: a large model's repr is longer than the rest of the page.
 _LETTERS = 2000
 
@@ -79,7 +82,7 @@ def page(record: RunRecord, history: History, sections: Sequence[tuple[str, str]
         f"<title>{escape(record.name)} · {_state(record)}</title><style>{looks}</style></head>\n<body><main>"
         f"{_headline(record)}{_numbers(record, history)}{_pictures(record, history)}{_flow(record, history)}"
         f"{''.join(_section(title, body) for title, body in sections)}"
-        f"{_findings(history)}{_actions(history)}{_notes(record)}{_settings(record)}"
+        f"{_findings(record, history)}{_actions(history)}{_notes(record)}{_settings(record)}"
         f"<footer>Written by Thalweg{escape(' ' + record.versions.get('thalweg', '')).rstrip()}. "
         "This file needs nothing else.</footer>"
         f"</main><script>{style.SCRIPT}</script></body></html>\n"
@@ -172,8 +175,17 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
 
 
-def _findings(history: History) -> str:
-    return _told("Findings", [_finding(finding) for finding in ranked(history.findings)])
+def _findings(record: RunRecord, history: History) -> str:
+    """Findings in order of weight, the weightiest with the curves that they were seen in, each curve once."""
+    told, drawn = [], set[str]()
+    for finding in ranked(history.findings):
+        shown = chart_behind(finding, history, record) if finding.severity != "note" and len(drawn) < _DRAWN else None
+        if shown is not None and shown.title in drawn:
+            shown = None
+        if shown is not None:
+            drawn.add(shown.title)
+        told.append(_finding(finding, svg.figure(shown) if shown is not None else ""))
+    return _told("Findings", told)
 
 
 def _actions(history: History) -> str:
@@ -188,7 +200,7 @@ def _told(title: str, items: list[str]) -> str:
     return _section(title, f'<ul class="told">{"".join(items[:_TOLD])}{more}</ul>')
 
 
-def _finding(finding: Finding) -> str:
+def _finding(finding: Finding, picture: str = "") -> str:
     place = f"{finding.place}, " if finding.place else ""
     where = f"{spoken(finding.code)} · {place}since step {number(finding.step)}"
     evidence = listed(finding.evidence)
@@ -199,7 +211,7 @@ def _finding(finding: Finding) -> str:
         f'<span class="where">{escape(where)}</span><p>{escape(finding.sentence)}</p>'
         + (f"<p>{escape(finding.advice)}</p>" if finding.advice else "")
         + (f'<p class="soft">{escape(behind)}</p>' if behind else "")
-        + "</li>"
+        + f"{picture}</li>"
     )
 
 

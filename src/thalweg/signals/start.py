@@ -18,6 +18,8 @@ from thalweg.step.kinds import Kind, class_axis
 from thalweg.step.whole import Step
 from thalweg.tensors.named import leaves
 
+#: Share of a loss that rounding does not explain, also where a device adds up in any order.
+RANDOM = 1e-4
 #: What came last before the output, by the name of its node in autograd's graph.
 _FUNCTIONS = {
     "Softmax": "softmax",
@@ -30,7 +32,12 @@ _FUNCTIONS = {
 _SHAPES = frozenset(
     ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Clone", "Slice")
 )
+#: Share of a gradient by which equal ones may differ: sums in float32 are made in different orders.
+ROUNDING = 1e-5
+#: How far the weight with the largest gradient is moved to see what a step would change: as far as weights are large.
+MOVE = 0.1
 _MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 _ACTIVATIONS = "torch.nn.modules.activation"
 
 
@@ -52,13 +59,32 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
         found["initial_loss"] = float(loss.detach())
         found |= _of_output(output, batch[1], kind)
         found |= _of_gradients(parameters, trained, gradients)
-    except RuntimeError:  # a model that cannot be differentiated this way is trained all the same
+        alike = _alike(parameters, gradients)
+        if any(name in alike for name in found["symmetric_layers"]):
+            alike &= _alike_after(step, batch, parameters, gradients)
+        found["unbroken_layers"] = [name for name in found["symmetric_layers"] if name in alike]
+        found["random_in_evaluation"] = _is_random(step, batch)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ):  # a model that cannot be differentiated this way is trained all the same
         pass
     finally:
         for module, mode in modes:
             module.training = mode
         moment.put_back()
     return found
+
+
+def _is_random(step: Step, batch: Batch) -> bool:
+    """Whether the model in evaluation gives one batch two losses: dropout that does not know the difference, say."""
+    step.forward.model.eval()
+    with torch.no_grad():
+        first, second = (float(objective(step.forward, step.loss, batch)[0]) for _ in range(2))
+    return abs(first - second) > RANDOM * abs(first)
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
@@ -79,6 +105,8 @@ def _of_layers(model: nn.Module) -> dict[str, Any]:
         layer["parameters"] += p.numel()
         layer["trainable"] |= p.requires_grad
         layer["bias"] |= "bias" in own
+        if p.ndim > 1 and not isinstance(module, _TABLES):
+            layer["scale"] = max(layer.get("scale", 0.0), _scale(p.detach()))
         if not p.requires_grad:
             frozen.append(name)
     activations = [
@@ -87,6 +115,13 @@ def _of_layers(model: nn.Module) -> dict[str, Any]:
         if type(module).__module__ == _ACTIVATIONS and type(module).__name__ != "MultiheadAttention"
     ]
     return {"layers": list(layers.values()), "activations": activations, "frozen_parameters": frozen}
+
+
+def _scale(weights: Tensor) -> float:
+    """Root mean square times the root of the inputs of a unit: what its output spreads by, for inputs that spread by 1.
+    About 0.6 as torch makes layers, 1 (LeCun), 1.4 (He).
+    """
+    return float(weights.double().square().mean().sqrt()) * math.sqrt(weights[0].numel())
 
 
 def _of_weights(model: nn.Module) -> dict[str, Any]:
@@ -140,6 +175,41 @@ def output_function(output: Tensor) -> str:
             break
         node = node.next_functions[0][0]
     return "none"
+
+
+def _alike(parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]) -> set[str]:
+    """Layers whose units all get the same gradient, or none: with the same weights, they stay the same unit."""
+    trained = [(name, p) for name, p in parameters.items() if p.requires_grad]
+    alike = set()
+    for (name, p), gradient in zip(trained, gradients, strict=False):
+        if p.ndim > 1 and (
+            gradient is None or bool((gradient - gradient[:1]).abs().max() <= ROUNDING * gradient.abs().max())
+        ):
+            alike.add(name.rpartition(".")[0] or name)
+    return alike
+
+
+def _alike_after(
+    step: Step, batch: Batch, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]
+) -> set[str]:
+    """The same after a step down the gradient: a layer behind may have held it back and does so no longer, as a last
+    layer of zeros does. The weights are put back.
+    """
+    trained = [p for p in parameters.values() if p.requires_grad]
+    saved = [p.detach().clone() for p in trained]
+    largest = max((float(g.abs().max()) for g in gradients if g is not None), default=0.0)
+    try:
+        with torch.no_grad():
+            for p, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None and largest > 0:
+                    p.sub_(gradient, alpha=MOVE / largest)
+        with torch.enable_grad():
+            loss, _ = objective(step.forward, step.loss, batch)
+            return _alike(parameters, torch.autograd.grad(loss, trained, allow_unused=True))
+    finally:
+        with torch.no_grad():
+            for p, value in zip(trained, saved, strict=True):
+                p.copy_(value)
 
 
 def _of_gradients(
