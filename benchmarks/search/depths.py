@@ -6,7 +6,7 @@ Each workload of workloads.py is trained at the eleven rates of the reference, f
 looked at on the way: after 3 to 15 % of its updates its validation loss as it stands, and after a cool-down, as a race
 judges. The bottom of the parabola through the losses over log rate is the rate that seems best there. Printed is by how
 many steps of the grid (10^0.4) it lies above the rate that is best in the end, with mean and deviation over all cases,
-beside what the race's law says.
+beside what the race's law says; then how the rules compare on the way, momentum's best loss ÷ AdamW's.
 
 Results go to benchmarks/results/search-depths.json, cell by cell; one made with the same workload and versions is kept
 unless --again.
@@ -94,6 +94,18 @@ def _finite(loss: float | None) -> float:
     return math.inf if loss is None else loss
 
 
+def rules(table: Table, workload: str) -> list[float] | None:
+    """Momentum's best loss ÷ AdamW's after a cool-down at each depth, and in the end."""
+    lowest = {}
+    for rule in RULES:
+        cells = table.where(workload=workload, rule=rule)
+        if len(cells) < len(grid(rule)):
+            return None
+        early = [min(_finite(cell["losses"][str(depth)][1]) for cell in cells) for depth in DEPTHS]
+        lowest[rule] = [*early, min(_finite(cell["loss"]) for cell in cells)]
+    return [a / b for a, b in zip(lowest["momentum"], lowest["adamw"], strict=True)]
+
+
 def tables(table: Table) -> list[str]:
     found = {(w, r): moved for w in WORKLOADS for r in RULES if (moved := shifts(table, w, r)) is not None}
     lines = []
@@ -107,7 +119,10 @@ def tables(table: Table) -> list[str]:
             lines.append(f"{'mean':28} " + " ".join(f"{statistics.mean(row):+5.1f}" for row in spread))
             lines.append(f"{'deviation':28} " + " ".join(f"{statistics.stdev(row):5.1f}" for row in spread))
     law = " ".join(f"{-HORIZON * math.log10(depth) / 0.4:+5.1f}" for depth in DEPTHS)
-    return [*lines, f"{'T^-0.32 says':28} {law}", f"{'depths':28} " + " ".join(f"{depth:5g}" for depth in DEPTHS)]
+    lines += [f"{'T^-0.32 says':28} {law}", f"{'depths':28} " + " ".join(f"{depth:5g}" for depth in DEPTHS)]
+    lines.append("\nmomentum's best loss ÷ AdamW's after a cool-down" + " " * 12 + "by depth, and in the end")
+    lines += [f"{w:28} " + " ".join(f"{r:5.2f}" for r in found) for w in WORKLOADS if (found := rules(table, w))]
+    return lines
 
 
 def main() -> None:
