@@ -8,7 +8,8 @@ judges. The bottom of the parabola through the losses over log rate is the rate 
 many steps of the grid (10^0.4) it lies above the rate that is best in the end, with mean and deviation over all cases,
 beside what the race's law says. Then in how many cases the rate of the grid that a depth points to, brought to the
 whole length by that law, is as good as the best (by the margin of run.py), and how far above it the worst of them is:
-what a race could reach that judged all eleven rates at that depth.
+what a race could reach that judged all eleven rates at that depth. Last, how the rules compare on the way: momentum's
+best loss ÷ AdamW's.
 
 Results go to benchmarks/results/search-depths.json, cell by cell; one made with the same workload and versions is kept
 unless --again.
@@ -97,6 +98,18 @@ def _finite(loss: float | None) -> float:
     return math.inf if loss is None else loss
 
 
+def rules(table: Table, workload: str) -> list[float] | None:
+    """Momentum's best loss ÷ AdamW's after a cool-down at each depth, and in the end."""
+    lowest = {}
+    for rule in RULES:
+        cells = table.where(workload=workload, rule=rule)
+        if len(cells) < len(grid(rule)):
+            return None
+        early = [min(_finite(cell["losses"][str(depth)][1]) for cell in cells) for depth in DEPTHS]
+        lowest[rule] = [*early, min(_finite(cell["loss"]) for cell in cells)]
+    return [a / b for a, b in zip(lowest["momentum"], lowest["adamw"], strict=True)]
+
+
 def tables(table: Table) -> list[str]:
     found = {(w, r): moved for w in WORKLOADS for r in RULES if (moved := shifts(table, w, r)) is not None}
     lines = []
@@ -110,7 +123,10 @@ def tables(table: Table) -> list[str]:
             lines.append(f"{'mean':28} " + " ".join(f"{statistics.mean(row):+5.1f}" for row in spread))
             lines.append(f"{'deviation':28} " + " ".join(f"{statistics.stdev(row):5.1f}" for row in spread))
     law = " ".join(f"{-HORIZON * math.log10(depth) / 0.4:+5.1f}" for depth in DEPTHS)
-    return [*lines, f"{'T^-0.32 says':28} {law}", f"{'depths':28} " + " ".join(f"{depth:5g}" for depth in DEPTHS)]
+    lines += [f"{'T^-0.32 says':28} {law}", f"{'depths':28} " + " ".join(f"{depth:5g}" for depth in DEPTHS)]
+    lines.append("\nmomentum's best loss ÷ AdamW's after a cool-down" + " " * 12 + "by depth, and in the end")
+    lines += [f"{w:28} " + " ".join(f"{r:5.2f}" for r in found) for w in WORKLOADS if (found := rules(table, w))]
+    return lines
 
 
 def picked(table: Table, workload: str, rule: str, depth: float, way: int) -> float:
