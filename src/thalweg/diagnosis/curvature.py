@@ -179,7 +179,7 @@ def look(history: History, step: int) -> Look | None:
         return None
     case = Case(history)
     taken = steps(case)
-    short = taken.is_straight or taken.ratio < SHORT
+    short = taken.descent >= STRAIGHT or taken.ratio < SHORT
     newest = [values[-1] for _, values in case.by_layer("gradient_norm").values() if len(values)]
     fallen = _fallen(history.series("epoch_loss")[1])
     return Look(history.facts, _trivial(history), fallen, short, is_cut_off=any(newest) and not all(newest))
