@@ -12,8 +12,8 @@ import thalweg
 
 WORDS = """
     Action Backprop Callback FastStep Finding GradientCheck History Landscape LearningRate Plan Recipe Run RunRecord
-    Search Settings StepRecord Trajectory Verdict __version__ backprop check check_gradients diagnose evaluate export
-    fast_step find_lr fit landscape load predict recipe report resume save task_names
+    Search Settings StepRecord Trajectory Verdict Watch __version__ backprop check check_gradients diagnose evaluate
+    export fast_step find_lr fit landscape load predict recipe report resume save task_names watch
 """.split()  # noqa: SIM905
 
 

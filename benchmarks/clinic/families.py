@@ -80,7 +80,7 @@ FAMILIES = {
     "fashion_mlp": Family(even(196, 10), {"width": 64, "depth": 2}, "fashion", "cross_entropy", 64, 20),
     "plain_cnn": Family(networks.plain, {}, "digits", "cross_entropy", 32, 10),
     "residual_cnn": Family(networks.residual, {}, "clothes", "cross_entropy", 32, 8),
-    "speech_gru": Family(networks.Recurrent, {}, "speech", "cross_entropy", 32, 12),
+    "speech_gru": Family(networks.Recurrent, {}, "speech", "cross_entropy", 32, 16),
     "char_transformer": Family(networks.Transformer, {}, "text", "cross_entropy", 16, 10),
     "housing_mlp": Family(even(13, 1), {"width": 32, "depth": 2}, "housing", "mse", 64, 25),
     "autoencoder": Family(networks.hourglass, {}, "pictures", "mse", 64, 25),

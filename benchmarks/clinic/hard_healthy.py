@@ -30,7 +30,6 @@ OWN_TASK: dict[str, dict[str, tuple[Change, ...]]] = {
         "circle_mlp": _descent(0.8, 900),
         "fashion_mlp": _descent(0.3, 350, 500),
         "housing_mlp": _descent(0.3, 500, 1000),
-        "autoencoder": _descent(6.0, 250, 500),
     },
     "spike-that-recovers": {
         name: (change("rate_factor", factor=f, first=0.5, last=0.5 + width),)
@@ -43,7 +42,7 @@ OWN_TASK: dict[str, dict[str, tuple[Change, ...]]] = {
             ("speech_gru", 10.0, 0.006),
             ("char_transformer", 10.0, 0.006),
             ("housing_mlp", 10.0, 0.006),
-            ("autoencoder", 6.0, 0.006),
+            ("autoencoder", 2.0, 0.006),
         )
     },
     "catapult": {
@@ -60,18 +59,20 @@ OWN_TASK: dict[str, dict[str, tuple[Change, ...]]] = {
     "restarts": _each(
         ("fashion_mlp", "plain_cnn", "housing_mlp", "residual_cnn"), change("fit", schedule="warm_restarts")
     ),
-    "exponential-rate": _each(("blob_mlp", "plain_cnn", "autoencoder"), change("fit", schedule="exponential")),
+    "exponential-rate": _each(("blob_mlp", "fashion_mlp", "housing_mlp"), change("fit", schedule="exponential")),
     "sparse": {
         name: (*done, change("biased", value=-0.4))
         for name, done in {
             "blob_mlp": (change("words", width=64, depth=2),),
             "circle_mlp": (change("words", width=64, depth=2),),
             "fashion_mlp": (change("words", width=128),),
-            "plain_cnn": (change("words", channels=12, depth=4),),
             "housing_mlp": (change("words", width=96),),
             "residual_cnn": (),
-            "autoencoder": (),
         }.items()
+    }
+    | {
+        "plain_cnn": (change("words", channels=12, depth=4, init="he"), change("biased", value=-0.2)),
+        "autoencoder": (change("words", width=128, code=32), change("biased", value=-0.15)),
     },
     "bump": {
         name: (change("rate_factor", factor=f, first=0.3, last=0.4),)
@@ -81,22 +82,15 @@ OWN_TASK: dict[str, dict[str, tuple[Change, ...]]] = {
         ("blob_mlp", "fashion_mlp", "plain_cnn", "speech_gru", "housing_mlp"), change("held_out", examples=80)
     ),
     "batch-1": {
-        name: (change("small_batches", size=1, updates=1400), change("rate", factor=f))
-        for name, f in (("blob_mlp", 0.1), ("circle_mlp", 0.15))
-    }
-    | {
-        "housing_mlp": (
-            change("subset", share=0.4),
-            change("small_batches", size=1, updates=1600),
-            change("rate", factor=0.05),
-        ),
-        "fashion_mlp": (
-            change("subset", share=0.5),
-            change("small_batches", size=1, updates=2000),
-            change("rate", factor=0.05),
-        ),
-        "plain_cnn": (change("small_batches", size=1, updates=2000), change("rate", factor=0.08)),
-        "autoencoder": (change("small_batches", size=2, updates=2200), change("rate", factor=0.15)),
+        name: (change("small_batches", size=size, updates=updates), change("rate", factor=factor))
+        for name, size, updates, factor in (
+            ("blob_mlp", 1, 2100, 0.3),
+            ("circle_mlp", 1, 3500, 0.12),
+            ("housing_mlp", 1, 4000, 0.3),
+            ("fashion_mlp", 2, 3000, 0.15),
+            ("plain_cnn", 2, 1500, 0.05),
+            ("autoencoder", 2, 3000, 0.3),
+        )
     },
     "deep": _each(("blob_mlp", "circle_mlp", "fashion_mlp", "housing_mlp"), change("words", depth=12, init="he"))
     | {"plain_cnn": (change("words", depth=14, init="he"),)},

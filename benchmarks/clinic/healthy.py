@@ -36,7 +36,7 @@ VARIANTS: dict[str, tuple[dict[str, tuple[Change, ...]], tuple[str, ...]]] = {
             "plain_cnn": (change("words", activation="gelu"),),
             "residual_cnn": (change("words", activation="silu"),),
             "char_transformer": (change("words", activation="relu"),),
-            "speech_gru": (change("words", cell="lstm"),),
+            "speech_gru": (change("words", cell="lstm"), change("epochs", share=2.0)),
         },
         tuple(FAMILIES),
     ),

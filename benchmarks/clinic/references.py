@@ -22,7 +22,7 @@ from recording import recorded
 
 FILE = Path(__file__).parents[1] / "results" / "clinic_rates.json"
 GRIDS = {
-    "momentum": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "momentum": (0.003, 0.01, 0.03, 0.1, 0.3, 0.6),
     "adam": (0.0003, 0.001, 0.003, 0.01, 0.03),
     "rmsprop": (0.0001, 0.0003, 0.001, 0.003, 0.01),
 }
@@ -33,6 +33,8 @@ MARGIN = 0.005
 
 def final(scores: list[float]) -> float:
     """The mean over the last tenth of the evaluations; minus infinity where it is no number."""
+    if not scores:
+        return -math.inf
     value = statistics.fmean(scores[-max(1, len(scores) // 10) :])
     return value if math.isfinite(value) else -math.inf
 
@@ -60,12 +62,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="FAMILY")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="RULE")
     parser.add_argument("--again", action="store_true", help="what is known, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = rates()
     for name in options.only:
-        for rule in RULES:
+        for rule in options.rules:
             if options.again or rule not in known.get(name, {}):
                 known.setdefault(name, {})[rule] = tuned(name, rule, options.data)
                 FILE.write_text(json.dumps(known, indent=1) + "\n")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from recording import unpacked
 
-from thalweg.diagnosis.convergence import WINDOW, judge
+from thalweg.diagnosis.convergence import WINDOW, is_due, judge
 
 LATE = 1.3
 NEAR = 0.01
@@ -31,12 +31,13 @@ def stop(held: dict[str, Any]) -> tuple[int, int, float] | None:
     anneals = held["facts"].get("schedule") in ("cosine", "one_cycle", "warmup_stable_decay")
     at = len(steps) - 1
     for i in range(WINDOW - 1, len(steps)):
-        if (i + 1) % max(1, (i + 1) // 20):
+        if not is_due(i + 1):
             continue
         history = unpacked(held, steps[i] / planned)
         rates = history.series("learning_rate")[1]
         annealing = anneals and not rates[-1] <= 0.05 * rates.max()
-        if judge(history, i + 1, "validation_loss", annealing).state in ENDS:
+        remaining = planned - steps[i] if planned > steps[i] else None
+        if judge(history, i + 1, "validation_loss", annealing, remaining).state in ENDS:
             at = i
             break
     best = values.min()

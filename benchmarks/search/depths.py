@@ -6,7 +6,10 @@ Each workload of workloads.py is trained at the eleven rates of the reference, f
 looked at on the way: after 3 to 15 % of its updates its validation loss as it stands, and after a cool-down, as a race
 judges. The bottom of the parabola through the losses over log rate is the rate that seems best there. Printed is by how
 many steps of the grid (10^0.4) it lies above the rate that is best in the end, with mean and deviation over all cases,
-beside what the race's law says.
+beside what the race's law says. Then in how many cases the rate of the grid that a depth points to, brought to the
+whole length by that law, is as good as the best (by the margin of run.py), and how far above it the worst of them is:
+what a race could reach that judged all eleven rates at that depth. Last, how the rules compare on the way: momentum's
+best loss ÷ AdamW's.
 
 Results go to benchmarks/results/search-depths.json, cell by cell; one made with the same workload and versions is kept
 unless --again.
@@ -25,7 +28,8 @@ from typing import Any
 
 import torch
 from cells import RESULTS, Cell, Table, fingerprint, rounded
-from reference import grid, holds
+from reference import grid, holds, read
+from verdicts import best
 from workloads import CACHE, DATA, RULES, WORKLOADS
 
 from thalweg.records.settings import Settings
@@ -94,6 +98,18 @@ def _finite(loss: float | None) -> float:
     return math.inf if loss is None else loss
 
 
+def rules(table: Table, workload: str) -> list[float] | None:
+    """Momentum's best loss ÷ AdamW's after a cool-down at each depth, and in the end."""
+    lowest = {}
+    for rule in RULES:
+        cells = table.where(workload=workload, rule=rule)
+        if len(cells) < len(grid(rule)):
+            return None
+        early = [min(_finite(cell["losses"][str(depth)][1]) for cell in cells) for depth in DEPTHS]
+        lowest[rule] = [*early, min(_finite(cell["loss"]) for cell in cells)]
+    return [a / b for a, b in zip(lowest["momentum"], lowest["adamw"], strict=True)]
+
+
 def tables(table: Table) -> list[str]:
     found = {(w, r): moved for w in WORKLOADS for r in RULES if (moved := shifts(table, w, r)) is not None}
     lines = []
@@ -107,7 +123,35 @@ def tables(table: Table) -> list[str]:
             lines.append(f"{'mean':28} " + " ".join(f"{statistics.mean(row):+5.1f}" for row in spread))
             lines.append(f"{'deviation':28} " + " ".join(f"{statistics.stdev(row):5.1f}" for row in spread))
     law = " ".join(f"{-HORIZON * math.log10(depth) / 0.4:+5.1f}" for depth in DEPTHS)
-    return [*lines, f"{'T^-0.32 says':28} {law}", f"{'depths':28} " + " ".join(f"{depth:5g}" for depth in DEPTHS)]
+    lines += [f"{'T^-0.32 says':28} {law}", f"{'depths':28} " + " ".join(f"{depth:5g}" for depth in DEPTHS)]
+    lines.append("\nmomentum's best loss ÷ AdamW's after a cool-down" + " " * 12 + "by depth, and in the end")
+    lines += [f"{w:28} " + " ".join(f"{r:5.2f}" for r in found) for w in WORKLOADS if (found := rules(table, w))]
+    return lines
+
+
+def picked(table: Table, workload: str, rule: str, depth: float, way: int) -> float:
+    """Loss in the end, ÷ the best, of the rate that a depth points to."""
+    cells = sorted(table.where(workload=workload, rule=rule), key=lambda cell: cell["rate"])
+    end = [_finite(cell["loss"]) for cell in cells]
+    place = seems_best([_finite(cell["losses"][str(depth)][way]) for cell in cells])
+    if way:  # as the race does
+        place += HORIZON * math.log10(depth) / 0.4
+    return end[max(0, min(len(end) - 1, round(place)))] / min(end)
+
+
+def shares(table: Table, known: Table) -> list[str]:
+    """How often a depth points to a rate that is as good as the best, and the worst case."""
+    found = [(w, r) for w in WORKLOADS for r in RULES if shifts(table, w, r) is not None]
+    lines = [f"\n{'as good in the end; worst':28} " + " ".join(f"{depth:11g}" for depth in DEPTHS)]
+    margins = {case: 1 + margin / mean for case in found for _, mean, margin in [best(known, *case)]}
+    for i, way in enumerate(WAYS):
+        row = []
+        for depth in DEPTHS:
+            ratios = {case: picked(table, *case, depth, i) for case in found}
+            good = sum(ratio <= margins[case] for case, ratio in ratios.items()) / len(found)
+            row.append(f"{good:5.2f} {max(ratios.values()) - 1:+5.2f}")
+        lines.append(f"{way:28} " + " ".join(row))
+    return lines
 
 
 def main() -> None:
@@ -134,7 +178,7 @@ def main() -> None:
             table.add(cell)
             if not options.quick:
                 table.save(command=" ".join(sys.argv).replace(str(options.data), "FOLDER"))
-    print(*tables(table), sep="\n")
+    print(*tables(table), *shares(table, read()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ class Case:
     """Updates of a whole training."""
 
     def __post_init__(self) -> None:
+        """Data in the precision of the network, as `fit` brings them: a hand-written loop takes them as they are."""
+        self.data = tuple(tuple(t.float() if t.is_floating_point() else t for t in part) for part in self.data)
         self.total = self.workload.steps(self.data[0])
 
     def model(self) -> nn.Module:

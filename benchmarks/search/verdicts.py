@@ -41,7 +41,7 @@ def _cells(table: Table, workload: str, rule: str, contender: str) -> list[Cell]
     return sorted((cell for cell in found if "note" not in cell), key=lambda cell: cell["seed"])
 
 
-def _best(known: Table, workload: str, rule: str) -> tuple[float, float, float]:
+def best(known: Table, workload: str, rule: str) -> tuple[float, float, float]:
     """The grid's best rate, the mean of its losses, and how far above it a loss is as good."""
     rate, cells = reference.best(known, workload, rule)
     losses = [cell["loss"] for cell in cells]
@@ -69,7 +69,7 @@ def _regret(known: Table, table: Table, contender: str, judged: bool) -> list[st
         cells = _cells(table, workload, rule, contender)
         if not cells:
             continue
-        rate, mean, margin = _best(known, workload, rule)
+        rate, mean, margin = best(known, workload, rule)
         ratios = [math.inf if cell["loss"] is None else cell["loss"] / mean for cell in cells]
         good += [ratio <= 1 + margin / mean for ratio in ratios]
         own += [cell["loss"] <= mean + margin for cell in reference.best(known, workload, rule)[1]]
@@ -160,7 +160,7 @@ def _shown(cells: list[Cell], unit: str) -> str:
 
 def _default_is_right(known: Table, cells: list[Cell], workload: str, rule: str) -> bool:
     """Its losses are as good as the grid's best, in the mean."""
-    _, mean, margin = _best(known, workload, rule)
+    _, mean, margin = best(known, workload, rule)
     losses = [cell["loss"] for cell in cells]
     return bool(losses) and all(loss is not None for loss in losses) and statistics.mean(losses) <= mean + margin
 
@@ -196,7 +196,7 @@ def _brackets(known: Table, table: Table) -> list[str]:
     lines = ["Range test: bracket by seed, the grid's best rate, others' suggestions"]
     inside = []
     for workload, rule in _pairs(known):
-        rate, *_ = _best(known, workload, rule)
+        rate, *_ = best(known, workload, rule)
         brackets = [cell["interval"] for cell in _cells(table, workload, rule, "thalweg-range")]
         inside += [low <= rate <= high and high / low <= WIDEST * 1.001 for low, high in brackets]
         suggested = [

@@ -12,7 +12,7 @@ The public words, each loaded when it is first used; the rooms behind them, from
     signals      tensors → what a step reports
     reports      records → pictures
     search       which learning rate
-    run          fit, resume, diagnose, load, export
+    run          fit, resume, diagnose, watch, load, export
     tasks        ready applications
     cli          the command line
 """
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from thalweg.run.run import Run, report
     from thalweg.run.searches import Search
     from thalweg.run.trajectory import Trajectory
+    from thalweg.run.watch import Watch, watch
     from thalweg.run.weights import export, load, save
     from thalweg.step.fast import FastStep, fast_step
     from thalweg.step.plan import Plan
@@ -90,6 +91,8 @@ _WORDS = {
     "resume": "run.resume",
     "save": "run.weights",
     "task_names": "run.recipe",
+    "Watch": "run.watch",
+    "watch": "run.watch",
 }
 
 __all__ = [*sorted(_WORDS), "__version__"]

@@ -50,6 +50,21 @@ def test_a_study_goes_on(call: Any, folder: Path) -> None:
     assert "is of another search (model: Sequential of 10 numbers there, Sequential of 13 numbers here" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--method", "range", "--storage", "s.db"), "method 'range' takes no storage"),
+        (("--method", "halving", "--also", "weight_decay=[0,0.1]"), "method 'halving' takes no also"),
+        (("--method", "grid", "--budget", "1"), "a grid of two rates is 2 trainings"),
+        (("--method", "random", "--budget", "1"), "random needs at least 2"),
+    ],
+)
+def test_words_that_do_not_go_together_are_wrong_usage(call: Any, words: tuple[str, ...], sentence: str) -> None:
+    code, out, err = call("find-lr", "mine.py:make", *words, "--optimizer", "adamw")
+    assert (code, out) == (2, "")
+    assert sentence in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize("name", ["rates.html", "rates.svg"])
 def test_the_picture(call: Any, name: str) -> None:
     code, _, err = call("find-lr", *GRID, "--picture", name)

@@ -49,3 +49,19 @@ def test_the_picture_is_a_page(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_option_that_the_script_does_not_take(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backprop", "deep.py:make", "--dept", "3"]) == 2
     assert "did you mean --depth?" in capsys.readouterr().err
+
+
+def test_check_names_what_is_wrong_with_a_script(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("squeezed.py").write_text(SIGMOIDS.replace("nn.Linear(4, 2))", "nn.Linear(4, 2), nn.Softmax(1))"))
+    assert main(["check", "squeezed.py:make", "--depth", "1", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)[0]
+    assert (first["code"], first["severity"]) == ("loss_output_mismatch", "warning")
+    assert main(["check", "squeezed.py:make", "--depth", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"warning: {first['sentence']}")
+    assert first["advice"] in out
+
+
+def test_check_of_digits_finds_nothing_above_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "digits", "--json"]) == 0
+    assert {finding["severity"] for finding in json.loads(capsys.readouterr().out)} <= {"note"}

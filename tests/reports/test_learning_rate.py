@@ -37,6 +37,47 @@ def test_what_is_shown() -> None:
     assert not shown.log_y
 
 
+RACE = {
+    "learning_rate": 0.012,
+    "optimizer": "adamw",
+    "tried": [
+        {"optimizer": "adamw", "learning_rate": 0.001, "losses": {"5": 2.0}},
+        {"optimizer": "adamw", "learning_rate": 0.01, "losses": {"5": 1.0, "20": 0.5}},
+        {"optimizer": "adamw", "learning_rate": 0.1, "losses": {"5": None}},
+        {"optimizer": "momentum", "learning_rate": 0.4, "losses": {"5": 0.8}},
+    ],
+}
+
+
+def test_a_race_has_a_curve_for_each_rule_and_rung() -> None:
+    shown = Rates.of_race(RACE, "It came out of a race.")
+    told = [(curve.name, curve.colour, curve.is_faint, len(curve.points)) for curve in shown.curves]
+    assert told == [
+        ("adamw after 5 steps", 0, True, 2),
+        ("adamw after 20 steps", 0, False, 1),
+        ("momentum after 5 steps", 1, False, 1),
+    ]
+    assert [(trial.learning_rate, trial.options) for trial in shown.diverged] == [(0.1, {"optimizer": "adamw"})]
+    picture = ET.fromstring(drawn(shown))
+    assert len([node for node in picture.iter() if node.tag.endswith("circle")]) == 4
+
+
+def test_a_search_over_rules_has_a_curve_for_each() -> None:
+    adamw, momentum = {"optimizer": "adamw"}, {"optimizer": "momentum"}
+    trials = (
+        Trial(0, 1e-3, 0.5, 20, "complete", adamw),
+        Trial(1, 0.1, 0.9, 5, "dropped", momentum),
+        Trial(2, 0.2, 0.8, 5, "dropped", momentum),
+    )
+    found = LearningRate(1e-3, (1e-3, 1e-3), ((1e-3, 0.5),), 0.3, "race", "", adamw, trials)
+    shown = Rates.of(found)
+    assert [(curve.name, curve.points) for curve in shown.curves] == [
+        ("adamw", ((1e-3, 0.5),)), ("momentum", ((0.1, 0.9), (0.2, 0.8)))
+    ]  # fmt: skip
+    assert not shown.others
+    assert [trace.name for trace in figure(found).data] == ["adamw", "momentum"]
+
+
 def test_losses_over_decades_have_a_logarithmic_axis() -> None:
     wide = LearningRate(0.1, (0.1, 0.1), ((0.1, 1e-6), (1.0, 3.0)), 2, "grid", "")
     assert Rates.of(wide).log_y

@@ -67,6 +67,64 @@ def test_a_sound_training_has_nothing_above_a_note(case: Any) -> None:
     assert grave(model, data, loss) == []
 
 
+class Residual(nn.Module):
+    """A branch and a last layer that begin as zeros, as is often done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        for layer in (self.branch, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).tanh()
+        return self.head(x + self.branch(x))
+
+
+def test_zeros_that_a_step_undoes_are_sound_and_those_that_stay_are_not() -> None:
+    torch.manual_seed(0)
+    assert "bad_initialization" not in grave(Residual(), table(), "cross_entropy")
+    stuck = dense()
+    for p in stuck.parameters():
+        nn.init.zeros_(p)
+    assert "bad_initialization" in grave(stuck, table(), "cross_entropy")
+    alike = dense()
+    nn.init.constant_(alike[0].weight, 0.1)
+    nn.init.zeros_(alike[0].bias)
+    nn.init.zeros_(alike[2].weight)  # which hides at the first step that its units are one
+    before = {name: t.clone() for name, t in alike.state_dict().items()}
+    assert "bad_initialization" in grave(alike, table(), "cross_entropy")
+    assert all(torch.equal(before[name], t) for name, t in alike.state_dict().items())
+
+
+def test_a_scale_that_keeps_a_batch_from_being_learned_is_a_warning() -> None:
+    x, _ = table()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+    assert grave(model, (x, 150 + 80 * x[:, :1].sin()), "mse") == ["unscaled_targets"]
+
+
+def test_examples_that_cannot_be_told_apart_are_not_to_be_learned_by_heart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randint(2, (400, 2), generator=generator), torch.randint(2, (400,), generator=generator)
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
+    assert grave(model, (x.float(), y), "cross_entropy") == []
+
+
+def test_features_that_say_nothing_and_labels_that_follow_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(600) % 3
+    x = torch.nn.functional.one_hot(y, 4).float() + 0.3 * torch.randn(600, 4, generator=generator)
+    sound = {finding.code for finding in thalweg.check(dense(), (x, y), "cross_entropy")}
+    assert not sound & {"bad_labels", "idle_features"}
+    shuffled = y[torch.randperm(600, generator=generator)]
+    assert "bad_labels" in {finding.code for finding in thalweg.check(dense(), (x, shuffled), "cross_entropy")}
+    twice = torch.cat([x[:, :2], x[:, :1], torch.ones(600, 1)], 1)
+    told = next(f for f in thalweg.check(dense(), (twice, y), "cross_entropy") if f.code == "idle_features")
+    assert told.evidence == {"constant": 1, "repeated": 1}
+
+
 def test_faults_are_named_the_gravest_first() -> None:
     x, y = table()
     model = dense(nn.Softmax(1))

@@ -376,6 +376,12 @@ def test_a_loss_that_is_not_finite_to_begin_with_is_not_the_rates_doing() -> Non
         find_lr(model, data, lambda o, t: (o - o).mean() / 0.0, method="grid", low=0.01, high=0.1, trials=2, steps=3)
 
 
+def test_a_range_test_of_what_is_not_finite_to_begin_with_brackets_nothing() -> None:
+    model, data = parabola()
+    with pytest.raises(ValueError, match="was not finite before the first update: the rate is not to blame"):
+        find_lr(model, data, lambda o, t: (o - o).mean() / 0.0, method="range", steps=3)
+
+
 def test_a_rate_that_makes_the_model_fail_has_diverged() -> None:
     class Picky(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +28,44 @@ class Runner:
     """What a candidate is to a race; at depth d of T the best rate is `best` · (d/T)^−0.32, as the law has it."""
 
     def __init__(
-        self, choice: Choice, best: float, total: int, diverges: float = math.inf, law: float = HORIZON
+        self,
+        choice: Choice,
+        best: float,
+        total: int,
+        diverges: float = math.inf,
+        law: float = HORIZON,
+        worth: Callable[[float], float] = lambda share: 1.0,
+        stalls: Callable[[float], bool] = lambda rate: False,
     ) -> None:
         self.choice = choice
         self.best = best
         self.total = total
         self.diverges = diverges
         self.law = law
+        self.worth = worth
+        self.stalls = stalls
+        """Whether a rate is one at which patience runs out at the first update."""
+        """Share of the training → the loss of its rule at its best rate."""
         self.step = self.spent = 0
         self.scores: dict[int, float] = {}
         self.ended: str | None = None
 
     def advance(self, to: int) -> None:
         """One whose rate is more than it can bear falls apart at its first update."""
-        assert self.ended in (None, "diverged")
+        assert self.ended in (None, "diverged", "patience")
+        assert to not in self.scores and all(depth < to for depth in self.scores), "judged at one depth after the other"
         if self.choice.learning_rate >= self.diverges:
             self.ended = "diverged"
+            to = 1
+        elif self.stalls(self.choice.learning_rate):
+            self.ended = "patience"
             to = 1
         self.spent += max(0, to - self.step)
         self.step = max(to, self.step)
 
     def judge(self, depth: int, measure: Any) -> float:
         now = self.best * (self.step / self.total) ** -self.law
-        loss = 1 + math.log(self.choice.learning_rate / now) ** 2
+        loss = self.worth(depth / self.total) * (1 + math.log(self.choice.learning_rate / now) ** 2)
         self.spent += 0 if self.ended == "diverged" else cool_down(depth)
         self.scores[depth] = math.inf if self.ended == "diverged" else loss
         return self.scores[depth]
@@ -57,9 +74,12 @@ class Runner:
         self.ended = "dropped"
 
 
+ADAMW, MOMENTUM = Lane(Choice(1e-3, "adamw"), 1e-5, 3e-2), Lane(Choice(1e-2, "momentum"), 1e-4, 3.0)
+
+
 def race(best: float, total: int = 2000, diverges: float = math.inf) -> tuple[Any, Race]:
     run = Race(lambda choice: Runner(choice, best, total, diverges), lambda: 0.0, total)  # type: ignore[arg-type, return-value]
-    return run.run(Lane(Choice(1e-3, "adamw"), 1e-5, 3e-2)), run
+    return run.run(ADAMW), run
 
 
 @pytest.mark.parametrize("best", [2e-5, 1e-4, 3.3e-4, 1e-3, 2e-3, 5e-3, 1e-2])
@@ -88,12 +108,74 @@ def test_where_no_rate_is_finite_it_is_said() -> None:
         race(1e-3, diverges=0.0)
 
 
+@pytest.mark.parametrize("best", [1e-4, 1e-3, 1e-2])
+def test_a_candidate_whose_patience_runs_out_has_not_won(best: float) -> None:
+    def make(choice: Choice) -> Any:
+        return Runner(choice, best, 2000, stalls=lambda rate: rate > 10 * best)
+
+    won = Race(make, lambda: 0.0, 2000).run(ADAMW)
+    assert abs(math.log(won.rate / best)) < 0.6 * math.log(STEP)
+
+
 def test_the_winner_is_the_candidate_nearest_to_the_rate_it_goes_on_with() -> None:
     won, run = race(1e-3)
     deepest = max(won.candidate.scores)
     standing = [c for c in run.field.values() if deepest in c.scores]
     nearest = min(standing, key=lambda c: abs(math.log(c.choice.learning_rate / won.rate)))
     assert won.candidate is nearest
+
+
+def race_of_rules(
+    worth: Callable[[float], float], total: int = 2000, price: float = 0.0, diverges: tuple[str, ...] = ()
+) -> tuple[Any, Race]:
+    """`worth` is that of momentum; the best rates are 2e-3 and 2e-2."""
+
+    def make(choice: Choice) -> Any:
+        first = choice.optimizer == "adamw"
+        limit = 0.0 if choice.optimizer in diverges else math.inf
+        return Runner(choice, 2e-3 if first else 2e-2, total, limit, worth=(lambda share: 1.0) if first else worth)
+
+    run = Race(make, lambda: 0.0, total, price)
+    return run.run(ADAMW, MOMENTUM), run
+
+
+RULES: dict[str, tuple[Callable[[float], float], str, float]] = {
+    "far ahead": (lambda share: 0.4, "momentum", 2e-2),
+    "ahead, but not for long": (lambda share: 0.4 if share < 0.05 else 1.0, "adamw", 2e-3),
+    "ahead by less than a half at first": (lambda share: 0.6, "adamw", 2e-3),
+    "ahead by less than a tenth later": (lambda share: 0.4 if share < 0.02 else 0.95, "adamw", 2e-3),
+    "as good": (lambda share: 1.0, "adamw", 2e-3),
+    "behind at first, where it is dropped": (lambda share: 2.0 if share < 0.02 else 0.1, "adamw", 2e-3),
+}
+
+
+@pytest.mark.parametrize(("worth", "rule", "best"), RULES.values(), ids=RULES)
+def test_another_rule_wins_where_it_is_surely_ahead(worth: Callable[[float], float], rule: str, best: float) -> None:
+    won, run = race_of_rules(worth)
+    assert won.candidate.choice.optimizer == rule
+    assert abs(math.log(won.rate / best)) < math.log(STEP)
+    assert won.cost <= CAP
+    losers = [c for c in run.field.values() if c.choice.optimizer != rule]
+    assert losers and all(c.ended == "dropped" for c in losers)
+
+
+@pytest.mark.parametrize("price", [0.0, 5.0, 50.0])
+@pytest.mark.parametrize("total", [300, 1000, 100_000])
+@pytest.mark.parametrize("lead", [0.2, 0.5, 1.0])
+def test_a_race_of_rules_costs_no_more_than_one_of_rates(total: int, price: float, lead: float) -> None:
+    def alone() -> float:
+        run = Race(lambda choice: Runner(choice, 2e-3, total), lambda: 0.0, total, price)  # type: ignore[arg-type, return-value]
+        return float(run.run(ADAMW).cost)
+
+    won, _ = race_of_rules(lambda share: lead, total, price)
+    assert won.cost <= max(CAP, alone())
+
+
+def test_where_all_rates_of_a_rule_diverge_another_one_wins() -> None:
+    won, _ = race_of_rules(lambda share: 3.0, diverges=("adamw",))
+    assert won.candidate.choice.optimizer == "momentum"
+    with pytest.raises(NothingFinite):
+        race_of_rules(lambda share: 1.0, diverges=("adamw", "momentum"))
 
 
 # ── halving and the range test on formulas ───────────────────────────────────────────────────────────────────────────
@@ -178,6 +260,16 @@ def problem(**words: Any) -> dict[str, Any]:
     return given | words
 
 
+def far_off(**words: Any) -> dict[str, Any]:
+    """Targets in the hundreds: steps of AdamW, each at most its rate in every weight, take long to get there."""
+    x = torch.randn(256, 4, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(256, 1, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    return problem(
+        model=nn.Linear(4, 1), data=(x, 100 * x.sum(1, keepdim=True) + noise), batch_size=16, epochs=80
+    ) | words  # fmt: skip
+
+
 def losses(run: thalweg.Run, to: int) -> list[float]:
     steps, values = run.history.series("loss")
     return [float(value) for step, value in zip(steps, values, strict=True) if step <= to]
@@ -194,11 +286,55 @@ def test_up_to_its_end_a_race_is_the_training_with_the_winners_rate(tmp_path: Pa
     search = run.record.decided["search"]
     assert run.learning_rate == search["learning_rate"]
     assert 0 < search["cost"] <= CAP
-    fixed = thalweg.fit(**problem(data=data(), run_dir=tmp_path / "fixed", learning_rate=search["began_with"]))
+    won = {"optimizer": search["optimizer"], "learning_rate": search["began_with"]}
+    fixed = thalweg.fit(**problem(data=data(), run_dir=tmp_path / "fixed", **won))
     found = losses(run, search["steps"])
     assert len(found) > 10
     assert found == losses(fixed, search["steps"])
     assert losses(run, run.steps) != losses(fixed, run.steps)
+
+
+def test_rules_are_raced_where_the_rule_is_left_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = thalweg.fit(**far_off(run_dir=tmp_path / "raced", verbose=True))
+    search = run.record.decided["search"]
+    assert run.record.decided["optimizer"] == search["optimizer"] == "momentum"
+    assert isinstance(run.optimizer, torch.optim.SGD)
+    assert {each["optimizer"] for each in search["tried"]} == {"adamw", "momentum"}
+    assert search["cost"] <= CAP
+    assert f"out of a race of {len(search['tried'])} of adamw and momentum" in capsys.readouterr().err
+    page = run.report().read_text()
+    assert "Choosing the learning rate" in page
+    for rule in ("adamw", "momentum"):
+        assert f"{rule} after 13 steps" in page
+    fixed = thalweg.fit(
+        **far_off(run_dir=tmp_path / "fixed", optimizer="momentum", learning_rate=search["began_with"])
+    )  # fmt: skip
+    assert losses(run, search["steps"]) == losses(fixed, search["steps"])
+    alone = thalweg.fit(**far_off(run_dir=tmp_path / "alone", optimizer="adamw"))
+    assert run.metrics["loss"] < 0.1 * alone.metrics["loss"]
+
+
+@pytest.mark.parametrize("words", [{"optimizer": "adamw"}, {"optimizer_options": {"betas": (0.9, 0.99)}}])
+def test_a_rule_that_was_given_or_described_is_the_only_one(tmp_path: Path, words: dict[str, Any]) -> None:
+    run = thalweg.fit(**far_off(run_dir=tmp_path / "run", **words))
+    assert {each["optimizer"] for each in run.record.decided["search"]["tried"]} == {"adamw"}
+
+
+def test_find_lr_races_rules_as_fit_does_and_its_result_brings_the_rule(tmp_path: Path) -> None:
+    raced = thalweg.fit(**far_off(run_dir=tmp_path / "raced"))
+    given = far_off()
+    words = {"epochs": given["epochs"], "batch_size": given["batch_size"], "verbose": False}
+    before = copy.deepcopy(given["model"].state_dict())
+    random = torch.get_rng_state()
+    found = thalweg.find_lr(given["model"], given["data"], "mse", optimizer="auto", **words)
+    assert (found.value, found.options["optimizer"]) == (raced.learning_rate, "momentum")
+    assert "with momentum came out of a race of" in found.sentence and "of adamw; expect" in found.sentence
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in given["model"].state_dict().items())
+    run = thalweg.fit(**far_off(run_dir=tmp_path / "run", learning_rate=found))
+    assert run.record.decided["optimizer"] == "momentum"
+    bracketed = thalweg.find_lr(given["model"], given["data"], "mse", optimizer="auto", high=1e-2, **words)
+    assert bracketed.options["optimizer"] == "adamw"  # a bracket is of one rule
 
 
 def test_a_race_repeats(tmp_path: Path) -> None:
@@ -223,12 +359,12 @@ class Signals:
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("step", [12, 100])
-def test_a_raced_run_is_gone_on_with_to_the_last_bit(tmp_path: Path, step: int) -> None:
-    whole = thalweg.fit(**problem(run_dir=tmp_path / "whole"))
-    part = thalweg.fit(**problem(run_dir=tmp_path / "part", callbacks=[Signals(step)]))
+@pytest.mark.parametrize(("step", "task"), [(12, problem), (100, problem), (100, far_off)])
+def test_a_raced_run_is_gone_on_with_to_the_last_bit(tmp_path: Path, step: int, task: Any) -> None:
+    whole = thalweg.fit(**task(run_dir=tmp_path / "whole"))
+    part = thalweg.fit(**task(run_dir=tmp_path / "part", callbacks=[Signals(step)]))
     assert part.stopped_because == "interrupted" and part.steps < whole.steps
-    given = problem()
+    given = task()
     run = thalweg.resume(
         tmp_path / "part", model=given["model"], data=given["data"], loss="mse", callbacks=(), verbose=False
     )
@@ -277,6 +413,7 @@ def test_a_model_without_a_finite_loss_is_trained_with_the_rules_own_rate_and_sa
 NOT_RACED: dict[str, dict[str, Any]] = {
     "a rate that was given": {"learning_rate": 0.01},
     "a training that is too short": {"epochs": 3},
+    "a training of few small batches, dear to measure": {"batch_size": 2, "epochs": None, "steps": 300},
     "a training of unknown length": {"epochs": None, "time_budget": 0.2},
     "a schedule that does not end low": {"schedule": "constant"},
 }

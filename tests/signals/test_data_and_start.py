@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.signals.data import _shared
 from thalweg.signals.start import output_function
+from thalweg.step.batches import Batches, Order
+from thalweg.step.data import Arrays
 
 
 def facts(model: nn.Module, data: Any, loss: Any = "cross_entropy", **settings: Any) -> dict[str, Any]:
     run = thalweg.fit(
-        model, data, loss, steps=1, learning_rate=1e-3, optimizer="adam", verbose=False, patience=None, **settings
-    )
+        model, data, loss, learning_rate=1e-3, optimizer="adam", verbose=False, patience=None,
+        **{"steps": 1, "batch_size": 200, **settings},
+    )  # fmt: skip
     return run.history.facts
 
 
@@ -53,7 +58,8 @@ def test_classes_and_the_loss_of_an_answer_that_knows_nothing() -> None:
     assert told["label_entropy"] == pytest.approx(entropy)
     assert told["expected_initial_loss"] == pytest.approx(entropy)
     model = dense()
-    assert told["initial_loss"] == pytest.approx(F.cross_entropy(model(x[:64]), y[:64]).item(), rel=1e-5)
+    rows = torch.linspace(0, 199, 64).round().long()
+    assert told["initial_loss"] == pytest.approx(F.cross_entropy(model(x[rows]), y[rows]).item(), rel=1e-5)
 
 
 def test_neighbours_agree_where_labels_follow_inputs_and_not_where_they_are_drawn() -> None:
@@ -144,3 +150,51 @@ def test_looking_leaves_the_training_as_it_was() -> None:
 def test_facts_are_read_back_from_the_run_directory(tmp_path: Any) -> None:
     told = facts(dense(), table(), run_dir=tmp_path / "run")
     assert thalweg.History.open(tmp_path / "run" / "history.sqlite").facts == told
+
+
+def test_examples_on_both_sides_of_many_columns_and_of_several_inputs() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = (torch.rand(3000, 5000, generator=generator) > 0.999).float()  # most columns that are looked at first are 0
+    data = Batches(Arrays((x, torch.arange(3000)[:, None]), None), Order(32), torch.float32, torch.device("cpu"))
+
+    def shared(number: Tensor) -> float:
+        held = torch.cat([x[-100:], 1 - x[:100]]), number
+        return float(_shared(data, held)["shared_with_validation"])
+
+    assert shared(torch.arange(2900, 3100)[:, None]) == pytest.approx(0.5)
+    assert shared(torch.arange(200)[:, None]) == 0, "the second input differs"
+    assert _shared(data, (x[:9], torch.arange(9)[:, None]))["repeated_examples"] == 0
+
+
+def test_units_that_start_alike_and_stay_so() -> None:
+    def constant(layer: int) -> nn.Sequential:
+        model = dense()
+        nn.init.constant_(model[layer].weight, 0.1)
+        nn.init.zeros_(model[layer].bias)
+        return model
+
+    both = constant(0)
+    nn.init.constant_(both[2].weight, 0.1)
+    told = facts(both, table())
+    assert told["symmetric_layers"] == ["0", "2"]
+    assert told["unbroken_layers"] == ["0"]
+    # Behind it lies a layer that tells the units apart: their gradients differ.
+    assert facts(constant(0), table())["unbroken_layers"] == []
+
+
+def test_a_race_leaves_the_facts_those_of_the_first_weights() -> None:
+    x, y = table()
+    raced = thalweg.fit(dense(), (x, y), "cross_entropy", steps=300, batch_size=200, verbose=False, patience=None)
+    assert raced.record.decided["search"] is not None
+    told = raced.history.facts
+    rows = torch.linspace(0, 199, 64).round().long()
+    assert told["initial_loss"] == pytest.approx(F.cross_entropy(dense()(x[rows]), y[rows]).item(), rel=1e-5)
+    assert told["learning_rate"] == raced.record.decided["learning_rate"]
+
+
+def test_a_resumed_run_keeps_its_facts(tmp_path: Path) -> None:
+    before = facts(dense(), table(), run_dir=tmp_path)
+    trained = dense()
+    nn.init.constant_(trained[0].weight, 3.0)
+    run = thalweg.resume(tmp_path, model=trained, data=table(), loss="cross_entropy", steps=3)
+    assert run.history.facts == before | {"planned_steps": 3, "ended_at": 3}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from thalweg.diagnosis import curvature
 from thalweg.diagnosis.forecast import Forecast, forecast
 from thalweg.records.history import History
 from thalweg.records.verdict import Verdict
@@ -81,6 +82,8 @@ class Curve:
     ahead: int
     """Evaluations to come."""
     future: Forecast
+    is_over: bool
+    """Whether nothing more is planned."""
 
     @property
     def best(self) -> float:
@@ -93,8 +96,16 @@ class Curve:
         return int(np.argmax(self.values <= self.best + WORTHWHILE * abs(self.best)))
 
     @property
+    def settled(self) -> int:
+        """The first evaluation, from 0, that was as low as the level within its noise."""
+        level = self.future.level
+        return int(np.argmax(self.values <= level + max(WORTHWHILE * abs(level), 2 * self.future.noise)))
+
+    @property
     def has_waited(self) -> bool:
-        """Whether the next look would come later than a third again of the time to the best."""
+        """Whether the next look would come later than a third again of the time to the best, or nothing is to come."""
+        if self.is_over:
+            return True
         count = len(self.values)
         following = self.steps[-1] + (self.steps[-1] - self.steps[count - 1 - max(1, count // LOOKS)])
         return bool(following > WAIT * self.steps[self.reached])
@@ -109,7 +120,7 @@ class Curve:
         """Whether going on is not worth it."""
         future = self.future
         least = max(WORTHWHILE * abs(future.level), future.noise)
-        return self.better < UNLIKELY or future.falls_by(least) < CHANCE
+        return self.better < UNLIKELY or future.falls_by(least) < (0.5 if self.is_over else CHANCE)
 
     @property
     def evidence(self) -> dict[str, float]:
@@ -157,6 +168,10 @@ def judge(
     if len(values) < WINDOW or steps[-1] < UPDATES or not np.isfinite(values).all():
         return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, too early to say where {what} is heading.")
     curve = _curve(history, watched, what, remaining, annealing)
+    found = curvature.look(history, int(steps[-1]))
+    if found is not None and found.cause is not None:
+        told = curve.evidence | curvature.evidence(found)
+        return Verdict("stuck", curvature.sentence(found), cause=found.cause, evidence=told)
     if watched == "validation_loss" and _overfits(curve, history):
         best = int(values.argmin()) + 1
         return Verdict(
@@ -184,7 +199,7 @@ def _curve(history: History, watched: str, what: str, remaining: float | None, a
     passed = part - part**2 / 2 if annealing else part  # what the sum of the rates grows by
     noise = np.sqrt(np.maximum(0.01, np.concatenate([rates[chosen] / rates[-1], falling])))
     future = forecast(clock[chosen], values[chosen], clock[-1] + rates[-1] * left * passed, noise)
-    return Curve(what, steps, values, ahead, future)
+    return Curve(what, steps, values, ahead, future, remaining is None)
 
 
 def _rates(history: History, steps: npt.NDArray[np.int64]) -> Floats:
@@ -211,7 +226,7 @@ def _flat(curve: Curve, history: History, epochs: float) -> Verdict:
     if learned < max(SURE * curve.future.noise, WORTHWHILE * abs(began)):
         sentence = f"Stuck: after {_shown(epochs)} epochs {curve.what} is where it began."
         return Verdict("stuck", sentence, cause="plateau", evidence=curve.evidence)
-    flat = len(curve.values) - curve.reached
+    flat = len(curve.values) - curve.settled
     return Verdict(
         "converged",
         f"Converged at epoch {_shown(epochs)}: {curve.what} has been flat within its noise for {_epochs(flat)}.",

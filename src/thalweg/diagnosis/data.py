@@ -23,6 +23,8 @@ DISPARITY, OFFSET = 100.0, 10.0
 FAR, NEAR = 30.0, 0.003
 #: Share of the most frequent class, and what the rarest has of its fair share.
 MOST, RARE = 0.8, 0.1
+#: Examples whose neighbours were looked up, and standard deviations of chance that their agreement must exceed.
+NEIGHBOURS, AS_CHANCE = 1024, 2.0
 #: Share of validation examples found in training, beyond what is found twice in training alone.
 LEAKED = 0.1
 
@@ -32,6 +34,53 @@ def findings(history: History) -> list[Finding]:
     facts = history.facts
     found = (_inputs(facts), _targets(facts), _classes(facts), _leak(facts))
     return [finding for finding in found if finding is not None]
+
+
+def details(history: History) -> list[Finding]:
+    """What is worth a look before training and seldom harms it: idle features, labels that follow nothing."""
+    facts = history.facts
+    return [finding for finding in (_features(facts), _labels(facts)) if finding is not None]
+
+
+def _features(facts: dict[str, Any]) -> Finding | None:
+    constant, repeated = facts.get("constant_features") or 0, facts.get("repeated_features") or 0
+    if not constant + repeated:
+        return None
+    parts = []
+    if constant:
+        parts.append("1 never changes" if constant == 1 else f"{constant} never change")
+    if repeated:
+        parts.append("1 repeats another" if repeated == 1 else f"{repeated} repeat others")
+    return Finding(
+        "idle_features",
+        "note",
+        0,
+        f"Of {facts.get('num_features')} features {' and '.join(parts)}: they tell the network nothing.",
+        "Leave them out; if they should differ, look at how the data was read.",
+        "inputs",
+        evidence={"constant": float(constant), "repeated": float(repeated)},
+    )
+
+
+def _labels(facts: dict[str, Any]) -> Finding | None:
+    agreement, chance = _number(facts, "neighbour_agreement"), _number(facts, "neighbour_chance")
+    count = min(NEIGHBOURS, _number(facts, "num_examples"))
+    if not (count > 0 and 0 < chance < 1):
+        return None
+    limit = chance + AS_CHANCE * math.sqrt(chance * (1 - chance) / count)
+    if not agreement <= limit or limit - chance > 0.1:
+        return None
+    return Finding(
+        "bad_labels",
+        "note",
+        0,
+        f"Nearest examples have the same label in {100 * agreement:.0f} % of cases, and by chance in "
+        f"{100 * chance:.0f} %: the labels may be shuffled.",
+        "Look at a few examples with their labels, and that x and y are in the same order.",
+        "targets",
+        evidence={"neighbour_agreement": agreement, "neighbour_chance": chance},
+        confidence=0.5,
+    )
 
 
 def _number(facts: dict[str, Any], name: str) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from thalweg.diagnosis import backward, before, causes, forward, loss, rate
+from thalweg.diagnosis import backward, before, causes, curvature, forward, loss, rate, usage
 from thalweg.diagnosis.case import Case
 from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
@@ -51,10 +51,12 @@ def findings(history: History) -> list[Finding]:
     if not case.names:
         return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)
+    if looked := curvature.findings(history, case.step):  # which tells apart what the loss alone does not
+        symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART] + looked
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
     is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
     flow = [*forward.findings(case), *backward.findings(case)]
-    suspects = [*before.findings(history), *flow]
+    suspects = [*before.findings(history), *usage.findings(case), *flow]
     if is_bad:
         one_answer = any(finding.code == "collapsed_output" for finding in flow)
         # Unequal classes keep a network from learning only by making one answer for all a good one.

@@ -31,11 +31,13 @@ def _alike(facts: dict[str, Any]) -> Finding | None:
     alike = [name for name in facts.get("symmetric_layers") or [] if name in layers[:-1]]
     if not alike:
         return None
+    unbroken = [name for name in facts.get("unbroken_layers", alike) if name in alike]
+    told = "they get the same gradient and stay alike" if unbroken else "only their biases tell them apart"
     return Finding(
         "bad_initialization",
-        "warning",
+        "warning" if unbroken else "note",
         0,
-        f"All units of layer {alike[0]} begin with the same weights: they get the same gradient and stay alike.",
+        f"All units of layer {alike[0]} begin with the same weights: {told}.",
         "Initialise weights at random (torch's default, or nn.init.kaiming_normal_).",
         alike[0],
         evidence={"layers": float(len(alike))},
@@ -47,6 +49,8 @@ def _begins_high(facts: dict[str, Any]) -> Finding | None:
     begun, expected = facts.get("initial_loss"), facts.get("expected_initial_loss")
     if not isinstance(begun, int | float) or not isinstance(expected, int | float) or not expected > 0:
         return None
+    if facts.get("loss") in ("cross_entropy", "categorical_cross_entropy", "nll"):
+        expected = max(expected, math.log(max(1, facts.get("output_units", 1))))  # undecided between all classes
     if begun <= HIGH * expected or not math.isfinite(begun):  # what is not finite may be the data's
         return None
     return Finding(

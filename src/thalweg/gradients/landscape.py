@@ -41,6 +41,8 @@ GRID = 21
 #: Products behind the step that is tried along gradient and curvature, and behind the trace.
 STEP_PRODUCTS = 8
 TRACE_PROBES = 10
+#: Behind the ends of the spectrum, at most.
+MAX_PRODUCTS = 100
 
 PLATEAU = 1e-2
 SLOPE = 1e-3
@@ -110,6 +112,20 @@ def landscape(
     Raises:
         ValueError: nothing to train, a loss that is not finite here, or one that cannot be differentiated twice.
     """
+    return surveyed(model, data, loss, examples, picture, seed)
+
+
+def surveyed(
+    model: nn.Module,
+    data: Any,
+    loss: LossLike,
+    examples: int,
+    picture: bool,
+    seed: int,
+    max_products: int = MAX_PRODUCTS,
+    trace_probes: int = TRACE_PROBES,
+) -> Landscape:
+    """As `landscape`, with so many products at most for the ends of the spectrum; without probes, no trace (NaN)."""
     with seeds.untouched():
         taken = sample(data, floating_dtype(model), examples, seed)
         with standing(model, taken, loss) as ground:
@@ -118,8 +134,10 @@ def landscape(
                 raise ValueError(
                     f"the loss is {slope.loss:.4g} here, its gradient {slope.norm:.4g}: there is no ground"
                 )
-            extremes = extreme_eigenvalues(ground.curvature, tolerance=TOLERANCE, seed=seed)
-            traced = trace(ground.curvature, probes=TRACE_PROBES, seed=seed)
+            extremes = extreme_eigenvalues(ground.curvature, tolerance=TOLERANCE, max_products=max_products, seed=seed)
+            traced = Estimate(math.nan, math.nan, 0)
+            if trace_probes:
+                traced = trace(ground.curvature, probes=trace_probes, seed=seed)
             reach = _reach(ground)
             slope = _measurable(slope, extremes, reach)
             descent = _descent(ground, slope, reach)

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from thalweg.diagnosis import curvature
 from thalweg.diagnosis.convergence import is_due, judge
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import measure
-from thalweg.loop.memory import Memory
+from thalweg.loop.memory import Memory, untouched
 from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
@@ -23,6 +24,7 @@ from thalweg.loop.watching import Watching
 from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
 from thalweg.signals.cadence import is_awaited, is_reported
+from thalweg.signals.curvature import looked
 from thalweg.signals.loss import loss_spread
 from thalweg.tensors.named import copied
 
@@ -70,9 +72,11 @@ class Training:
         if reason != "diverged":
             self.save(last=reason != "interrupted")
         self.setup.saver.finish()
+        self.verdict = self._judge()
+        if reason not in ("interrupted", "diverged"):
+            self.verdict = self._looked_into(self.verdict)
         if reason != "interrupted":
             self.watching.ended(self.at.step)
-        self.verdict = self._judge()
         return reason
 
     def advance(self, to: int) -> str | None:
@@ -255,6 +259,10 @@ class Training:
         if not is_due(len(series)):
             return None
         self.verdict = self._judge()
+        if self.verdict.state in ("stuck", "converged"):
+            self.verdict = self._looked_into(self.verdict)
+            if self.verdict.cause == "slow_convergence":  # it comes down, and may come down faster yet
+                return None
         return {"converged": "converged", "stuck": "patience", "overfitting": "patience", "diverged": "diverged"}.get(
             self.verdict.state
         )
@@ -264,6 +272,18 @@ class Training:
         watched = "validation_loss" if setup.validation is not None else None
         annealing = setup.anneals and not self._annealed()
         return judge(setup.history, self.epochs, watched, annealing, self._remaining())
+
+    def _looked_into(self, verdict: Verdict) -> Verdict:
+        """The verdict after a look at the curvature, where diagnosis asks for one."""
+        setup, at = self.setup, self.at
+        if not curvature.asks(setup.history, verdict, at.step):
+            return verdict
+        with untouched(setup.batches):
+            facts = looked(self.forward, setup.batches, setup.step.loss, at.step)
+        if facts is None:
+            return verdict
+        setup.history.note(facts)
+        return self._judge()
 
     def _remaining(self) -> float | None:
         """Updates that are planned yet; None where none is, or all are made."""

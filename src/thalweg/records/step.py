@@ -18,6 +18,9 @@ UNITS: dict[str, str] = {
     "output_low": "smallest output of the batch",
     "output_high": "largest output of the batch",
     "prediction_share": "of the class that is predicted most, among the examples of the batch",
+    "clip_factor": "norm of the gradient after clipping over that before, 0 to 1",
+    "stale_gradient": "1 where the gradient of the last update was still there when the next one came",
+    "trained_in_eval": "1 where the model learned in evaluation mode though it has layers that differ by it",
     "epoch_loss": "mean over the updates of one epoch, in the loss's own unit",
     "validation_loss": "mean over the validation set, in the loss's own unit",
 }

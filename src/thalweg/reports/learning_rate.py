@@ -15,12 +15,15 @@ _HEIGHT = 420  # [px]
 
 
 def figure(found: LearningRate) -> go.Figure:
-    """The curve over a logarithmic axis of rates, the interval shaded, what diverged at the top, the rate marked."""
+    """The curves over a logarithmic axis of rates, the interval shaded, what diverged at the top, the rate marked."""
     shown = Rates.of(found)
     result = go.Figure()
-    hover = {"hovertemplate": "rate %{x:.3g}<br>loss %{y:.4g}<extra></extra>"}
-    x, y = zip(*shown.curve, strict=True) if shown.curve else ((), ())
-    result.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", name="loss", line={"color": PALETTE[0]}, **hover))
+    for curve in shown.curves:
+        of = f"{escape(curve.name)}<br>" if curve.name else ""
+        hover = {"hovertemplate": f"{of}rate %{{x:.3g}}<br>loss %{{y:.4g}}<extra></extra>"}
+        x, y = zip(*curve.points, strict=True) if curve.points else ((), ())
+        line = {"color": PALETTE[curve.colour % 2]}
+        result.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", name=curve.name or "loss", line=line, **hover))
     for trials, name, symbol, heights in (
         (shown.others, "other trials", "circle-open", [trial.loss for trial in shown.others]),
         (shown.diverged, "diverged", "x", [shown.y[1]] * len(shown.diverged)),
@@ -35,5 +38,5 @@ def figure(found: LearningRate) -> go.Figure:
     result.update_xaxes(title_text="learning rate", type="log", range=[math.log10(end) for end in shown.x])
     result.update_yaxes(title_text="loss", type="log" if shown.log_y else "linear")
     title = {"text": escape(found.sentence.partition(". ")[0]), "font": {"size": 14}}
-    result.update_layout(title=title, template="plotly_white", height=_HEIGHT, showlegend=False)
+    result.update_layout(title=title, template="plotly_white", height=_HEIGHT, showlegend=len(shown.curves) > 1)
     return result

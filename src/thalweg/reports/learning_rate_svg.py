@@ -10,7 +10,7 @@ from pathlib import Path
 
 from thalweg.records.learning_rate import LearningRate, Trial
 from thalweg.reports import style
-from thalweg.reports.rates import Rates, Span, words
+from thalweg.reports.rates import Curve, Rates, Span, words
 from thalweg.reports.svg import log_ticks, ticks
 from thalweg.reports.words import brief, rounded
 
@@ -26,6 +26,9 @@ svg.rates { font: 12px system-ui, sans-serif }
 .rates text { fill: var(--soft, #5f666e) } .rates .grid { stroke: var(--line, #ebebe8) }
 .rates .axis { stroke: var(--axis, #b4b9be) } .rates path { fill: none; stroke: var(--c0, #0b62a8); stroke-width: 2 }
 .rates circle { fill: var(--c0, #0b62a8) } .rates .other { fill: none; stroke: var(--c0, #0b62a8) }
+.rates .second path { stroke: var(--c1, #c94f00) } .rates .second circle { fill: var(--c1, #c94f00) }
+.rates .second text { fill: var(--c1, #c94f00) } .rates .first text { fill: var(--c0, #0b62a8) }
+.rates .faint { opacity: .5 }
 .rates .band { fill: var(--c2, #00795a); opacity: .14 }
 .rates .chosen { stroke: var(--c2, #00795a); stroke-width: 2 }
 .rates .rate { fill: var(--c2, #00795a); font-weight: 600 }
@@ -67,14 +70,15 @@ def page(found: LearningRate) -> str:
     )
 
 
-def drawn(found: LearningRate, alone: bool = False) -> str:
+def drawn(found: LearningRate | Rates, alone: bool = False) -> str:
     """The `<svg>`; with `alone` it brings its looks along."""
-    shown = Rates.of(found)
+    shown = Rates.of(found) if isinstance(found, LearningRate) else found
     looks = f"<style>{LOOKS}</style>" if alone else ""
     return (
         f'<svg class="rates" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_SIZE[0]} {_SIZE[1]}" role="img" '
-        f'aria-label="{escape(found.sentence)}">{looks}{_band(found, shown)}{_axes(shown)}{_curve(shown)}'
-        f"{''.join(_other(trial, shown) for trial in shown.others)}{_lost(shown)}{_chosen(found, shown)}</svg>"
+        f'aria-label="{escape(shown.sentence)}">{looks}{_band(shown)}{_axes(shown)}'
+        f"{''.join(_curve(curve, shown) for curve in shown.curves)}"
+        f"{''.join(_other(trial, shown) for trial in shown.others)}{_lost(shown)}{_chosen(shown)}</svg>"
     )
 
 
@@ -107,14 +111,25 @@ def _axes(shown: Rates) -> str:
     return "".join(parts) + f'<text x="{left - 8}" y="14">loss{scale}</text>'
 
 
-def _curve(shown: Rates) -> str:
-    places = [(_across(rate, shown.x), _down(loss, shown)) for rate, loss in shown.curve]
+def _curve(curve: Curve, shown: Rates) -> str:
+    """Points and what joins them, with a name: of the longest trainings at the right end, of others at the left."""
+    if not curve.points:
+        return ""
+    places = [(_across(rate, shown.x), _down(loss, shown)) for rate, loss in curve.points]
     lines = "".join(f"M{a[0]} {a[1]}L{b[0]} {b[1]}" for a, b in pairwise(places))
-    dots = "".join(
-        f'<circle cx="{x}" cy="{y}" r="3.5"><title>rate {rounded(rate, 3)}: loss {rounded(loss, 4)}</title></circle>'
-        for (x, y), (rate, loss) in zip(places, shown.curve, strict=True)
-    )
-    return f'<path d="{lines}"/>{dots}' if lines else dots
+    of = f"{curve.name}, " if curve.name else ""
+    parts = [f'<path d="{lines}"/>'] if lines else []
+    parts += [
+        f'<circle cx="{x}" cy="{y}" r="3.5"><title>{escape(of)}rate {rounded(rate, 3)}: loss {rounded(loss, 4)}</title>'
+        "</circle>"
+        for (x, y), (rate, loss) in zip(places, curve.points, strict=True)
+    ]
+    if curve.name and not (curve.is_faint and len(places) == 1):
+        x, y = places[0 if curve.is_faint else -1]
+        anchor = ' text-anchor="end"' if x > _FIELD[0] + _FIELD[2] / 2 else ""
+        parts.append(f'<text x="{x}" y="{y - 8}"{anchor}>{escape(curve.name)}</text>')
+    look = ("first", "second")[curve.colour % 2] + (" faint" if curve.is_faint else "")
+    return f'<g class="{look}">{"".join(parts)}</g>'
 
 
 def _other(trial: Trial, shown: Rates) -> str:
@@ -131,14 +146,16 @@ def _lost(shown: Rates) -> str:
     )
 
 
-def _band(found: LearningRate, shown: Rates) -> str:
-    low, high = (_across(rate, shown.x) for rate in found.interval)
+def _band(shown: Rates) -> str:
+    if shown.interval is None:
+        return ""
+    low, high = (_across(rate, shown.x) for rate in shown.interval)
     return f'<rect class="band" x="{low}" y="{_FIELD[1]}" width="{round(high - low, 1)}" height="{_FIELD[3]}"/>'
 
 
-def _chosen(found: LearningRate, shown: Rates) -> str:
-    x, bottom = _across(found.value, shown.x), _FIELD[1] + _FIELD[3]
+def _chosen(shown: Rates) -> str:
+    x, bottom = _across(shown.value, shown.x), _FIELD[1] + _FIELD[3]
     return (
         f'<line class="chosen" x1="{x}" x2="{x}" y1="{_FIELD[1]}" y2="{bottom}"/>'
-        f'<text class="rate" x="{x}" y="{_FIELD[1] - 8}" text-anchor="middle">{rounded(found.value, 3)}</text>'
+        f'<text class="rate" x="{x}" y="{_FIELD[1] - 8}" text-anchor="middle">{rounded(shown.value, 3)}</text>'
     )

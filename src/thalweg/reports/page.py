@@ -19,10 +19,12 @@ from thalweg.records.action import Action
 from thalweg.records.finding import Finding, ranked
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
-from thalweg.reports import heat_svg, style, svg
+from thalweg.reports import heat_svg, learning_rate_svg, style, svg
 from thalweg.reports.chart import charts
 from thalweg.reports.evidence import chart_behind
 from thalweg.reports.heat import heat_maps
+from thalweg.reports.rates import Rates
+from thalweg.reports.summary import rate_words
 from thalweg.reports.words import (
     STOPPED,
     VALIDATION,
@@ -70,7 +72,7 @@ def write(record: RunRecord, history: History, path: Path, sections: Sequence[tu
 
 def page(record: RunRecord, history: History, sections: Sequence[tuple[str, str]] = ()) -> str:
     """The whole page as text."""
-    looks = style.PAGE + style.CHART + style.HEAT + style.PLANE
+    looks = style.PAGE + style.CHART + style.HEAT + style.PLANE + learning_rate_svg.LOOKS
     policy = (
         f"default-src 'none'; style-src '{_hash(looks)}'; script-src '{_hash(style.SCRIPT)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -80,7 +82,8 @@ def page(record: RunRecord, history: History, sections: Sequence[tuple[str, str]
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(record.name)} · {_state(record)}</title><style>{looks}</style></head>\n<body><main>"
-        f"{_headline(record)}{_numbers(record, history)}{_pictures(record, history)}{_flow(record, history)}"
+        f"{_headline(record)}{_numbers(record, history)}{_pictures(record, history)}"
+        f"{_race(record)}{_flow(record, history)}"
         f"{''.join(_section(title, body) for title, body in sections)}"
         f"{_findings(record, history)}{_actions(history)}{_notes(record)}{_settings(record)}"
         f"<footer>Written by Thalweg{escape(' ' + record.versions.get('thalweg', '')).rstrip()}. "
@@ -156,6 +159,21 @@ def _pictures(record: RunRecord, history: History) -> str:
         return _section("Curves", '<p class="card soft">Nothing was recorded yet.</p>')
     figures = "".join(f'<div class="card">{svg.figure(chart)}</div>' for chart in drawn)
     return _section("Curves", f'<div class="charts">{figures}</div>')
+
+
+def _race(record: RunRecord) -> str:
+    """How the rate was chosen; nothing where it was given."""
+    search = record.decided.get("search")
+    if not search:
+        return ""
+    sentence = f"{rounded(search['learning_rate'], 3)} with {search['optimizer']} came {rate_words(record.decided)}."
+    words = (
+        "Each point is a short training, judged after its rate has fallen to zero. The rate that is best for the whole "
+        "training, the line, lies below the one that is best for a short one."
+    )
+    picture = learning_rate_svg.drawn(Rates.of_race(search, sentence))
+    body = f'<p class="soft flow">{escape(sentence)} {words}</p><div class="card picture">{picture}</div>'
+    return _section("Choosing the learning rate", body)
 
 
 def _flow(record: RunRecord, history: History) -> str:

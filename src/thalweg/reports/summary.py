@@ -82,8 +82,10 @@ def rate_words(decided: Mapping[str, object]) -> str:
     search = decided.get("search")
     if not isinstance(search, Mapping):
         return ""
-    tried, cost = len(search["tried"]), plain(float(f"{search['cost']:.2g}"))
-    return f"out of a race of {tried} over the first {counted(search['steps'], 'step')}, at {cost} trainings' cost"
+    tried, cost = search["tried"], plain(float(f"{search['cost']:.2g}"))
+    rules = list(dict.fromkeys(plain(each["optimizer"]) for each in tried if "optimizer" in each))
+    of = f"{len(tried)} of {' and '.join(rules)}" if len(rules) > 1 else f"{len(tried)}"
+    return f"out of a race of {of} over the first {counted(search['steps'], 'step')}, at {cost} trainings' cost"
 
 
 def step_words(decided: Mapping[str, object]) -> str:

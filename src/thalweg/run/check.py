@@ -6,25 +6,27 @@ import copy
 import math
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thalweg.diagnosis import before
+from thalweg.diagnosis.data import details
 from thalweg.loop.evaluate import model_device
 from thalweg.records.finding import Finding, ranked
 from thalweg.records.history import History
 from thalweg.records.settings import Settings
 from thalweg.run.facts import facts
 from thalweg.run.fit import Prepared, prepare
+from thalweg.signals.data import holds_repeated, sample
 from thalweg.step.backward import objective
-from thalweg.step.data import Batch, num_examples
+from thalweg.step.data import Batch, cast, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 from thalweg.step.whole import Step
 from thalweg.tensors.devices import free_bytes
-from thalweg.tensors.named import mapped
 from thalweg.tensors.seeds import untouched
 
 #: Examples to be learned by heart, updates that may take, and seconds after which the question is left open.
@@ -81,11 +83,23 @@ def check(
         step = Step(prepared.forward, prepared.loss, prepared.chosen.update)
         history = History()
         history.note(facts(step, prepared.chosen, settings))
-        found = before.findings(history)
-        batch = prepared.chosen.batches.first(BATCH)
-        batch = mapped(lambda t: t[:BATCH], batch)
-        found += [f for f in (_memory(prepared, batch), _by_heart(prepared, batch, history)) if f is not None]
+        found = [*before.findings(history), *details(history)]
+        batches = prepared.chosen.batches
+        batch = cast(sample(batches, BATCH), batches.dtype, batches.device)
+        if (short := _memory(prepared, batch)) is not None:
+            found.append(short)
+        if (stuck := _by_heart(prepared, batch, history)) is not None:
+            found = _explained(found, stuck)
     return ranked(found)
+
+
+def _explained(found: list[Finding], stuck: Finding) -> list[Finding]:
+    """A batch that is not learned by heart: where a scale explains it, that is no mere suspicion any more."""
+    causes = [f for f in found if f.code in ("unscaled_inputs", "unscaled_targets")]
+    if not causes:
+        return [*found, stuck]
+    numbers = {"lowest_loss": stuck.evidence["lowest_loss"]}
+    return [replace(f, severity="warning", evidence={**f.evidence, **numbers}) if f in causes else f for f in found]
 
 
 def _memory(prepared: Prepared, batch: Batch) -> Finding | None:
@@ -132,7 +146,7 @@ def _by_heart(prepared: Prepared, batch: Batch, history: History) -> Finding | N
     """Whether a copy of the model can learn one batch by heart; what cannot do that will not learn the data."""
     begun, expected = history.facts.get("initial_loss"), history.facts.get("expected_initial_loss")
     known = [value for value in (begun, expected) if isinstance(value, int | float) and math.isfinite(value)]
-    if not known or min(known) <= 0 or prepared.forward.is_keras:
+    if not known or min(known) <= 0 or prepared.forward.is_keras or holds_repeated(batch[0]):
         return None
     bound, lowest = LEARNED * min(known), math.inf
     end = time.perf_counter() + SECONDS

@@ -6,14 +6,14 @@ from typing import Any
 
 from thalweg.records.settings import Settings
 from thalweg.run.choices import Chosen
-from thalweg.signals.data import of_data
+from thalweg.signals.data import of_data, sample
 from thalweg.signals.start import of_start
+from thalweg.step.data import cast
 from thalweg.step.kinds import kind_of
 from thalweg.step.whole import Step
-from thalweg.tensors.named import mapped
 from thalweg.tensors.seeds import untouched
 
-#: Examples of the pass before training, at most: it is to cost no more than a step.
+#: Examples of the pass before training: it is to cost no more than a step. A stream's first batch is taken as it is.
 ROWS = 64
 
 
@@ -22,10 +22,11 @@ def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
     kind = kind_of(step.loss)  # type: ignore[arg-type]
     batches = chosen.batches
     found = of_settings(chosen, settings)
-    found |= {"loss": kind.name if kind is not None else found["loss"], "task": kind.task if kind else "other"}
+    own = chosen.decided["loss"] or "own"
+    found |= {"loss": kind.name if kind is not None else own, "task": kind.task if kind else "other"}
     with untouched():
         found |= of_data(batches, chosen.validation, kind)
-        found |= of_start(step, mapped(lambda t: t[:ROWS], batches.first(ROWS)), kind)
+        found |= of_start(step, cast(sample(batches, ROWS), batches.dtype, batches.device), kind)
     return found
 
 
@@ -38,7 +39,6 @@ def of_settings(chosen: Chosen, settings: Settings) -> dict[str, Any]:
         found["batch_size"] = decided["num_examples"]
     found["optimizer"] = str(found["optimizer"]).lower()
     found |= {
-        "loss": decided["loss"] or "own",
         "num_validation_examples": decided["num_validation_examples"],
         "steps_per_epoch": decided["steps_per_epoch"],
         "planned_steps": decided["total_steps"],

@@ -23,7 +23,7 @@ from thalweg.records.settings import Settings, expanded
 from thalweg.run import directory as directories
 from thalweg.run.candidates import assemble
 from thalweg.run.choices import Chosen, choose
-from thalweg.run.facts import facts
+from thalweg.run.facts import facts, of_settings
 from thalweg.run.finish import finish
 from thalweg.run.going_on import as_decided, go_on
 from thalweg.run.interrupts import interruptible
@@ -38,6 +38,7 @@ from thalweg.step.losses import Loss, resolve
 from thalweg.step.plan import Plan
 from thalweg.step.planned import Asked, PlannedStep
 from thalweg.step.planner import Budget
+from thalweg.step.whole import Step
 from thalweg.tensors import devices, seeds
 
 
@@ -130,6 +131,11 @@ def carry_out(
     stack.callback(history.close)
     run = telling.run = Run(prepared.forward.model, prepared.chosen.optimizer, history, record, directory)
     record.stopped_because, record.verdict = None, None
+    if checkpoint is None:
+        plain_step = Step(prepared.forward, prepared.loss, prepared.chosen.update)
+        history.note(facts(plain_step, prepared.chosen, settings))
+    else:  # of the first batch no more can be said: its weights are gone
+        history.note(of_settings(prepared.chosen, settings))
     raced = None
     if checkpoint is None and (reason := why_not(settings, prepared.chosen)):
         telling.warn(reason)
@@ -141,6 +147,7 @@ def carry_out(
                 return _nothing_done(run, directory, telling)
         if raced is not None:
             prepared.chosen, run.optimizer = raced.parts, raced.parts.optimizer
+            history.note({"learning_rate": raced.told["learning_rate"]})
     step = _planned(prepared, settings, record, directory, resuming=checkpoint is not None)
     stack.callback(step.close)
     saver = Saver(checkpoints, before=history.flush)
@@ -148,8 +155,6 @@ def carry_out(
     signals = raced.training.setup.signals if raced is not None else None
     watched = settings.repair != "off"
     setup = assemble(step, prepared.chosen, history, saver, telling, signals, watched)
-    if not history.facts:
-        history.note(facts(step, prepared.chosen, settings))
     training = raced.training.moved(setup) if raced is not None else Training(setup, prepared.chosen.limits)
     if resuming:
         go_on(training, checkpoints, checkpoint, settings, telling)

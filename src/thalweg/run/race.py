@@ -31,6 +31,9 @@ from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 from thalweg.tensors.seeds import generator
 
+#: What optimizer="auto" races: the rule it means, and the other family. SGD without momentum is this one at a tenth of
+#: the rate, Nesterov's little else, and those that divide by √s are told apart from AdamW by less than a race can see.
+RULES = (catalogue.AUTO, "momentum")
 #: Schedules whose rate is low in the end, where the length of the training is known.
 ENDS_LOW = ("auto", "cosine", "one_cycle", "warmup_stable_decay", "exponential", "step", "warm_restarts")
 #: Passes over the data that a training without a limit is expected to take, where it is planned ahead.
@@ -41,6 +44,8 @@ LIKELY_STEPS = 2000
 MEASURED, MEASUREMENTS = 0.1, 10
 #: Examples that a candidate is measured on.
 FEWEST_EXAMPLES, MOST_EXAMPLES = 256, 4096
+#: Measurements of the shortest race, and what they may take of a training for its cap to be kept.
+SHORTEST, MOST_MEASURED = 6, 0.2
 #: Updates that are timed where the training has a time and no length.
 PACED = 5
 #: What a forward pass costs of an update.
@@ -63,7 +68,12 @@ def is_raced(settings: Settings, chosen: Chosen) -> bool:
     """
     total = chosen.decided["total_steps"]
     ends_low = isinstance(settings.schedule, str) and settings.schedule in ENDS_LOW
-    return is_open(settings) and not _is_once(chosen) and ends_low and total is not None and total >= FEWEST
+    return is_open(settings) and not _is_once(chosen) and ends_low and total is not None and is_long(chosen, total)
+
+
+def is_long(chosen: Chosen, total: int) -> bool:
+    """Whether a training is long enough for a race of it to keep its cap; small batches make measurements dear."""
+    return total >= FEWEST and SHORTEST * price(chosen, _num_measured(chosen, total)) <= MOST_MEASURED * total
 
 
 def is_open(settings: Settings) -> bool:
@@ -99,6 +109,19 @@ def expected_steps(chosen: Chosen) -> int:
     return likely_steps(chosen) or LIKELY_STEPS
 
 
+def lanes(settings: Settings) -> list[Lane]:
+    """The rates of the rule that was asked for, or of each that may be chosen; options are those of one rule."""
+    if settings.optimizer != "auto":
+        return [lane(settings.optimizer)]
+    return [lane(name) for name in (RULES if settings.optimizer_options is None else RULES[:1])]
+
+
+def lane(name: str) -> Lane:
+    """The rates of a rule."""
+    rule = catalogue.RULES[name]
+    return Lane(Choice(rule.learning_rate, name), *rule.range)
+
+
 class Stage:
     """A race of trainings in one model; made once, run once. `interrupt` may be set at any time."""
 
@@ -131,7 +154,7 @@ class Stage:
         """
         begun = time.perf_counter()
         try:
-            won = self.race.run(self.lane())
+            won = self.race.run(*lanes(self.settings))
         except BaseException:
             self.maker.put_back()
             raise
@@ -142,17 +165,11 @@ class Stage:
         assert isinstance(kept, Kept)
         return Raced(training, self.parts[won.candidate.choice], kept, told(won, self.total))
 
-    def lane(self) -> Lane:
-        """The rates of the rule."""
-        name = catalogue.AUTO if self.settings.optimizer == "auto" else self.settings.optimizer
-        rule = catalogue.RULES[name]
-        return Lane(Choice(rule.learning_rate, name), *rule.range)
-
     def _paced(self, total: int) -> int:
         """As many updates as there is time for, where a time was given: the only thing that the clock decides."""
         if self.settings.time_budget is None:
             return total
-        choice = self.lane().choice
+        choice = lanes(self.settings)[0].choice
         candidate, _ = self.maker(choice)
         begun = time.perf_counter()
         done = len(candidate.sweep([choice.learning_rate] * PACED, self.settings.seed))
@@ -171,7 +188,8 @@ class Stage:
         """Say how the race stands."""
         words = "choosing the learning rate"
         if (best := leader(self.race.field.values())) is not None:
-            words += f": {len(self.race.field)} tried, {best.choice.learning_rate:g} leads"
+            rule = f" with {best.choice.optimizer}" if len(lanes(self.settings)) > 1 else ""
+            words += f": {len(self.race.field)} tried, {best.choice.learning_rate:g}{rule} leads"
         self.tell(words)
 
 
@@ -182,9 +200,7 @@ class Sample:
         self.forward = forward
         self.loss = loss
         self.batches = held_out(chosen, total, seed)
-        rows = sum(num_examples(batch) for batch in self.batches)
-        size = chosen.decided["batch_size"]
-        self.price = FORWARD * rows / (size if isinstance(size, int) else rows)
+        self.price = price(chosen, sum(num_examples(batch) for batch in self.batches))
         """Of a measurement, in updates."""
 
     def __call__(self) -> float:
@@ -196,8 +212,7 @@ def held_out(chosen: Chosen, total: int, seed: int) -> list[Any]:
     """Batches that candidates are measured on: of held-out data where there is any, else of the training data."""
     source = chosen.validation or chosen.batches
     size = chosen.decided["batch_size"]
-    affordable = MEASURED * 0.3 * total * (size if isinstance(size, int) else MOST_EXAMPLES) / (FORWARD * MEASUREMENTS)
-    count = int(min(MOST_EXAMPLES, max(FEWEST_EXAMPLES, affordable)))
+    count = _num_measured(chosen, total)
     data = source.data
     if isinstance(data, Stream):
         with untouched(source):
@@ -205,6 +220,20 @@ def held_out(chosen: Chosen, total: int, seed: int) -> list[Any]:
     drawn = torch.randperm(len(data), generator=generator(seed, "race"))[:count]
     sample = data.part(sorted(drawn.tolist()))
     return list(Batches(sample, Order(BATCH_SIZE, shuffle=False), source.dtype, source.device).epoch(0))
+
+
+def price(chosen: Chosen, rows: int) -> float:
+    """What it costs to measure so many examples, in updates."""
+    size = chosen.decided["batch_size"]
+    return FORWARD * rows / (size if isinstance(size, int) else max(1, rows))
+
+
+def _num_measured(chosen: Chosen, total: int) -> int:
+    """Examples that candidates are measured on: what is a small part of the cap, but enough to tell them apart."""
+    size, known = chosen.decided["batch_size"], (chosen.validation or chosen.batches).num_examples
+    affordable = MEASURED * 0.3 * total * (size if isinstance(size, int) else MOST_EXAMPLES) / (FORWARD * MEASUREMENTS)
+    count = int(min(MOST_EXAMPLES, max(FEWEST_EXAMPLES, affordable)))
+    return count if known is None else min(count, known)
 
 
 def told(won: Won, total: int) -> dict[str, Any]:
@@ -219,6 +248,7 @@ def told(won: Won, total: int) -> dict[str, Any]:
         "total_steps": total,
         "tried": [
             {
+                "optimizer": c.choice.optimizer,
                 "learning_rate": c.choice.learning_rate,
                 "losses": {str(step): loss if math.isfinite(loss) else None for step, loss in c.scores.items()},
             }

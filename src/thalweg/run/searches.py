@@ -11,15 +11,18 @@ from typing import Any
 from thalweg.optim import catalogue
 from thalweg.records.learning_rate import LearningRate
 from thalweg.records.settings import positive, unknown, whole
-from thalweg.run.race import Sample, Stage, expected_steps
+from thalweg.run.race import RULES, Sample, Stage, expected_steps, is_long, lane
 from thalweg.run.trainings import Trainings
 from thalweg.search import grid, halving, random, tpe
 from thalweg.search import range as ranges
 from thalweg.search.candidate import Choice
-from thalweg.search.race import CAP, FEWEST, Lane
+from thalweg.search.race import CAP, Lane
 from thalweg.search.result import Searched, bracketed, halved, judged, raced
 from thalweg.search.space import Space, space
 from thalweg.search.study import opened, share
+
+#: Words that a method has no use for; those that the race has none for count only where a race is run.
+REFUSED = {"halving": ("also", "storage"), "range": ("trials", "also", "storage", "budget")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,11 @@ class Search:
         if self.budget is not None:
             positive("budget", self.budget)
         object.__setattr__(self, "space", space(self.optimizer, self.low, self.high, self.also))
+        self.refuse(*REFUSED.get(self.method, ()))
+        if self.method == "grid":
+            grid.points(self.space, self.trials, self.budget)
+        elif self.method in ("random", "tpe", "asha"):
+            self.num_trials(2)
 
     def refuse(self, *words: str) -> None:
         """Say that a method does not take some of the words, where they were given.
@@ -89,20 +97,23 @@ def _searched(search: Search, trainings: Trainings) -> Searched:
 def _auto(search: Search, trainings: Trainings) -> LearningRate:
     """The race; trainings too short for one are short enough for a grid of them."""
     prepared = trainings.prepared
-    if expected_steps(prepared.chosen) < FEWEST:
+    if not is_long(prepared.chosen, expected_steps(prepared.chosen)):
         return _grid(replace(search, method="grid"), trainings)
     search.refuse("trials", "also", "storage")
     stage = Stage(prepared.chosen, prepared.forward, prepared.loss, trainings.settings, trainings.display.race)
     stage.race.cap = CAP if search.budget is None else search.budget
-    won = stage.race.run(_lane(search.space))
+    won = stage.race.run(*_lanes(search))
     return raced(won, stage.race.spent / stage.total, _searched(search, trainings))
 
 
-def _lane(where: Space) -> Lane:
-    """The rates of a race: about the rule's own, if that is among those to try."""
+def _lanes(search: Search) -> list[Lane]:
+    """The rates of a race: about the rule's own, if that is among those to try; a bracket is that of one rule."""
+    where = search.space
+    if search.optimizer == "auto" and search.low is None and search.high is None:
+        return [lane(name) for name in RULES]
     own, bracket = catalogue.RULES[where.optimizer].learning_rate, where.learning_rate
     middle = own if bracket.low <= own <= bracket.high else bracket.at(0.5)
-    return Lane(Choice(middle, where.optimizer), bracket.low, bracket.high)
+    return [Lane(Choice(middle, where.optimizer), bracket.low, bracket.high)]
 
 
 def _grid(search: Search, trainings: Trainings) -> LearningRate:
@@ -128,7 +139,6 @@ def _shared(search: Search, trainings: Trainings, choices: list[Choice], **words
 
 def _halving(search: Search, trainings: Trainings) -> LearningRate:
     """Successive halving over rates at equal ratios."""
-    search.refuse("also", "storage")
     prepared = trainings.prepared
     total = expected_steps(prepared.chosen)
     sample = Sample(prepared.chosen, prepared.forward, prepared.loss, total, search.seed)
@@ -144,7 +154,6 @@ def _halving(search: Search, trainings: Trainings) -> LearningRate:
 
 def _range(search: Search, trainings: Trainings) -> LearningRate:
     """The range test: an interval; the rate is only its middle."""
-    search.refuse("trials", "also", "storage", "budget")
     prepared = trainings.prepared
     rule = catalogue.RULES[search.space.optimizer]
     low = rule.range[0] / ranges.WIDTH if search.low is None else search.low

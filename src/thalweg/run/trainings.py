@@ -107,6 +107,8 @@ class Trainings:
         size = asked if isinstance(asked, int) else batches.order.batch_size
         if count is None or size is None or count >= size:
             return ""
+        if count == 1:
+            return f"There is one example and not a batch of {size}: each update took it."
         return f"The {count} examples are fewer than a batch of {size}: each update took all of them."
 
 

@@ -45,9 +45,10 @@ class NothingFinite(ValueError):
     def __init__(self, candidates: Iterable[Candidate]) -> None:
         tried = sorted(candidates, key=lambda c: c.choice.learning_rate)
         rates = [c.choice.learning_rate for c in tried]
+        after = "one update" if tried[0].step == 1 else f"{tried[0].step} updates"
         super().__init__(
             f"no learning rate gave a finite loss: {len(rates)} from {rates[0]:g} to {rates[-1]:g} were tried, and "
-            f"even the smallest had none after {tried[0].step} updates; look at the model's outputs and the loss"
+            f"even the smallest had none after {after}; look at the model's outputs and the loss"
         )
 
 

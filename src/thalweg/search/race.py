@@ -1,4 +1,4 @@
-"""The race: trainings that differ in their rate begin together, losers are dropped, the winner goes on as it is.
+"""The race: trainings that differ in rule and rate begin together, losers are dropped, the winner goes on as it is.
 
 Rates lie on a lattice of steps of 10^0.4 about the rule's own rate. Of a training of T updates
 
@@ -13,13 +13,18 @@ al. 2025, "Scaling optimal LR across token horizons"; found here too, docs/decis
 rate for the whole training is the bottom of the parabola times 0.075^0.32, and the candidate whose rate is nearest to
 it wins: it goes on with it.
 
+Where rules are raced, the first of them is the one that others must beat: by half of its loss at 0.01 T, by a tenth at
+the two depths that follow, else they are dropped there. What leads early often trails in the end, and a rule that is as
+good is no reason to leave the known one (docs/decisions/0015-rules-and-sizes.md). Each of the others is tried at one
+rate first, in place of one of the first rule's.
+
 All is decided by counted updates and by numbers that were measured, so a race repeats.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from thalweg.search.candidate import Candidate, Choice, NothingFinite, cool_down, spent
@@ -36,8 +41,13 @@ HORIZON = 0.32
 CAP = 0.3
 #: Trainings of fewer updates are not raced: their rungs would be a handful of updates.
 FEWEST = 300
-#: Lattice points about a rule's own rate that the first rung begins with.
-FIRST = (4, 2, 0, -2)
+#: Lattice points about a rule's own rate that the first rung begins with, and the one at which another rule is tried.
+FIRST, OTHER = (4, 2, 0, -2), 2
+#: Shares of the first rule's loss by which another must be ahead of it, rung by rung.
+AHEAD = (0.5, 0.1, 0.1)
+
+#: What ends a training that gets no better; it is judged where it stands, for others may.
+STALLED = ("converged", "patience")
 
 Make = Callable[[Choice], Candidate]
 Measure = Callable[[], float]
@@ -45,7 +55,7 @@ Measure = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The rates that are raced."""
+    """The rates of one rule."""
 
     choice: Choice
     """With the rate at point 0."""
@@ -67,6 +77,8 @@ class Won:
     """Who won, with what it goes on, and what that cost."""
 
     candidate: Candidate
+    lane: Lane
+    """Its rule, and the rates that were tried of it."""
     rate: float
     """That it goes on with."""
     cost: float
@@ -99,8 +111,10 @@ class Race:
         self.price = price
         self.cap = cap
         self.tell = tell
-        self.field: dict[int, Candidate] = {}
-        """Point of the lattice → candidate."""
+        self.field: dict[tuple[Lane, int], Candidate] = {}
+        """Rule and point of its lattice → candidate."""
+        self.depths: list[int] = []
+        """Of the rungs, in updates."""
         self.running: Candidate | None = None
         self._interrupt = False
 
@@ -124,35 +138,72 @@ class Race:
 
     # ── the race ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, lane: Lane) -> Won:
-        """Race.
+    def run(self, lane: Lane, *others: Lane) -> Won:
+        """Race the rates of a rule, and of others that may take its place.
 
         Raises:
             NothingFinite: no rate gave a finite loss.
             Interrupted: `interrupt` was set.
         """
         most = min(self.total, DEEPEST / DEPTHS[-1])
-        depths = [max(2 + i, round(depth * most)) for i, depth in enumerate(DEPTHS)]
+        depths = self.depths = [max(2 + i, round(depth * most)) for i, depth in enumerate(DEPTHS)]
         try:
-            point = self._first(lane, depths[0])
-            point = self._among(lane, point, (0, -1, -2), depths[1])
+            lane, point = self._rule(lane, others)
+            if depths[2] not in self.field[lane, point].scores:  # else rules were compared up to there
+                point = self._among(lane, point, (0, -1, -2), depths[1])
             point = self._among(lane, point, (0, -1, 1), depths[2])
         except _Ended as reached:  # its training needs no more: a target is reached
             candidate = reached.candidate
             return self._won(candidate, candidate.choice.learning_rate)
-        rate = self._rate(point, depths[2])
-        standing = [c for c in self.field.values() if math.isfinite(c.scores.get(depths[2], math.inf))]
+        rate = self._rate(lane, point, depths[2])
+        own = [candidate for (each, _), candidate in self.field.items() if each == lane]
+        standing = [c for c in own if math.isfinite(c.scores.get(depths[2], math.inf))]
+        standing = [c for c in standing if c.ended is None] or standing  # one that has stalled would end there
         return self._won(min(standing, key=lambda c: abs(math.log(c.choice.learning_rate / rate))), rate)
 
-    def _first(self, lane: Lane, depth: int) -> int:
+    def _rule(self, lane: Lane, others: Sequence[Lane]) -> tuple[Lane, int]:
+        """The rule that goes on, and the best point of its first rung."""
+        first = FIRST[: len(FIRST) - len(others)]
+        best = {lane: self._first(lane, first, self.depths[0])} | dict.fromkeys(others, OTHER)
+        best = {e: p for e, p in best.items() if math.isfinite(self._score(e, p, self.depths[0]))}
+        if not best:
+            raise NothingFinite(self.field.values())
+        lane = next(iter(best))
+        for depth, lead in zip(self.depths, AHEAD, strict=True):
+            if len(best) == 1 or not self._affords(best.items(), depth):
+                break
+            bound = to_beat(self._score(lane, best[lane], depth), lead)
+            ahead = {each: self._under(bound, each, point, depth) for each, point in best.items() if each != lane}
+            best = {lane: best[lane]} | {each: point for each, point in ahead.items() if point is not None}
+            self._only(best)
+        else:
+            lane = min(best, key=lambda each: self._score(each, best[each], self.depths[-1]))
+        self._only([lane])
+        return lane, best[lane]
+
+    def _under(self, bound: float, lane: Lane, point: int, depth: int) -> int | None:
+        """The point of a rule whose loss is under a bound; later on the one below too, as the best rate falls."""
+        below = [point - 2] if depth > self.depths[0] else []
+        for p in (point, *below):
+            if (p == point or self._is_open(lane, p, depth)) and self._score(lane, p, depth) < bound:
+                return p
+        return None
+
+    def _only(self, lanes: Collection[Lane]) -> None:
+        """No other rule can win any more."""
+        for (lane, _), candidate in self.field.items():
+            if lane not in lanes:
+                candidate.drop()
+
+    def _first(self, lane: Lane, points: Sequence[int], depth: int) -> int:
         """Every second rate: the best one."""
-        scores = {point: self._score(lane, point, depth) for point in FIRST if lane.holds(point)}
+        scores = {point: self._score(lane, point, depth) for point in points if lane.holds(point)}
         for step in (-2, 2):  # on, while the best lies at an end
             end = min(scores) if step < 0 else max(scores)
             while min(scores, key=lambda p: scores[p]) == end and lane.holds(end + step):
                 end += step
                 scores[end] = self._score(lane, end, depth)
-        return self._best(scores)
+        return min(scores, key=lambda p: scores[p])
 
     def _among(self, lane: Lane, point: int, offsets: Sequence[int], depth: int) -> int:
         """The best of some neighbours at a depth, as far as the cap goes; on where the best lies at the lower end."""
@@ -164,7 +215,7 @@ class Race:
         while best == min(scores) and self._is_open(lane, best - 1, depth):
             scores[best - 1] = self._score(lane, best - 1, depth)
             best = self._best(scores)
-        for p, candidate in self.field.items():
+        for (_, p), candidate in self.field.items():
             if abs(p - best) > 2:  # none of these can win any more
                 candidate.drop()
         return best
@@ -177,22 +228,31 @@ class Race:
 
     def _is_open(self, lane: Lane, point: int, depth: int) -> bool:
         """Whether a candidate can be trained to a depth: in the range, not dropped before, within the cap."""
-        candidate = self.field.get(point)
+        candidate = self.field.get((lane, point))
         if not lane.holds(point) or (candidate is not None and candidate.ended == "dropped"):
             return False
-        to_come = depth - (candidate.step if candidate is not None else 0) + cool_down(depth) + self.price
+        return self._affords([(lane, point)], depth)
+
+    def _affords(self, spots: Iterable[tuple[Lane, int]], depth: int) -> bool:
+        """Whether the cap allows to train some to a depth, and one of them, which is to win, to the last."""
+        to_come = 0.0 if depth == self.depths[-1] else cool_down(self.depths[-1]) + self.price
+        for spot in spots:
+            step = self.field[spot].step if spot in self.field else 0
+            to_come += depth - step + cool_down(depth) + self.price
         return self.spent + to_come - depth <= self.cap * self.total
 
     def _score(self, lane: Lane, point: int, depth: int) -> float:
         """A candidate's loss at a depth; it begins now if it has not."""
-        if point not in self.field:
-            self.field[point] = self.make(lane.at(point))
-        candidate = self.running = self.field[point]
+        if (lane, point) not in self.field:
+            self.field[lane, point] = self.make(lane.at(point))
+        candidate = self.running = self.field[lane, point]
+        if depth in candidate.scores:
+            return candidate.scores[depth]
         candidate.advance(depth)
         self.running = None
         if self._interrupt:
             raise Interrupted
-        if candidate.ended not in (None, "diverged"):
+        if candidate.ended not in (None, "diverged", *STALLED):
             raise _Ended(candidate)
         score = candidate.judge(depth, self.measure)
         self.tell()
@@ -200,15 +260,16 @@ class Race:
 
     # ── its end ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _rate(self, point: int, depth: int) -> float:
+    def _rate(self, lane: Lane, point: int, depth: int) -> float:
         """What is best at a depth, brought to the length of the whole training."""
-        around = [self.field.get(p) for p in (point - 1, point, point + 1)]
+        around = [self.field.get((lane, p)) for p in (point - 1, point, point + 1)]
         low, middle, high = (c.scores.get(depth, math.inf) if c is not None else math.inf for c in around)
-        best = self.field[point].choice.learning_rate * STEP ** bottom(low, middle, high)
+        best = self.field[lane, point].choice.learning_rate * STEP ** bottom(low, middle, high)
         return float(f"{best * (depth / self.total) ** HORIZON:.3g}")
 
     def _won(self, candidate: Candidate, rate: float) -> Won:
-        return Won(candidate, rate, (self.spent - candidate.step) / self.total, tuple(self.field.values()))
+        lane = next(lane for (lane, _), each in self.field.items() if each is candidate)
+        return Won(candidate, lane, rate, (self.spent - candidate.step) / self.total, tuple(self.field.values()))
 
 
 class Interrupted(Exception):
@@ -221,6 +282,15 @@ class _Ended(Exception):
     def __init__(self, candidate: Candidate) -> None:
         super().__init__(candidate.ended)
         self.candidate = candidate
+
+
+def to_beat(first: float, lead: float) -> float:
+    """The loss under which another rule is ahead of the first by a share of its loss.
+
+    >>> to_beat(1.0, 0.1), to_beat(-1.0, 0.1), to_beat(float("inf"), 0.1)
+    (0.9, -1.1, inf)
+    """
+    return first - lead * abs(first) if math.isfinite(first) else first
 
 
 def bottom(low: float, middle: float, high: float) -> float:

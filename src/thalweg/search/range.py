@@ -50,6 +50,9 @@ def range_test(sweep: Sweep, low: float, high: float, bound: float = math.inf, s
 
     `bound` is a rate above which the first step is known to rise (2/λ_max of plain descent): no reason to look above a
     hundred times it, since curvature falls where the rate is high (Cohen et al. 2021).
+
+    Raises:
+        ValueError: the loss was not finite before the first update.
     """
     high = min(high, max(low * WIDTH, bound * WIDTH))
     rates = [low * (high / low) ** (i / (UPDATES - 1)) for i in range(UPDATES)]
@@ -58,6 +61,11 @@ def range_test(sweep: Sweep, low: float, high: float, bound: float = math.inf, s
     steps = 0
     for seed in range(seeds):
         losses = sweep(seed, rates)
+        if not all(map(math.isfinite, losses[:1])):
+            raise ValueError(
+                "the loss was not finite before the first update: the rate is not to blame; look at the inputs, the "
+                "targets, the first weights and the loss"
+            )
         steps += len(losses)
         smooth = smoothed(losses)
         place = left(losses, smooth)

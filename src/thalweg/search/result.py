@@ -63,23 +63,28 @@ def judged(trials: Sequence[Trial], searched: Searched) -> LearningRate:
 
 def raced(won: Won, cost: float, searched: Searched) -> LearningRate:
     """What a race ended with. By itself it is not the beginning of a training, so all its updates are its cost."""
+    won_by, tried_of = won.candidate.choice.optimizer, [c.choice.optimizer for c in won.candidates]
     deepest = max(max(candidate.scores, default=0) for candidate in won.candidates)
-    trials = tuple(_of_race(number, candidate, deepest) for number, candidate in enumerate(won.candidates))
-    rate = min(max(won.rate, searched.bracket[0]), searched.bracket[1])
+    several = len(set(tried_of)) > 1
+    trials = tuple(_of_race(number, c, deepest, several) for number, c in enumerate(won.candidates))
+    own = [trial for trial, rule in zip(trials, tried_of, strict=True) if rule == won_by]
+    rate = min(max(won.rate, won.lane.low), won.lane.high)
     low, high = min(won.interval[0], rate), max(won.interval[1], rate)
-    tried = sorted(trial.learning_rate for trial in trials)
+    tried = sorted(trial.learning_rate for trial in own)
+    others = "".join(f", and {tried_of.count(rule)} of {rule}" for rule in dict.fromkeys(tried_of) if rule != won_by)
     sentence = (
-        f"{plain(rate)} came out of a race of {len(trials)} rates from {plain(tried[0])} to {plain(tried[-1])}; expect "
-        f"rates from {plain(low)} to {plain(high)} to do about as well. It cost {cost:.2g} trainings. {searched.note}"
+        f"{plain(rate)}{f' with {won_by}' if several else ''} came out of a race of {len(own)} rates from "
+        f"{plain(tried[0])} to {plain(tried[-1])}{others}; expect rates from {plain(low)} to {plain(high)} to do "
+        f"about as well. It cost {cost:.2g} trainings. {searched.note}"
     )
     return LearningRate(
         value=rate,
         interval=(low, high),
-        curve=curve_of([trial for trial in trials if trial.state == "complete"]),
+        curve=curve_of([trial for trial in own if trial.state == "complete"]),
         cost=cost,
         method="race",
         sentence=sentence.strip(),
-        options=searched.options,
+        options={**searched.options, "optimizer": won_by},
         trials=trials,
     )
 
@@ -127,12 +132,12 @@ def bracketed(found: Bracket, cost: float, searched: Searched) -> LearningRate:
     )
 
 
-def _of_race(number: int, candidate: Candidate, deepest: int) -> Trial:
+def _of_race(number: int, candidate: Candidate, deepest: int, with_rule: bool = False) -> Trial:
     """A candidate by the score of its last rung."""
     step = max(candidate.scores, default=0)
     loss = candidate.scores.get(step, math.inf)
     state = "diverged" if not math.isfinite(loss) else "complete" if step == deepest else "dropped"
-    options = dict(candidate.choice.options)
+    options = dict(candidate.choice.options) | ({"optimizer": candidate.choice.optimizer} if with_rule else {})
     return Trial(number, candidate.choice.learning_rate, loss, step, state, options)
 
 

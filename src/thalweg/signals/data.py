@@ -17,13 +17,16 @@ from thalweg.step.batches import Batches
 from thalweg.step.data import Arrays, Batch, Items, Stream
 from thalweg.step.kinds import Kind
 from thalweg.tensors.named import leaves
+from thalweg.tensors.seeds import generator
 
 #: Examples looked at; of a dataset whose items have to be made; for neighbours, whose cost grows with the square.
 EXAMPLES, ITEMS, NEIGHBOURS = 2048, 256, 1024
+#: Numbers of the examples looked at: as many as are read in a few hundredths of a second; but of so many examples.
+NUMBERS, FEWEST = 1 << 22, 64
+#: Numbers of the training data among which validation examples are sought; of larger data every so manieth example.
+SOUGHT = 1 << 26
 #: A target that is ignored by torch's losses.
 IGNORED = -100
-#: Columns by which two examples are taken for the same.
-COLUMNS = 256
 #: Numbers of a target up to which neighbours are a yardstick: a whole picture no network has to give back as well.
 TARGETS = 8
 #: Features above which a table of them is not looked at one by one.
@@ -43,7 +46,7 @@ def of_data(batches: Batches, validation: Batches | None, kind: Kind | None) -> 
     if targets is not None:
         found |= _of_targets(targets, kind)
     if inputs is not None and validation is not None and isinstance(validation.data, Arrays):
-        found |= _shared(batches, _first(validation.data.x))
+        found |= _shared(batches, validation.data.x)
     if inputs is not None and targets is not None and inputs.is_floating_point():
         found |= _neighbours(inputs, targets, "num_classes" in found)
     return found
@@ -70,12 +73,14 @@ def expected_loss(target: Any, kind: Kind | None) -> float | None:
     return None
 
 
-def sample(batches: Batches) -> Batch:
-    """Examples spread evenly over the data; of a stream its first batch."""
+def sample(batches: Batches, most: int = EXAMPLES) -> Batch:
+    """Examples spread evenly over the data, for it may be sorted; of a stream its first batch."""
     data = batches.data
     if isinstance(data, Stream):
-        return batches.first(EXAMPLES)
-    most = min(len(data), ITEMS if isinstance(data, Items) else EXAMPLES)
+        return batches.first(most)
+    most = min(len(data), ITEMS if isinstance(data, Items) else most)
+    if isinstance(data, Arrays):
+        most = min(most, max(FEWEST, NUMBERS // _size(data.x)))
     return data.take(torch.linspace(0, len(data) - 1, most).round().long())
 
 
@@ -107,6 +112,7 @@ def _of_features(flat: Tensor) -> dict[str, Any]:
     found: dict[str, Any] = {"constant_features": int((~varies).sum())}
     if varies.any():
         places = varies.nonzero().flatten()
+        found["repeated_features"] = len(places) - len(_keys([flat[:, places].T]).unique())
         largest = places[std[varies].argmax()]
         found |= {
             "largest_feature_std": float(std[varies].max()),
@@ -196,26 +202,64 @@ def _nearest(x: Tensor) -> Tensor | None:
     return distances.argmin(1)
 
 
-def _shared(batches: Batches, held: Tensor | None) -> dict[str, Any]:
+def _shared(batches: Batches, held: Any) -> dict[str, Any]:
     """The share of validation examples that are found, equal in every number, among those of training."""
-    if held is None or not isinstance(batches.data, Arrays):
+    if not isinstance(batches.data, Arrays) or batches.data.x is None:
         return {}
-    own = _first(batches.data.x)
-    if own is None or own.shape[1:] != held.shape[1:] or own[0].numel() < 2:
+    shapes = [[t.shape[1:] for t in leaves(tree)] for tree in (batches.data.x, held)]
+    size = _size(batches.data.x)
+    if shapes[0] != shapes[1] or size < 2:
         return {}
-    step = math.ceil(len(held) / EXAMPLES)
-    rows = [row.tobytes() for row in _rows(own)]
-    keys = set(rows)
-    taken = _rows(held[::step])
+    every = math.ceil(len(batches.data) * size / SOUGHT)
+    own = [t[::every] for t in leaves(batches.data.x)]
+    taken = [t[:: math.ceil(len(t) / EXAMPLES)].to(o) for t, o in zip(leaves(held), own, strict=True)]
+    count = len(own[0])
+    keys = _keys(own, taken)
     return {
-        "shared_with_validation": sum(row.tobytes() in keys for row in taken) / len(taken),
-        "repeated_examples": 1 - len(keys) / len(rows),
+        "shared_with_validation": min(1.0, every * float(torch.isin(keys[count:], keys[:count]).double().mean())),
+        "repeated_examples": 1 - len(keys[:count].unique()) / count,
     }
 
 
-def _rows(x: Tensor) -> Any:
-    """Sums that tell rows apart, `[examples, 3]` as numpy: cheap keys, equal where rows are; of `COLUMNS` at most."""
-    flat = x.reshape(len(x), -1)
-    flat = flat[:, :: math.ceil(flat.shape[1] / COLUMNS)].double()
-    ramp = torch.linspace(1, 2, flat.shape[1], dtype=torch.float64, device=flat.device)
-    return (flat @ torch.stack([ramp, ramp.square(), ramp.sin()], 1)).cpu().numpy()
+def holds_repeated(x: Any) -> bool:
+    """Whether two examples are the same in every number, so that they cannot be told apart."""
+    tensors = list(leaves(x))
+    return bool(tensors) and len({len(t) for t in tensors}) == 1 and len(_keys(tensors).unique()) < len(tensors[0])
+
+
+def _size(x: Any) -> int:
+    """Numbers of one example."""
+    return max(1, sum(t[0].numel() for t in leaves(x)))
+
+
+def _keys(*parts: list[Tensor]) -> Tensor:
+    """A whole number for each example of all parts `[examples]`, the same where all numbers of two examples are.
+
+    Some columns tell most examples apart; only those that they do not are looked at as a whole.
+    """
+    flat = [[t.reshape(len(t), -1) for t in part] for part in parts]
+    most = max(16, NUMBERS // sum(len(part[0]) for part in flat))
+    keys = torch.cat([_hashed([t[:, :: math.ceil(t.shape[1] / most)] for t in part]) for part in flat])
+    if all(t.shape[1] <= most for t in flat[0]):
+        return keys
+    _, place, times = keys.unique(return_inverse=True, return_counts=True)
+    alike = times[place] > 1
+    begin = 0
+    for part in flat:
+        end = begin + len(part[0])
+        for rows in alike[begin:end].nonzero().flatten().split(max(1, NUMBERS // sum(t.shape[1] for t in part))):
+            keys[begin + rows] += _hashed([t[rows] for t in part])
+        begin = end
+    return keys
+
+
+def _hashed(flat: list[Tensor]) -> Tensor:
+    """Rows of bits times odd numbers, summed modulo 2⁶⁴: in whole numbers, so that no order of summing shows."""
+    total: Any = 0
+    for number, t in enumerate(flat):
+        if t.is_floating_point():
+            t = t.float() + 0.0  # there is one zero
+            t = t.contiguous().view(torch.int32)
+        factors = torch.randint(2**62, (t.shape[1],), generator=generator("keys", number)) * 2 + 1
+        total = total + (t.long() * factors.to(t.device)).sum(1)
+    return total  # type: ignore[no-any-return]

@@ -63,7 +63,9 @@ class Moment:
 
 def along(gradients: Sequence[Tensor | None], moves: Sequence[Tensor]) -> Tensor:
     """G · Δ, a scalar on the device: what the loss falls by where it is straight."""
-    return torch.stack([(g * m).sum() for g, m in zip(gradients, moves, strict=True) if g is not None]).sum()
+    return torch.stack(
+        [g.reshape(-1).dot(m.reshape(-1)) for g, m in zip(gradients, moves, strict=True) if g is not None]
+    ).sum()
 
 
 def kept(parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:

@@ -25,8 +25,11 @@ class Signals:
     What is taken when is decided by the number of the step alone, so that a run repeats and resumes exactly.
     """
 
-    def __init__(self, model: Forward, parameters: Sequence[nn.Parameter], loss_of_batch: Any = None) -> None:
-        """`parameters` in the order in which the update will show them."""
+    def __init__(
+        self, model: Forward, parameters: Sequence[nn.Parameter], loss_of_batch: Any = None, taps: bool = True
+    ) -> None:
+        """`parameters` in the order in which the update will show them; without `taps` no layer is listened to."""
+        self._taps = taps
         self._model = model
         self._loss = loss_of_batch
         self._noise = noise.Noise(model)
@@ -64,7 +67,7 @@ class Signals:
             scale = self._noise.taken(batch, self._loss)
             if scale is not None:
                 self._held["noise_scale"] = scale
-        if not is_sampled(step):
+        if not is_sampled(step) or not self._taps:
             yield self
             return
         self._outputs.target = batch[1] if isinstance(batch, tuple) else None

@@ -32,6 +32,10 @@ _FUNCTIONS = {
 _SHAPES = frozenset(
     ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Clone", "Slice")
 )
+#: Share of a gradient by which equal ones may differ: sums in float32 are made in different orders.
+ROUNDING = 1e-5
+#: How far the weight with the largest gradient is moved to see what a step would change: as far as weights are large.
+MOVE = 0.1
 _MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.MultiheadAttention)
 _ACTIVATIONS = "torch.nn.modules.activation"
@@ -40,7 +44,7 @@ _ACTIVATIONS = "torch.nn.modules.activation"
 def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
     """Facts of the model as it stands, by the names of docs/signals.md."""
     model = step.forward.model
-    found = {**_of_layers(model), **_of_weights(model), "modules_in_eval": _in_eval(model)}
+    found = {**of_model(model), "modules_in_eval": _in_eval(model)}
     if step.forward.is_keras:
         return found
     moment = Moment(step.forward)
@@ -55,8 +59,18 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
         found["initial_loss"] = float(loss.detach())
         found |= _of_output(output, batch[1], kind)
         found |= _of_gradients(parameters, trained, gradients)
+        alike = _alike(parameters, gradients)
+        if any(name in alike for name in found["symmetric_layers"]):
+            alike &= _alike_after(step, batch, parameters, gradients)
+        found["unbroken_layers"] = [name for name in found["symmetric_layers"] if name in alike]
         found["random_in_evaluation"] = _is_random(step, batch)
-    except RuntimeError:  # a model that cannot be differentiated this way is trained all the same
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ):  # a model that cannot be differentiated this way is trained all the same
         pass
     finally:
         for module, mode in modes:
@@ -71,6 +85,11 @@ def _is_random(step: Step, batch: Batch) -> bool:
     with torch.no_grad():
         first, second = (float(objective(step.forward, step.loss, batch)[0]) for _ in range(2))
     return abs(first - second) > RANDOM * abs(first)
+
+
+def of_model(model: nn.Module) -> dict[str, Any]:
+    """Facts of the layers and their weights alone."""
+    return {**_of_layers(model), **_of_weights(model)}
 
 
 def _of_layers(model: nn.Module) -> dict[str, Any]:
@@ -156,6 +175,41 @@ def output_function(output: Tensor) -> str:
             break
         node = node.next_functions[0][0]
     return "none"
+
+
+def _alike(parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]) -> set[str]:
+    """Layers whose units all get the same gradient, or none: with the same weights, they stay the same unit."""
+    trained = [(name, p) for name, p in parameters.items() if p.requires_grad]
+    alike = set()
+    for (name, p), gradient in zip(trained, gradients, strict=False):
+        if p.ndim > 1 and (
+            gradient is None or bool((gradient - gradient[:1]).abs().max() <= ROUNDING * gradient.abs().max())
+        ):
+            alike.add(name.rpartition(".")[0] or name)
+    return alike
+
+
+def _alike_after(
+    step: Step, batch: Batch, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]
+) -> set[str]:
+    """The same after a step down the gradient: a layer behind may have held it back and does so no longer, as a last
+    layer of zeros does. The weights are put back.
+    """
+    trained = [p for p in parameters.values() if p.requires_grad]
+    saved = [p.detach().clone() for p in trained]
+    largest = max((float(g.abs().max()) for g in gradients if g is not None), default=0.0)
+    try:
+        with torch.no_grad():
+            for p, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None and largest > 0:
+                    p.sub_(gradient, alpha=MOVE / largest)
+        with torch.enable_grad():
+            loss, _ = objective(step.forward, step.loss, batch)
+            return _alike(parameters, torch.autograd.grad(loss, trained, allow_unused=True))
+    finally:
+        with torch.no_grad():
+            for p, value in zip(trained, saved, strict=True):
+                p.copy_(value)
 
 
 def _of_gradients(

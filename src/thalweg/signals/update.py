@@ -40,8 +40,8 @@ def norms(parameters: Sequence[nn.Parameter], moved: Sequence[Tensor]) -> Tensor
 
 def cosine(moved: Sequence[Tensor], earlier: Sequence[Tensor]) -> Tensor:
     """Of the angle between two updates of all weights, a scalar on the device; NaN where one of them is none."""
-    both = torch.stack([torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]).float()
-                        for a, b in zip(moved, earlier, strict=True)]).sum(0)  # fmt: skip
+    pairs = [(a.reshape(-1), b.reshape(-1)) for a, b in zip(moved, earlier, strict=True)]
+    both = torch.stack([torch.stack([a.dot(b), a.dot(a), b.dot(b)]).float() for a, b in pairs]).sum(0)
     return both[0] / (both[1] * both[2]).sqrt()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -112,7 +111,7 @@ def _attributes(model: nn.Module) -> tuple[list[nn.Module], list[dict[str, Any]]
     """Its modules, the attributes of each, and the lists and dicts among them with copies."""
     modules = list(model.modules())
     before = [dict(module.__dict__) for module in modules]
-    kept = [(m, v, copy.copy(v)) for m, d in zip(modules, before, strict=True) for v in d.values() if _holds(v)]
+    kept = [(m, v, v.copy()) for m, d in zip(modules, before, strict=True) for v in d.values() if _holds(v)]
     return modules, before, kept
 
 
