@@ -19,6 +19,8 @@ from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
 
 _FLOW = frozenset({"vanishing_gradient", "exploding_gradient", "dead_units", "saturated_units"})
+#: Confidence of a rate that is too low where updates were small from the first on.
+SURELY = 0.8
 _RATE = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
 #: Cause → what follows from it, beside the symptoms of the loss, which follow from every cause.
 EXPLAINS: dict[str, frozenset[str]] = {
@@ -28,16 +30,16 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "loss_output_mismatch": _RATE | {"saturated_units", "dead_units"},
     "optimizer_misconfigured": _RATE | _FLOW | {"stale_gradients"},
     "stale_gradients": _RATE | {"exploding_gradient"},
-    "dead_units": frozenset({"vanishing_gradient"}),
-    "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
+    "dead_units": frozenset({"vanishing_gradient", "learning_rate_too_low", "frozen_parameters"}),
+    "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low", "frozen_parameters"}),
     "vanishing_gradient": frozenset({"learning_rate_too_low", "dead_units"}),
     "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units", "bad_initialization"}),
     "learning_rate_too_high": _FLOW | {"bad_labels", "learning_rate_too_low"},
     "frozen_parameters": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
-    "bad_labels": frozenset({"overfitting", "learning_rate_too_low"}),
+    "bad_labels": frozenset({"overfitting", "learning_rate_too_low", "dead_units", "saturated_units"}),
     "data_leak": frozenset(),
     "class_imbalance": frozenset(),
-    "wrong_mode": frozenset({"overfitting"}),
+    "wrong_mode": _FLOW | _RATE | {"overfitting", "bad_initialization"},
     "batch_too_small": frozenset(),
 }
 
@@ -107,6 +109,8 @@ def _follows(finding: Finding, other: Finding) -> bool:
         return False  # it was so before any step
     if other.code == "bad_initialization" and finding.code == "learning_rate_too_high" and not _is_of_scale(other):
         return False
+    if other.code == "dead_units" and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:
+        return False  # updates were as small before anything was dead
     mutual = other.code in EXPLAINS.get(finding.code, ())
     return not mutual or other.weight > finding.weight
 

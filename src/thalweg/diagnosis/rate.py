@@ -109,7 +109,8 @@ def _raised(case: Case) -> int | None:
 
 def _is_wild(case: Case) -> bool:
     """Whether the early updates, the very first one aside (a rule that adapts has no size yet), tore a layer apart."""
-    columns = [series for layer, series in case.by_layer("update_ratio").items() if layer in case.matrices]
+    alike = set(case.facts.get("symmetric_layers") or [])  # those of zero have no size of their own
+    columns = [s for layer, s in case.by_layer("update_ratio").items() if layer in case.matrices and layer not in alike]
     return any((values[(at > 1) & (at <= 50)] > WILD).any() or (values[at == 1] > 0.5).any() for at, values in columns)
 
 
