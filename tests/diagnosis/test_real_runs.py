@@ -161,7 +161,9 @@ RUNS: dict[str, Callable[[], Words]] = {
     "overfitting": by_heart,
     "non_finite": with_nan,
     "diverging_loss": unlike(optimizer="momentum", learning_rate=100.0),
-    "plateau": unlike(learning_rate=1e-6),
+    "plateau": lambda: unlike(
+        model=changed(mlp(2, 24, nn.Tanh), lambda layer: (layer.weight.zero_(), layer.bias.zero_()), all_but_last=False)
+    )(),
     "slow_convergence": unlike(learning_rate=1e-4, optimizer="adam", epochs=4),
     "collapsed_output": lambda: unlike(model=changed(mlp(), lambda layer: layer.bias.fill_(-20.0)))(),
     "underfitting": lambda: unlike(model=nn.Linear(2, 4), data=quarters(), validation_data=quarters(300, 1))(),
