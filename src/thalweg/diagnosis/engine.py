@@ -53,10 +53,12 @@ def findings(history: History) -> list[Finding]:
     if not case.names:
         return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)
-    if looked := curvature.findings(history, case.step):  # which tells apart what the loss alone does not
-        symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART] + looked
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
     is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
+    if looked := curvature.findings(history, case.step):  # which tells apart what the loss alone does not
+        symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
+        symptoms += [f if is_bad or f.code == "local_minimum" else replace(f, severity="note") for f in looked]
+        outcomes |= {finding.code for finding in symptoms if finding.severity != "note"}
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*before.findings(history), *usage.findings(case), *flow]
     if is_bad:
