@@ -21,6 +21,7 @@ from thalweg.records.history import History
 _FLOW = frozenset({"vanishing_gradient", "exploding_gradient", "dead_units", "saturated_units"})
 #: Confidence of a rate that is too low where updates were small from the first on.
 SURELY = 0.8
+_SHUT = frozenset({"dead_units", "vanishing_gradient"})
 _RATE = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
 #: Cause → what follows from it, beside the symptoms of the loss, which follow from every cause.
 EXPLAINS: dict[str, frozenset[str]] = {
@@ -111,8 +112,10 @@ def _follows(finding: Finding, other: Finding) -> bool:
         return False  # it was so before any step
     if other.code == "bad_initialization" and finding.code == "learning_rate_too_high" and not _is_of_scale(other):
         return False
-    if other.code == "dead_units" and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:
-        return False  # updates were as small before anything was dead
+    if other.code in _SHUT and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:
+        return False  # the layer that moves most did not from the first on
+    if other.code.startswith("unscaled") and finding.code == "bad_initialization":
+        return "initial_loss" in finding.evidence  # what was seen of the weights themselves is no matter of the data
     mutual = other.code in EXPLAINS.get(finding.code, ())
     return not mutual or other.weight > finding.weight
 
