@@ -90,7 +90,10 @@ def spoken(value):
 
 USAGE = [
     (["fti"], "unknown command 'fti': did you mean fit?"),
-    (["zzz"], "unknown command 'zzz'; known are fit, find-lr, backprop, resume, predict, report, runs, export, doctor"),
+    (
+        ["zzz"],
+        "unknown command 'zzz'; known are fit, find-lr, check, backprop, resume, predict, report, runs, export, doctor",
+    ),
     (["--epochs"], "--epochs"),
     (["fit"], "fit needs a task (digits, mnist) or a script of yours, as script.py:function"),
     (["fit", "digts"], "unknown task 'digts': did you mean 'digits'?"),

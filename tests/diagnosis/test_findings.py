@@ -13,6 +13,7 @@ from histories import HEALTHY_FACTS, falling, training
 from thalweg.diagnosis.engine import findings
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
+from thalweg.records.step import StepRecord
 
 DEEP = tuple(str(layer) for layer in range(8))
 FADING = {layer: 10 ** (-4 + 0.5 * depth) for depth, layer in enumerate(DEEP)}
@@ -134,7 +135,7 @@ def test_a_rate_comes_with_the_one_to_use_instead() -> None:
 
 
 def test_what_follows_from_a_cause_is_a_note() -> None:
-    found = findings(training(**{**CASES["vanishing_gradient"][0], "update_ratio": 5e-5, "descent_ratio": 0.999}))
+    found = findings(training(**{**CASES["vanishing_gradient"][0], "update_ratio": 3e-4, "descent_ratio": 0.999}))
     graded = {finding.code: finding.severity for finding in found}
     assert graded["vanishing_gradient"] == "warning" and graded["learning_rate_too_low"] == "note"
 
@@ -164,3 +165,18 @@ def test_every_finding_is_a_sentence_with_advice_and_finite_evidence() -> None:
             assert finding.sentence.endswith(".") and finding.advice.endswith(".")
             assert all(math.isfinite(value) for value in finding.evidence.values())
             assert 0 < finding.confidence <= 1 and finding.step >= 0
+
+
+@pytest.mark.parametrize("missing", ["learning_rate", "gradient_norm", "weight_norm", "update_ratio", "loss", "facts"])
+def test_any_series_may_be_missing(missing: str) -> None:
+    for sick, _ in CASES.values():
+        whole = training(**sick)
+        part = History()
+        if missing != "facts":
+            part.note(whole.facts)
+        for name in whole.names:
+            if name.partition("/")[0] != missing:
+                steps, values = whole.series(name)
+                for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+                    part.append(StepRecord(step, step / 50, 0.0, {name: value}))
+        assert all(finding.sentence for finding in findings(part))

@@ -56,7 +56,8 @@ def findings(history: History) -> list[Finding]:
     symptoms = loss.findings(case)
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
     is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
-    if looked := curvature.findings(history, case.step):  # which tells apart what the loss alone does not
+    looked = curvature.findings(history, case.step) if "diverging_loss" not in outcomes else []
+    if looked:  # tells apart what the loss alone does not
         symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
         symptoms += [f if is_bad or f.code == "local_minimum" else replace(f, severity="note") for f in looked]
         outcomes |= {finding.code for finding in symptoms if finding.severity != "note"}

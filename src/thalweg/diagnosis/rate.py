@@ -63,7 +63,8 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         "noise_floor",
     }:
         return None
-    rate = case.fact("learning_rate") or float((case.values("learning_rate")[-1:] or [math.nan])[0])
+    rates = case.values("learning_rate")
+    rate = case.fact("learning_rate") or (float(rates.max()) if len(rates) else math.nan)
     evidence = {"learning_rate": rate}
     if np.isfinite(taken.descent):
         evidence["descent_ratio"] = taken.descent
