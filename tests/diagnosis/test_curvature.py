@@ -98,7 +98,9 @@ def test_it_is_the_verdict_and_a_finding(name: str) -> None:
     found = {finding.code: finding for finding in engine.findings(made)}
     assert cause in found
     assert found[cause].advice
-    assert found[cause].severity == "warning"
+    # A loss that could come down faster is a fault only where it has hardly come down.
+    could_be_faster = cause in ("slow_convergence", "noise_floor") and "nothing learned" not in name
+    assert found[cause].severity == ("note" if could_be_faster else "warning")
 
 
 def test_a_look_grows_old_and_one_of_an_undone_past_does_not_count() -> None:

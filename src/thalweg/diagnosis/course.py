@@ -72,7 +72,7 @@ class Course:
         if len(self.losses) < 8:
             return False
         if self.share_done is None:  # nobody knows how long it is to be
-            return float(self.steps[-1]) >= 2 * FEW_UPDATES
+            return float(self.steps[-1]) >= 5 * FEW_UPDATES
         return self.share_done >= BEGUN or float(self.steps[-1]) >= MANY
 
     @cached_property

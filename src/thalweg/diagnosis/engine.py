@@ -59,7 +59,7 @@ def findings(history: History) -> list[Finding]:
     looked = curvature.findings(history, case.step) if "diverging_loss" not in outcomes else []
     if looked:  # tells apart what the loss alone does not
         symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
-        symptoms += [f if is_bad or f.code == "local_minimum" else replace(f, severity="note") for f in looked]
+        symptoms += [f if is_bad or _is_place(f, case) else replace(f, severity="note") for f in looked]
         outcomes |= {finding.code for finding in symptoms if finding.severity != "note"}
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*before.findings(history), *usage.findings(case), *flow]
@@ -69,6 +69,15 @@ def findings(history: History) -> list[Finding]:
         suspects = [_raised(f) if f.code != "class_imbalance" or one_answer else f for f in suspects]
     suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes, is_bad)
     return ranked(_explained(_once([*suspects, *symptoms])))
+
+
+def _is_place(finding: Finding, case: Case) -> bool:
+    """Whether a look tells a place to be stuck at that is bad by itself: a minimum was held against the neighbours'
+    answers; a network that has learned half does not owe what is left to a saddle.
+    """
+    if finding.code == "local_minimum":
+        return True
+    return finding.code in ("saddle_point", "plateau") and not case.course.learned > 0.5
 
 
 def _raised(finding: Finding) -> Finding:

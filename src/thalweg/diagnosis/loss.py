@@ -203,7 +203,10 @@ def is_weak(case: Case, sure: bool) -> float | None:
     trained well is better. `sure`: by a wide margin, as is asked where nothing else is wrong.
     """
     course = case.course
-    if course.trivial is None or not course.is_long or (case.share_done or 1.0) <= 0.5:
+    if course.trivial is None or not course.is_long:
+        return None
+    is_over = case.share_done is not None and case.share_done >= 1
+    if not is_over and (case.share_done is None or sure) and course.gain > 0:  # it will come down further
         return None
     agreement, error = case.fact("neighbour_agreement"), case.fact("neighbour_error")
     if agreement is not None:
