@@ -26,7 +26,7 @@ import numpy as np
 from thalweg.diagnosis.case import Case
 from thalweg.diagnosis.noise import Floats, line
 from thalweg.diagnosis.update import STILL as SHORT
-from thalweg.diagnosis.update import steps
+from thalweg.diagnosis.update import STRAIGHT, steps
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.verdict import Verdict
