@@ -128,7 +128,7 @@ class Look:
             return None
         if facts["flatness"] < FLAT and self.is_still:
             return "plateau"
-        if self.is_on_slope and not (facts["landscape_symmetric"] and self.is_still):
+        if self.is_on_slope:
             return "slow_convergence" if self.is_slow else "noise_floor"
         if not self.is_still:
             return None
