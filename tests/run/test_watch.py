@@ -416,7 +416,7 @@ def test_overfitting_is_seen_by_held_out_losses() -> None:
             optimizer.step()
             w.step(loss)
             if step % 30 == 0:
-                w.validated(0.5 + (0.02 * abs(step - 150) / 30) ** 1.0, accuracy=0.8)
+                w.validated(0.5 + 0.05 * abs(step - 150) / 30, accuracy=0.8)
     assert "overfitting" in [finding.code for finding in w.findings]
     assert w.history.last("validation_accuracy") == 0.8
 

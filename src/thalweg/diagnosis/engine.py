@@ -51,8 +51,8 @@ def findings(history: History) -> list[Finding]:
     if not case.names:
         return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)
-    if looked := curvature.findings(history, case.step):  # which tells apart what the loss alone does not
-        symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART] + looked
+    if not case.course.is_lost and (looked := curvature.findings(history, case.step)):
+        symptoms = looked + [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
     is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
     flow = [*forward.findings(case), *backward.findings(case)]
