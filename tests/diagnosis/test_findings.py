@@ -140,9 +140,8 @@ def test_what_follows_from_a_cause_is_a_note() -> None:
 
 
 def test_two_causes_that_have_nothing_to_do_with_each_other_are_both_told() -> None:
-    by_chance = {"neighbour_agreement": 0.1, "neighbour_chance": 0.1}
-    history = training(flat(), dead_share__1=1.0, facts=by_chance)
-    assert {"dead_units", "bad_labels"} <= set(codes(history))
+    history = training(lambda step: 40.0 if 3 < step < 20 else 2.4, layers=DEEP, gradient=FADING)
+    assert {"vanishing_gradient", "learning_rate_too_high"} <= set(codes(history))
 
 
 def test_the_same_history_gives_the_same_findings_and_stays_as_it_is() -> None:

@@ -119,6 +119,11 @@ def quarters(count: int = 600, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, (x[:, 0] > 0).long() + 2 * (x.norm(dim=1) > 1.2).long()
 
 
+def one_or_not(count: int = 600, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x, y = rings(count, seed)
+    return x, (y == 0).float()[:, None]
+
+
 def shuffled() -> tuple[Tensor, Tensor]:
     x, y = rings()
     return x, y[torch.randperm(len(y), generator=drawn(2))]
@@ -161,7 +166,15 @@ RUNS: dict[str, Callable[[], Words]] = {
     "overfitting": by_heart,
     "non_finite": with_nan,
     "diverging_loss": unlike(optimizer="momentum", learning_rate=100.0),
-    "plateau": unlike(learning_rate=1e-6),
+    "plateau": lambda: unlike(
+        model=mlp(2, 24, nn.ReLU, 1, nn.Softmax(1)),
+        data=one_or_not(),
+        validation_data=one_or_not(300, 1),
+        loss="binary_cross_entropy",
+    )(),
+    "saddle_point": lambda: unlike(
+        model=changed(mlp(2, 24, nn.Tanh), lambda layer: (layer.weight.zero_(), layer.bias.zero_()), all_but_last=False)
+    )(),
     "slow_convergence": unlike(learning_rate=1e-4, optimizer="adam", epochs=4),
     "collapsed_output": lambda: unlike(model=changed(mlp(), lambda layer: layer.bias.fill_(-20.0)))(),
     "underfitting": lambda: unlike(model=nn.Linear(2, 4), data=quarters(), validation_data=quarters(300, 1))(),

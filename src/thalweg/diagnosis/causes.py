@@ -16,6 +16,9 @@ SAMPLE = 512
 LARGE, SMALL = 2.8, 0.2
 #: A validation loss that never came below this share of the trivial one has learned nothing that carries over.
 NEVER = 0.97
+#: Share of a layer that is dead or flat from which on nothing gets through; and that of a gradient which says of the
+#: next layer that its own may have vanished below what a number holds.
+SHUT, UNDERFLOW = 0.98, 1e-12
 #: Cosine between updates from which on they are nearly the same one; with a momentum of 0.9 it comes to about that.
 SAME = 0.95
 
@@ -93,8 +96,10 @@ def _standing_still(case: Case) -> Finding | None:
     if not still or len(still) == len(norms):
         return None
     first = next(iter(norms))
-    dead = any(np.max(values) >= 1 for _, values in case.by_layer("dead_share").values() if len(values))
-    if dead:  # what is dead above a layer keeps its gradient away
+    shares = [*case.by_layer("dead_share").values(), *case.by_layer("saturated_share").values()]
+    shut = any(np.max(values) >= SHUT for _, values in shares if len(values))
+    moved = [float(np.median(values)) for values in norms.values() if values.any()]
+    if shut or min(moved) < UNDERFLOW * max(moved):  # what is dead or flat above a layer keeps its gradient away
         return None
     return Finding(
         "frozen_parameters",

@@ -19,6 +19,8 @@ from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
 
 _FLOW = frozenset({"vanishing_gradient", "exploding_gradient", "dead_units", "saturated_units"})
+#: Confidence of a rate that is too low where updates were small from the first on.
+SURELY = 0.8
 _RATE = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
 #: Cause → what follows from it, beside the symptoms of the loss, which follow from every cause.
 EXPLAINS: dict[str, frozenset[str]] = {
@@ -28,16 +30,16 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "loss_output_mismatch": _RATE | {"saturated_units", "dead_units"},
     "optimizer_misconfigured": _RATE | _FLOW | {"stale_gradients"},
     "stale_gradients": _RATE | {"exploding_gradient"},
-    "dead_units": frozenset({"vanishing_gradient"}),
-    "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
+    "dead_units": frozenset({"vanishing_gradient", "learning_rate_too_low", "frozen_parameters"}),
+    "saturated_units": frozenset({"vanishing_gradient", "learning_rate_too_low", "frozen_parameters"}),
     "vanishing_gradient": frozenset({"learning_rate_too_low", "dead_units"}),
     "exploding_gradient": frozenset({"learning_rate_too_high", "saturated_units", "bad_initialization"}),
     "learning_rate_too_high": _FLOW | {"bad_labels", "learning_rate_too_low"},
     "frozen_parameters": frozenset({"vanishing_gradient", "learning_rate_too_low"}),
-    "bad_labels": frozenset({"overfitting", "learning_rate_too_low"}),
+    "bad_labels": frozenset({"overfitting", "learning_rate_too_low", "dead_units", "saturated_units"}),
     "data_leak": frozenset(),
     "class_imbalance": frozenset(),
-    "wrong_mode": frozenset({"overfitting"}),
+    "wrong_mode": _FLOW | _RATE | {"overfitting", "bad_initialization"},
     "batch_too_small": frozenset(),
 }
 
@@ -81,20 +83,38 @@ def _once(found: list[Finding]) -> list[Finding]:
 
 
 def _explained(found: list[Finding]) -> list[Finding]:
-    """Causes that follow from another one become notes, of two that explain each other the less sure one; symptoms of
-    the loss stay what they are, and rank below.
-    """
+    """Causes that follow from one that stands become notes; symptoms of the loss stay what they are, and rank below."""
     accused = [finding for finding in found if finding.severity != "note" and finding.code not in SYMPTOMS]
-
-    def follows(finding: Finding, other: Finding) -> bool:
-        if finding.code == "class_imbalance" and other is not finding:
-            return True  # one answer for all has a nearer reason
-        if finding.code not in EXPLAINS.get(other.code, ()):
-            return False
-        if other.code == "learning_rate_too_high" and finding.step == 1 and finding.code in _FLOW - {"dead_units"}:
-            return False  # it was so before any step
-        mutual = other.code in EXPLAINS.get(finding.code, ())
-        return not mutual or other.weight > finding.weight
-
-    explained = {finding.code for finding in accused if any(follows(finding, other) for other in accused)}
+    reasons = {f.code: {other.code for other in accused if _follows(f, other)} for f in accused}
+    standing: set[str] = set()
+    open_ = sorted(accused, key=lambda finding: finding.weight, reverse=True)
+    while open_:
+        left = {finding.code for finding in open_}
+        # The next one whose reasons are all judged; in a circle the weightiest stands.
+        now = next((finding for finding in open_ if not reasons[finding.code] & left), open_[0])
+        if not reasons[now.code] & standing:
+            standing.add(now.code)
+        open_.remove(now)
+    explained = {finding.code for finding in accused} - standing
     return [replace(finding, severity="note") if finding.code in explained else finding for finding in found]
+
+
+def _follows(finding: Finding, other: Finding) -> bool:
+    """Whether one finding is what the other makes; of two that make each other, the less sure one."""
+    if finding.code == "class_imbalance" and other is not finding:
+        return True  # one answer for all has a nearer reason
+    if finding.code not in EXPLAINS.get(other.code, ()):
+        return False
+    if other.code == "learning_rate_too_high" and finding.step == 1 and finding.code in _FLOW - {"dead_units"}:
+        return False  # it was so before any step
+    if other.code == "bad_initialization" and finding.code == "learning_rate_too_high" and not _is_of_scale(other):
+        return False
+    if other.code == "dead_units" and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:
+        return False  # updates were as small before anything was dead
+    mutual = other.code in EXPLAINS.get(finding.code, ())
+    return not mutual or other.weight > finding.weight
+
+
+def _is_of_scale(finding: Finding) -> bool:
+    """Whether weights began too large or too small, not alike: only that changes which rate is right."""
+    return bool({"scale", "initial_loss"} & finding.evidence.keys())

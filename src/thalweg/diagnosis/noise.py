@@ -16,6 +16,9 @@ CHANCE = 0.01
 #: The same in standard errors, two-sided.
 SURE = 2.6
 
+#: Values from which on the binomial is a normal distribution: to a few hundredths of the probability.
+MANY = 60
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -90,7 +93,11 @@ def chance_of_median(values: Floats, bound: float, below: bool = True) -> float:
     counted = values[np.isfinite(values)]
     n = len(counted)
     k = int((counted < bound).sum()) if below else int((counted > bound).sum())
-    return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n if n else 1.0
+    if not n:
+        return 1.0
+    if n > MANY:
+        return 0.5 * math.erfc((2 * k - 1 - n) / math.sqrt(2 * n))
+    return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
 
 
 def tends(values: Floats) -> float:

@@ -23,6 +23,8 @@ ABOVE = 0.01
 LEFT = 0.25
 #: Share of the gradient at the start above which a training has not arrived anywhere.
 STEEP = 0.5
+#: Scale below which weights begin at next to nothing, so that any first update is as large as they are.
+NO_SIZE = 0.02
 #: A batch of so few examples can be what makes a training noisy.
 SMALL = 8
 #: Batches of noise in one: below 1/10 of the noise scale most of a step is noise (McCandlish et al. 2018).
@@ -109,7 +111,9 @@ def _raised(case: Case) -> int | None:
 
 def _is_wild(case: Case) -> bool:
     """Whether the early updates, the very first one aside (a rule that adapts has no size yet), tore a layer apart."""
-    columns = [series for layer, series in case.by_layer("update_ratio").items() if layer in case.matrices]
+    alike = set(case.facts.get("symmetric_layers") or [])
+    alike |= {entry["name"] for entry in case.facts.get("layers") or [] if entry.get("scale", 1.0) < NO_SIZE}
+    columns = [s for layer, s in case.by_layer("update_ratio").items() if layer in case.matrices and layer not in alike]
     return any((values[(at > 1) & (at <= 50)] > WILD).any() or (values[at == 1] > 0.5).any() for at, values in columns)
 
 
@@ -138,6 +142,8 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     wanted = outcomes & {"slow_convergence", "plateau", "underfitting"}
     left = not wanted and case.course.is_long and case.course.level > LEFT * case.course.top and _still_steep(case)
     if not (wanted or left):
+        return None
+    if not case.values("gradient_norm").any():  # no rate moves what has no gradient
         return None
     still = taken.ratio < STILL and (_never_moved(case) or _rate_fell(case))
     falling = "slow_convergence" in outcomes and not case.course.is_short

@@ -20,6 +20,9 @@ from thalweg.records.finding import Finding
 REPORTS, SAMPLES = 8, 3
 #: Share of the reports that count as nearly all.
 MOST = 0.9
+#: Share of the weights below which a step is lost in their rounding, 32-bit numbers having seven digits: there a
+#: gradient has vanished. And a gradient that rules which divide by its size take for nothing (their eps).
+ROUNDED = 1e-6
 #: What a clipped gradient is cut to, of its size, for it to be told; and for it to be more than a note.
 CLIPPED, CRUSHED = 0.5, 0.05
 #: Rules whose step does not depend on the gradient's size: clipping changes little.
@@ -83,7 +86,7 @@ def _unmoved(case: Case) -> Finding | None:
     """Layers that have a gradient and are not moved by any update while others are."""
     moves, norms = case.by_layer("update_ratio"), case.by_layer("gradient_norm")
     moves = {layer: series for layer, series in moves.items() if len(series[1]) >= SAMPLES and layer in norms}
-    still = [layer for layer, (at, values) in moves.items() if not values.any() and _pulled(at, *norms[layer])]
+    still = [layer for layer, (at, values) in moves.items() if not values.any() and _pulled(case, layer, at)]
     if not still or len(still) == len(moves):
         return None
     others = f" and {len(still) - 1} more" if len(still) > 1 else ""
@@ -99,9 +102,14 @@ def _unmoved(case: Case) -> Finding | None:
     )
 
 
-def _pulled(at: Floats, steps: Floats, norms: Floats) -> bool:
-    """Whether there was a gradient at several of these steps."""
-    return int((norms[np.isin(steps, at)] > 0).sum()) >= SAMPLES
+def _pulled(case: Case, layer: str, at: Floats) -> bool:
+    """Whether there was a gradient at several of these steps that must have moved the layer."""
+    steps, norms = case.series(f"gradient_norm/{layer}")
+    weights = case.values(f"weight_norm/{layer}")
+    size = float(weights[-1]) if len(weights) else 0.0
+    scale_free = str(case.facts.get("optimizer")) in SCALE_FREE
+    least = ROUNDED if scale_free else ROUNDED * size / (case.fact("learning_rate") or 1.0)
+    return int((norms[np.isin(steps, at)] > least).sum()) >= SAMPLES
 
 
 def _clipped(case: Case) -> Finding | None:

@@ -55,15 +55,16 @@ class Watching:
         """The training is over: what holds at its end is what was found, and what has passed is forgotten."""
         self._history.note({"ended_at": step})  # what was not learned by now will not be
         if self._on:
-            self._ask(step)
-            self._history.settle(engine.findings(self._history), step)
+            self._history.settle(self._ask(step), step)
 
-    def _ask(self, step: int) -> None:
+    def _ask(self, step: int) -> list[Finding]:
         before = {finding.code: _grade(finding) for finding in self._history.findings}
-        for finding in engine.findings(self._history):
+        found = engine.findings(self._history)
+        for finding in found:
             if _grade(finding) > before.get(finding.code, -1):
                 self._history.found(finding, step)
                 self._told.event(finding)
+        return found
 
 
 def _grade(finding: Finding) -> int:
