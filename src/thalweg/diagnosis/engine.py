@@ -21,6 +21,7 @@ from thalweg.records.history import History
 _FLOW = frozenset({"vanishing_gradient", "exploding_gradient", "dead_units", "saturated_units"})
 #: Confidence of a rate that is too low where updates were small from the first on.
 SURELY = 0.8
+_SHUT = frozenset({"dead_units", "vanishing_gradient"})
 _RATE = frozenset({"learning_rate_too_high", "learning_rate_too_low"})
 #: Cause → what follows from it, beside the symptoms of the loss, which follow from every cause.
 EXPLAINS: dict[str, frozenset[str]] = {
@@ -53,10 +54,13 @@ def findings(history: History) -> list[Finding]:
     if not case.names:
         return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)
-    if not case.course.is_lost and (looked := curvature.findings(history, case.step)):
-        symptoms = looked + [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
     is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
+    looked = curvature.findings(history, case.step) if not case.course.is_lost else []
+    if looked:  # which tells apart what the loss alone does not
+        symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
+        symptoms += [f if is_bad or f.code == "local_minimum" else replace(f, severity="note") for f in looked]
+        outcomes |= {finding.code for finding in symptoms if finding.severity != "note"}
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*before.findings(history), *usage.findings(case), *flow]
     if is_bad:
@@ -109,8 +113,10 @@ def _follows(finding: Finding, other: Finding) -> bool:
         return False  # it was so before any step
     if other.code == "bad_initialization" and finding.code == "learning_rate_too_high" and not _is_of_scale(other):
         return False
-    if other.code == "dead_units" and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:
-        return False  # updates were as small before anything was dead
+    if other.code in _SHUT and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:
+        return False  # the layer that moves most did not from the first on
+    if other.code.startswith("unscaled") and finding.code == "bad_initialization":
+        return "initial_loss" in finding.evidence  # what was seen of the weights themselves is no matter of the data
     mutual = other.code in EXPLAINS.get(finding.code, ())
     return not mutual or other.weight > finding.weight
 

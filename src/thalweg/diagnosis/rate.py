@@ -54,7 +54,14 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     if not (taken.overshoots or is_thrown or restless or wild or raised is not None):
         return None
     far = course.is_long and taken.overshoots and course.gain == 0 and course.learned < UNLEARNED
-    if not far and not outcomes & {"diverging_loss", "plateau", "oscillating_loss", "underfitting", "non_finite"}:
+    if not far and not outcomes & {
+        "diverging_loss",
+        "plateau",
+        "oscillating_loss",
+        "underfitting",
+        "non_finite",
+        "noise_floor",
+    }:
         return None
     rate = case.fact("learning_rate") or float((case.values("learning_rate")[-1:] or [math.nan])[0])
     evidence = {"learning_rate": rate}
