@@ -205,6 +205,8 @@ def is_weak(case: Case, sure: bool) -> float | None:
     course = case.course
     if course.trivial is None or not course.is_long or (case.share_done or 1.0) <= 0.5:
         return None
+    if case.share_done is None and course.gain > 0 and case.fact("ended_at") is None:
+        return None  # it is on its way, and nobody knows how far that is to be
     agreement, error = case.fact("neighbour_agreement"), case.fact("neighbour_error")
     if agreement is not None:
         return _weak_classes(case, agreement, sure)
