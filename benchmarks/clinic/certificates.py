@@ -17,8 +17,6 @@ FIELDS = (
     "kind", "loss", "loss_scale", "gradient_norm", "gradient_error", "largest_eigenvalue", "smallest_eigenvalue",
     "smallest_eigenvalue_error", "descent", "escape", "flatness", "num_examples", "num_products",
 )  # fmt: skip
-ASKED = 256
-"""Examples that a diagnosis would take, which asks while a training runs and may spend little."""
 TRIALS, STEPS, RATE = 3, 300, 0.005
 """Of descents from beside a minimum, by Adam."""
 BESIDE = 0.01
@@ -33,19 +31,18 @@ def certificate(model: nn.Module, case: Case) -> dict[str, Any]:
     `left` says how many of `TRIALS` descents from beside a minimum found something lower: at a degenerate saddle, where
     curvature is nothing, they do.
     """
-    found = asked(model, case)
+    found = _measured(model, case)
     if found.get("kind") == "minimum":
         found["left"] = sum(_descended(model, case, seed) < found["loss"] - LOWER * found["loss_scale"]
                             for seed in range(TRIALS))  # fmt: skip
     return found
 
 
-def asked(model: nn.Module, case: Case, **words: Any) -> dict[str, Any]:
-    """What `thalweg.landscape` says, with its keywords."""
+def _measured(model: nn.Module, case: Case) -> dict[str, Any]:
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         return {"refused": "weights are not finite"}
     try:
-        found = thalweg.landscape(model, case.train, case.loss, picture=False, **words)
+        found = thalweg.landscape(model, case.train, case.loss, picture=False)
     except ValueError as error:
         return {"refused": str(error)}
     return {name: getattr(found, name) for name in FIELDS}

@@ -27,7 +27,7 @@ class Seen:
 
     def __init__(self, history: History) -> None:
         self.history = history
-        self.facts: dict[str, Any] = getattr(history, "facts", {})
+        self.facts: dict[str, Any] = history.facts
         self.names = set(history.names)
 
     def values(self, name: str) -> Floats:
@@ -332,7 +332,7 @@ def torchmortem(history: History) -> list[Finding]:
         if any(len(v) > 1 and v[0] > 0 and v[-1] / v[0] > 10 for v in seen.rows("weight_norm").values()):
             yield "exploding_gradient"
         norms = seen.values("gradient_norm")
-        if len(norms) and norms.std() > 0 and norms.mean() / norms.std() < 1:
+        if len(norms) and np.isfinite(norms).all() and norms.std() > 0 and norms.mean() / norms.std() < 1:
             yield "noise_floor"
 
     return said(codes())

@@ -20,8 +20,8 @@ import recording
 from configurations import Configuration, by_name, every
 from data import DATA
 
-WELL = 3
-"""Seeds of healthy and hard-healthy configurations."""
+SCORED = 3
+"""Seeds whose histories are scored, and all that healthy and hard-healthy configurations have."""
 AHEAD = 4
 """Runs that wait for each process."""
 Run = tuple[str, int]
@@ -42,22 +42,26 @@ def made(name: str, seed: int, folder: Path) -> tuple[str, int, float, str]:
         history, outcome = recording.recorded(found.case(folder), seed)
     except Exception as error:  # a configuration that cannot be trained is told of, and the others go on
         return name, seed, time.perf_counter() - started, f"{type(error).__name__}: {error}"
-    recording.write(name, seed, history, outcome | {"fingerprint": found.fingerprint()})
+    recording.write(name, seed, history, outcome | {"fingerprint": found.fingerprint(), "signals": recording.SIGNALS})
     return name, seed, time.perf_counter() - started, ""
 
 
 def missing(configurations: tuple[Configuration, ...], seeds: int, first: int = 0) -> list[Run]:
     """What is to be recorded of seeds `first` to `seeds` − 1, in its order.
 
-    What is meant to be well is not tested for harm, and has the first `WELL` of them.
+    What is meant to be well is not tested for harm, and has the first `SCORED` of them; of those histories are scored.
     """
     prints = {c.name: c.fingerprint() for c in configurations}
+
+    def is_there(name: str, seed: int) -> bool:
+        known = recording.outcome(name, seed, prints[name])
+        return known is not None and (seed >= SCORED or known.get("signals") == recording.SIGNALS)
+
     return [
         (c.name, seed)
         for seed in range(first, seeds)
         for c in configurations
-        if seed < WELL or c.kind in ("reference", "sick")
-        if recording.outcome(c.name, seed, prints[c.name]) is None
+        if (seed < SCORED or c.kind in ("reference", "sick")) and not is_there(c.name, seed)
     ]
 
 

@@ -31,7 +31,20 @@ from thalweg.records.history import History
 from thalweg.records.step import StepRecord
 
 VERSION = 1
-"""Of what every run records: another number records all of them again."""
+"""Of what every run does: another number records all of them again."""
+SIGNALS = 2
+"""Of what histories hold: another number records those again that are scored, and not the outcomes that truth is of."""
+TOLD_LATER = (
+    "ended_at",
+    "landscape_",
+    "largest_curvature",
+    "smallest_curvature",
+    "descent",
+    "escape",
+    "flatness",
+    "neighbour_loss",
+)
+"""Beginnings of facts that are told when a training ends, and that one under way does not have."""
 
 Outcome = dict[str, Any]
 
@@ -67,18 +80,16 @@ def train(case: Case, seed: int, folder: Path) -> tuple[Any, torch.nn.Module]:
 def recorded(case: Case, seed: int) -> tuple[dict[str, Any], Outcome]:
     """The history and the outcome of one training."""
     started = time.process_time()
-    answers: dict[str, Any] = {}
     with scratch() as folder:
         run, model = train(case, seed, folder)
         outcome: Outcome = outcome_of(run, case)
         outcome["seconds"] = round(time.process_time() - started, 2)
         if case.certified:
-            from certificates import ASKED, asked, certificate
+            from certificates import certificate
 
             thalweg.load(folder / "run", "last", model)
             outcome["certificate"] = certificate(model, case)
-            answers["landscape"] = asked(model, case, examples=ASKED, seed=1)
-    return packed(run.history) | ({"answers": answers} if answers else {}), outcome
+    return packed(run.history), outcome
 
 
 def outcome_of(run: Any, case: Case) -> Outcome:
@@ -110,7 +121,7 @@ def short(value: float) -> float:
 def packed(history: History) -> dict[str, Any]:
     """Every series and fact of a history, as JSON holds it."""
     return {
-        "facts": getattr(history, "facts", {}),
+        "facts": history.facts,
         "evaluated": sorted(history._evaluated),
         "series": {
             name: [column["steps"], [short(v) for v in column["values"]]]
@@ -120,15 +131,9 @@ def packed(history: History) -> dict[str, Any]:
 
 
 def unpacked(held: dict[str, Any], share: float = 1.0) -> History:
-    """The history as it was, or as it stood after a share of the updates that were planned.
-
-    What a diagnosis may ask for at the end of a training, and was measured then, is a fact of the whole history:
-    `landscape`, with the fields of `certificates.FIELDS`.
-    """
+    """The history as it was, or as it stood after a share of the updates that were planned."""
     history = History()
-    facts = held["facts"] | (held.get("answers", {}) if share >= 1 else {})
-    if facts and hasattr(history, "note"):
-        history.note(facts)
+    history.note({name: fact for name, fact in held["facts"].items() if share >= 1 or not name.startswith(TOLD_LATER)})
     planned = held["facts"].get("planned_steps") or max(s[0][-1] for s in held["series"].values())
     last = math.ceil(share * planned)
     rows: dict[bool, dict[int, dict[str, float]]] = {False: defaultdict(dict), True: defaultdict(dict)}
@@ -167,7 +172,7 @@ def write(name: str, seed: int, history: dict[str, Any], outcome: Outcome) -> No
 
 
 def outcome(name: str, seed: int, fingerprint: str) -> Outcome | None:
-    """What was recorded, where it was made by the code as it is."""
+    """What was recorded, where it was made by the configuration as it is."""
     file = path(name, seed, "outcome.json")
     if not file.exists():
         return None
@@ -175,4 +180,4 @@ def outcome(name: str, seed: int, fingerprint: str) -> Outcome | None:
     return found if found.get("fingerprint") == fingerprint else None
 
 
-__all__ = ["DATA", "VERSION", "Outcome", "load", "outcome", "path", "recorded", "short", "unpacked", "write"]
+__all__ = ["DATA", "SIGNALS", "VERSION", "Outcome", "load", "outcome", "path", "recorded", "short", "unpacked", "write"]

@@ -38,6 +38,7 @@ from scores import Run, Said
 sys.path.append(str(Path(__file__).parents[1] / "step"))  # for what the benchmarks share
 from tables import machine, ours, save
 
+from thalweg.diagnosis import engine
 from thalweg.records.history import History
 
 FILE = Path(__file__).parents[1] / "results" / "clinic.json"
@@ -48,11 +49,7 @@ QUICK = 8
 
 def findings(history: History) -> list[Any]:
     """What the diagnosis of this package says."""
-    try:
-        from thalweg.diagnosis.engine import findings as found
-    except ImportError:  # there is none yet
-        return history.findings
-    return found(history)
+    return engine.findings(history)
 
 
 def asked(runs: list[Run], name: str) -> list[Said]:

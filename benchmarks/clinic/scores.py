@@ -102,14 +102,18 @@ def runs(
     known: dict[str, dict[int, recording.Outcome]],
     seeds: int,
 ) -> list[Run]:
-    """The runs of the first seeds that are plainly sick or well, and those that were measured at their end."""
+    """The runs of the first seeds that are plainly sick or well, and those that were measured at their end.
+
+    A history with other signals than are recorded now is none that a detector could be asked about.
+    """
     found = []
     for c in configurations:
         of = judged.get(c.name)
         for seed, label in (of.runs if of else {}).items():
-            if seed >= seeds or of.kind == "excluded":
+            outcome = known[c.name][seed]
+            if seed >= seeds or of.kind == "excluded" or outcome.get("signals") != recording.SIGNALS:
                 continue
-            kind = truth.stuck(known[c.name][seed], of.gains[seed])
+            kind = truth.stuck(outcome, of.gains[seed])
             if label != "unclear" or kind is not None:
                 found.append(Run(c, of, seed, kind))
     return found

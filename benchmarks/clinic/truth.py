@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,15 +68,22 @@ class Truth:
 
 def compared(here: list[float], there: list[float]) -> tuple[float, float]:
     """P that `here` is not lower than `there`, and Cohen's d of the difference."""
-    from scipy import stats
-
     difference = statistics.fmean(there) - statistics.fmean(here)
     spread = math.sqrt((np.var(here, ddof=1) + np.var(there, ddof=1)) / 2)
     if spread == 0:
         return (0.0, math.inf) if difference > 0 else (1.0, 0.0)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scores that are all but alike
+        welch, ranks = _p_values(here, there)
+    return float(min(welch, ranks)), difference / spread
+
+
+def _p_values(here: list[float], there: list[float]) -> tuple[float, float]:
+    from scipy import stats
+
     welch = stats.ttest_ind(here, there, equal_var=False, alternative="less").pvalue
     ranks = stats.mannwhitneyu(here, there, alternative="less").pvalue
-    return float(min(welch, ranks)), difference / spread
+    return welch, ranks
 
 
 def judge(c: Configuration, outcomes: dict[int, Outcome], reference: dict[int, Outcome]) -> Truth:

@@ -106,7 +106,7 @@ def test_a_plan_is_followed_written_down_and_repeats_bit_by_bit(
     # From the sixth update on, but those of the smaller batches and one whose layers are listened to.
     assert steps[0] == 6
     assert not {9, 18, 27} & set(steps)
-    assert len(steps) >= 18
+    assert len(steps) >= 17  # step 10 and step 20 are sampled
     assert str(first.plan) == "compiled from step 6 on: 2 times as fast as eager"
     assert first.plan == thalweg.Plan(compiled_after=5, batch=SHAPES, gain=2.0, is_settled=True)
     held = json.loads((first.directory / "run.json").read_text())

@@ -32,7 +32,7 @@ from thalweg.records.history import History
 from thalweg.records.verdict import Verdict
 
 #: Symptoms of the loss in whose place a look puts a surer one.
-TOLD_APART = frozenset({"plateau", "slow_convergence", "underfitting"})
+TOLD_APART = frozenset({"slow_convergence", "underfitting"})
 #: Evaluations and updates without which there is no curve to look beside.
 EVALUATIONS, UPDATES = 8, 100
 #: A look holds until so many times the steps are made.
@@ -47,7 +47,7 @@ FLAT = 0.1
 STANDS_OUT = 1.5
 #: Share of the trivial loss that one step must gain: where the loss falls, too slowly; and where noise keeps it up.
 SLOW, NOISY = 0.015, 0.03
-#: Share of it that must be left to call a fall too slow.
+#: Share of it that must be left to blame noise or a slow fall.
 MOSTLY = 0.25
 #: How many times what the last third of the training gained.
 FASTER = 2.0
@@ -110,7 +110,7 @@ class Look:
     @property
     def is_on_slope(self) -> bool:
         """Whether the gradient leads down, by more than the choice of examples explains, and to what is worth it."""
-        if self.is_slow and self.loss < MOSTLY * self.trivial:
+        if self.loss < MOSTLY * self.trivial:
             return False
         least = SLOW if self.is_slow else NOISY
         return self.stands_out and self.descent > max(least * self.trivial, FASTER * self.fell)
@@ -128,7 +128,7 @@ class Look:
             return None
         if facts["flatness"] < FLAT and self.is_still:
             return "plateau"
-        if self.is_on_slope and not (facts["landscape_symmetric"] and self.is_still):
+        if self.is_on_slope:
             return "slow_convergence" if self.is_slow else "noise_floor"
         if not self.is_still:
             return None
@@ -248,4 +248,4 @@ def findings(history: History, step: int) -> list[Finding]:
     if found is None or found.cause is None:
         return []
     since, told = int(found.facts["landscape_step"]), evidence(found)
-    return [Finding(found.cause, "warning", since, sentence(found), _ADVICE[found.cause], "", told, 0.9)]
+    return [Finding(found.cause, "warning", since, sentence(found), _ADVICE[found.cause], "", told, 0.95)]

@@ -48,6 +48,7 @@ class Setup:
     has_norm: bool = False
     anneals: bool = False
     watched: bool = False
+    looks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,7 +276,7 @@ class Training:
     def _looked_into(self, verdict: Verdict) -> Verdict:
         """The verdict after a look at the curvature, where diagnosis asks for one."""
         setup, at = self.setup, self.at
-        if not curvature.asks(setup.history, verdict, at.step):
+        if not setup.looks or not curvature.asks(setup.history, verdict, at.step):
             return verdict
         with untouched(setup.batches):
             facts = looked(self.forward, setup.batches, setup.step.loss, at.step)

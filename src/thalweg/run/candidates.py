@@ -79,6 +79,7 @@ def assemble(
     events: Any,
     signals: Signals | None = None,
     watched: bool = False,
+    looks: bool = False,
 ) -> Setup:
     """The parts of a training, put together."""
     return Setup(
@@ -97,6 +98,7 @@ def assemble(
         has_norm=chosen.has_norm,
         anneals=chosen.anneals,
         watched=watched,
+        looks=looks,
     )
 
 

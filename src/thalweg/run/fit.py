@@ -154,7 +154,7 @@ def carry_out(
     stack.callback(saver.finish)
     signals = raced.training.setup.signals if raced is not None else None
     watched = settings.repair != "off"
-    setup = assemble(step, prepared.chosen, history, saver, telling, signals, watched)
+    setup = assemble(step, prepared.chosen, history, saver, telling, signals, watched, looks=True)
     training = raced.training.moved(setup) if raced is not None else Training(setup, prepared.chosen.limits)
     if resuming:
         go_on(training, checkpoints, checkpoint, settings, telling)

@@ -42,7 +42,7 @@ OPERATIONS = 1e9
 FEWEST, MOST = 16, 2048
 #: Units of a layer up to which they are compared; tables of more are no layers of units.
 UNITS = 4096
-#: Parts of the largest weight to which the weights of two units must agree.
+#: Parts of a unit's weights to which another's must agree.
 ALIKE = 1e3
 #: Examples among which neighbours are looked for: all pairs are compared.
 NEIGHBOURS = 512
@@ -102,8 +102,10 @@ def _symmetric(forward: Forward) -> list[str]:
 
 def _num_different(rows: Tensor) -> int:
     """Of rows `[units, inputs]`, but for what rounding does to units that get the same gradient."""
-    scale = rows.abs().max().clamp_min(torch.finfo(rows.dtype).tiny)
-    return len(torch.unique((rows / scale * ALIKE).round(), dim=0))
+    size = torch.linalg.vector_norm(rows.double(), dim=1, keepdim=True)
+    direction = rows / size.clamp_min(torch.finfo(torch.float64).tiny)
+    length = size.clamp_min(1e-30).log()  # so that units of all sizes are compared alike
+    return len(torch.unique((torch.cat([direction, length], 1) * ALIKE).round(), dim=0))
 
 
 def _of_neighbours(batch: Batch, loss: Any) -> dict[str, float]:
