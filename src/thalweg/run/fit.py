@@ -65,7 +65,7 @@ def fit(model: nn.Module, data: Any, loss: Any = None, **settings: Any) -> Run:
         TypeError: something is of a kind that is not understood, or a keyword is unknown.
 
     >>> x = torch.linspace(-1, 1, 64)[:, None]
-    >>> run = fit(nn.Linear(1, 1), (x, 2 * x + 1), "mse", steps=300, learning_rate=0.1, run_dir=tmp, verbose=False)
+    >>> run = fit(nn.Linear(1, 1), (x, 2 * x + 1), "mse", steps=100, learning_rate=0.1, run_dir=tmp, verbose=False)
     >>> run.stopped_because, round(run.model.weight.item(), 1)
     ('converged', 2.0)
     """
