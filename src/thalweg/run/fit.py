@@ -67,7 +67,7 @@ def fit(model: nn.Module, data: Any, loss: Any = None, **settings: Any) -> Run:
     >>> x = torch.linspace(-1, 1, 64)[:, None]
     >>> run = fit(nn.Linear(1, 1), (x, 2 * x + 1), "mse", steps=100, learning_rate=0.1, run_dir=tmp, verbose=False)
     >>> run.stopped_because, round(run.model.weight.item(), 1)
-    ('converged', 2.0)
+    ('steps', 2.0)
     """
     return start({"model": model, "data": data, "loss": loss, **settings})
 
