@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from thalweg.diagnosis.case import Case
-from thalweg.diagnosis.noise import SURE, Floats, chance_of_median
+from thalweg.diagnosis.noise import SURE, Floats, chance_of_median, going_together
 from thalweg.records.finding import Finding
 
 #: Decades from the last layers to the first by which a gradient has vanished; AUTOTRAINER asks for three of the first
@@ -58,7 +58,9 @@ def _vanishing(case: Case) -> Finding | None:
     logs = logs[:, whole]
     fall = np.median(logs[-third:], axis=0) - logs[:third].min(axis=0)
     typical = np.median(logs, axis=1)
-    if chance_of_median(fall, DECADES, below=False) > 0.01 or _order(typical) < min(SURE, 0.8 * math.sqrt(len(layers))):
+    if chance_of_median(fall, DECADES, below=False) > 0.01 or going_together(typical) < min(
+        SURE, 0.8 * math.sqrt(len(layers))
+    ):
         return None
     decades = float(np.median(fall))
     since = 1 if fall[0] > DECADES else int(case.series("gradient_norm")[0][whole][int(np.argmax(fall > DECADES))])
@@ -75,12 +77,6 @@ def _vanishing(case: Case) -> Finding | None:
         evidence={"decades": decades, "layers": float(len(layers)), "smallest": 10 ** float(typical.min())},
         confidence=min(0.95, 0.5 + decades / 10),
     )
-
-
-def _order(typical: Floats) -> float:
-    """Spearman's correlation of sizes with depth, in standard errors."""
-    ranks = np.argsort(np.argsort(typical)).astype(np.float64)
-    return float(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) * math.sqrt(len(ranks) - 1)
 
 
 def _times(decades: float) -> str:

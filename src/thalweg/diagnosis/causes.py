@@ -6,6 +6,7 @@ import numpy as np
 
 from thalweg.diagnosis.case import Case
 from thalweg.diagnosis.noise import SURE, chance_of_median
+from thalweg.diagnosis.start import CUT_OFF
 from thalweg.diagnosis.update import FEW, steps
 from thalweg.records.finding import Finding
 
@@ -108,7 +109,7 @@ def _standing_still(case: Case) -> Finding | None:
         f"Layer {still[0]} never gets a gradient"
         + (f", nor do {len(still) - 1} more" if len(still) > 1 else "")
         + ": it does not learn.",
-        "Look for detach(), no_grad() or numpy between it and the loss, and for a layer that forward does not call.",
+        CUT_OFF,
         place=still[0],
         evidence={"layers": float(len(still)), "of": float(len(norms))},
         confidence=0.95 if first in still else 0.9,

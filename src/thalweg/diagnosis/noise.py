@@ -100,20 +100,6 @@ def chance_of_median(values: Floats, bound: float, below: bool = True) -> float:
     return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
 
 
-def tends(values: Floats) -> float:
-    """Mann and Kendall's test of a trend in values `[n]`, in standard errors: positive where they rise."""
-    n = len(values)
-    if n < 4:
-        return 0.0
-    if n > 200:  # pairs grow with the square; every n-th value has the trend as well
-        values = values[:: n // 100]
-        n = len(values)
-    signs = np.sign(values[None, :] - values[:, None])
-    score = float(np.triu(signs, 1).sum())
-    error = math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
-    return (score - math.copysign(1, score)) / error if score else 0.0
-
-
 def going_together(values: Floats) -> float:
     """Spearman's rank correlation of values `[n]` with their order, in standard errors of 1/√(n − 1)."""
     n = len(values)

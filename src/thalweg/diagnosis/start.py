@@ -12,6 +12,8 @@ from thalweg.records.history import History
 #: Times its expected value that a loss may begin at: scores of deviation s add about s²/2 to a cross-entropy, and
 #: default initialisations stay below 1.
 HIGH = 3.0
+#: What to do about a part that no gradient reaches.
+CUT_OFF = "Look for detach(), no_grad() or numpy between it and the loss, and for a layer that forward does not call."
 
 
 def findings(history: History) -> list[Finding]:
@@ -73,7 +75,7 @@ def _unreached(facts: dict[str, Any]) -> Finding | None:
         "warning",
         0,
         f"No gradient reaches {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") + ".",
-        "Look for detach(), no_grad() or numpy between it and the loss, and for a layer that forward does not call.",
+        CUT_OFF,
         names[0],
         evidence={"parameters": float(len(names))},
         confidence=0.97,

@@ -78,6 +78,10 @@ class Standing:
     best_step: int | None = None
     best_value: float | None = None
 
+    def passes(self, per_epoch: int | None) -> float:
+        """Passes over the data so far, of so many batches each; fractional inside one."""
+        return self.epoch + (self.position / per_epoch if per_epoch else 0.0)
+
     def add(self, losses: list[float]) -> None:
         """Count losses of updates; one by one, so that sums do not depend on when they were read."""
         self.window += losses

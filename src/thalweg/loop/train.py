@@ -12,11 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from thalweg.diagnosis import curvature
-from thalweg.diagnosis.convergence import is_due, judge
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import measure
-from thalweg.loop.memory import Memory, untouched
+from thalweg.loop.judging import Judging
+from thalweg.loop.memory import Memory
 from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
@@ -24,7 +23,6 @@ from thalweg.loop.watching import Watching
 from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
 from thalweg.signals.cadence import is_awaited, is_reported
-from thalweg.signals.curvature import looked
 from thalweg.signals.loss import loss_spread
 from thalweg.tensors.named import copied
 
@@ -48,6 +46,7 @@ class Training:
         self.verdict: Verdict | None = None
         self.best: dict[str, Tensor] | None = None
         self.memory = Memory(setup)
+        self.judging = Judging(setup, limits)
         self.watching = Watching(setup.history, setup.events, setup.watched)
         self._pause: int | None = None
         self._pending: list[Tensor] = []
@@ -72,9 +71,9 @@ class Training:
         if reason != "diverged":
             self.save(last=reason != "interrupted")
         self.setup.saver.finish()
-        self.verdict = self._judge()
+        self.verdict = self.judging.verdict(self.at)
         if reason not in ("interrupted", "diverged"):
-            self.verdict = self._looked_into(self.verdict)
+            self.verdict = self.judging.looked_into(self.verdict, self.at)
         if reason != "interrupted":
             self.watching.ended(self.at.step)
         return reason
@@ -220,7 +219,8 @@ class Training:
         """Whether to stop, seen what an evaluation measured."""
         if self._target_reached(values):
             return "target"
-        return self._patience_spent(values)
+        judged = "validation_loss" if self.setup.validation is not None else "epoch_loss"
+        return self.judging.reason_to_stop(self.at) if judged in values else None
 
     def _decided_before(self) -> str | None:
         """What was decided at the step from which a run is resumed, seen what was reported and evaluated there: it was
@@ -247,57 +247,6 @@ class Training:
                 at.best_value, at.best_step = value, at.step
         return {f"validation_{name}": number for name, number in measured.items()}, is_best
 
-    def _patience_spent(self, values: Mapping[str, float]) -> str | None:
-        """Whether nothing more is to be expected: by the verdict, or after so many epochs without a better one."""
-        patience, history = self.limits.patience, self.setup.history
-        watched = "validation_loss" if self.setup.validation is not None else "epoch_loss"
-        if watched not in values or patience is None:
-            return None
-        series = history.series(watched)[1]
-        if isinstance(patience, int):
-            return "patience" if len(series) - 1 - int(series.argmin()) >= patience else None
-        if not is_due(len(series)):
-            return None
-        self.verdict = self._judge()
-        if self.verdict.state in ("stuck", "converged"):
-            self.verdict = self._looked_into(self.verdict)
-            if self.verdict.cause == "slow_convergence":  # it comes down, and may come down faster yet
-                return None
-        return {"converged": "converged", "stuck": "patience", "overfitting": "patience", "diverged": "diverged"}.get(
-            self.verdict.state
-        )
-
-    def _judge(self) -> Verdict:
-        setup = self.setup
-        watched = "validation_loss" if setup.validation is not None else None
-        annealing = setup.anneals and not self._annealed()
-        return judge(setup.history, self.epochs, watched, annealing, self._remaining())
-
-    def _looked_into(self, verdict: Verdict) -> Verdict:
-        """The verdict after a look at the curvature, where diagnosis asks for one."""
-        setup, at = self.setup, self.at
-        if not setup.looks or not curvature.asks(setup.history, verdict, at.step):
-            return verdict
-        with untouched(setup.batches):
-            facts = looked(self.forward, setup.batches, setup.step.loss, at.step)
-        if facts is None:
-            return verdict
-        setup.history.note(facts)
-        return self._judge()
-
-    def _remaining(self) -> float | None:
-        """Updates that are planned yet; None where none is, or all are made."""
-        limits, per_epoch = self.limits, self.setup.batches.per_epoch
-        ends = [limits.steps] if limits.steps is not None else []
-        if limits.epochs is not None and per_epoch:
-            ends.append(limits.epochs * per_epoch)
-        return min(ends) - self.at.step if ends and min(ends) > self.at.step else None
-
-    def _annealed(self) -> bool:
-        """Whether the learning rate has come down to a twentieth of its peak."""
-        rates = self.setup.history.series("learning_rate")[1]
-        return bool(rates[-1] <= 0.05 * rates.max())
-
     def _target_reached(self, values: Mapping[str, float]) -> bool:
         target = self.limits.target
         reached = [
@@ -322,8 +271,7 @@ class Training:
     @property
     def epochs(self) -> float:
         """Passes over the data so far; fractional inside one."""
-        per_epoch = self.setup.batches.per_epoch
-        return self.at.epoch + (self.at.position / per_epoch if per_epoch else 0.0)
+        return self.at.passes(self.setup.batches.per_epoch)
 
     def _finite(self) -> bool:
         return all(bool(torch.isfinite(t).all()) for t in self.forward.state().values() if t.is_floating_point())
