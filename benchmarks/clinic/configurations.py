@@ -69,11 +69,6 @@ class Configuration:
     def name(self) -> str:
         return "/".join(word for word in (self.family, self.rule, self.title, self.grade) if word)
 
-    @property
-    def is_certified(self) -> bool:
-        """Whether it is measured at what kind of point it ends."""
-        return any(c.name == "certified" for c in self.changes)
-
     def case(self, folder: Path = data.DATA) -> families.Case:
         """The training, before the model is built."""
         case = families.case(self.family, self.rule, rates()[self.family][self.rule]["rate"], folder)

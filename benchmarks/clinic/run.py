@@ -24,6 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import page
 import recording
 import scores
@@ -54,7 +55,10 @@ def findings(history: History) -> list[Any]:
 
 def asked(runs: list[Run], name: str) -> list[Said]:
     """What a detector says of runs."""
-    return [scores.ask(findings if name == OURS else PEERS[name], run) for run in runs]
+    if name == OURS:
+        return [scores.ask(findings, run) for run in runs]
+    with np.errstate(all="ignore"):  # thresholds are asked of series that may not be finite
+        return [scores.ask(PEERS[name], run) for run in runs]
 
 
 def stops(runs: list[Run]) -> list[tuple[str, tuple[int, int, float] | None]]:

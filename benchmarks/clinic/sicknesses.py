@@ -62,6 +62,18 @@ _ALIKE = (_TANH, change("words", depth=1, width=12))
 _TO_THE_END = (change("epochs", share=2.0), change("fit", schedule="cosine"))
 """As far as it goes: only then does a training stand still."""
 
+
+def few_units(
+    title: str, families: tuple[str, ...], task: Change, mild: tuple[str, int], severe: tuple[str, int]
+) -> Fault:
+    """A task that one hidden layer of so few units can learn, and from most first weights does not."""
+    grades = (
+        (task, change("words", depth=1, width=w, activation=a), change("rate", factor=5.0), *_TO_THE_END, _TAIL)
+        for a, w in (mild, severe)
+    )
+    return Fault(11, title, families, *grades, (), ("local_minimum",), reach=1.0)
+
+
 FAULTS = [
     # 1 · vanishing gradient
     Fault(
@@ -407,60 +419,9 @@ FAULTS = [
         },
     ),
     # 11 · local minimum
-    Fault(
-        11,
-        "exclusive-or",
-        TOYS,
-        *(
-            (
-                change("exclusive_or"),
-                change("words", depth=1, width=2, activation=a),
-                change("rate", factor=5.0),
-                *_TO_THE_END,
-                _TAIL,
-            )
-            for a in ("tanh", "relu")
-        ),
-        (),
-        ("local_minimum",),
-        reach=1.0,
-    ),
-    Fault(
-        11,
-        "wave",
-        (*TOYS, "housing_mlp"),
-        *(
-            (
-                change("wave", frequency=6.0),
-                change("words", depth=1, width=w, activation="relu"),
-                change("rate", factor=5.0),
-                *_TO_THE_END,
-                _TAIL,
-            )
-            for w in (4, 3)
-        ),
-        (),
-        ("local_minimum",),
-        reach=1.0,
-    ),
-    Fault(
-        11,
-        "bends",
-        (*TOYS, "housing_mlp"),
-        *(
-            (
-                change("bent"),
-                change("words", depth=1, width=2, activation=a),
-                change("rate", factor=5.0),
-                *_TO_THE_END,
-                _TAIL,
-            )
-            for a in ("tanh", "relu")
-        ),
-        (),
-        ("local_minimum",),
-        reach=1.0,
-    ),
+    few_units("exclusive-or", TOYS, change("exclusive_or"), ("tanh", 2), ("relu", 2)),
+    few_units("wave", (*TOYS, "housing_mlp"), change("wave", frequency=6.0), ("relu", 4), ("relu", 3)),
+    few_units("bends", (*TOYS, "housing_mlp"), change("bent"), ("tanh", 2), ("relu", 2)),
     Fault(
         11,
         "dead-layer",

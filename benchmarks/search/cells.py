@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import multiprocessing
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from workloads import Data, Workload
+from workloads import CACHE, DATA, Data, Workload
 
 sys.path.append(str(Path(__file__).parents[1] / "step"))  # for what the benchmarks share
 from tables import machine, ours
@@ -16,7 +19,7 @@ from tables import machine, ours
 RESULTS = Path(__file__).parents[1] / "results"
 Cell = dict[str, Any]
 
-__all__ = ["RESULTS", "Cell", "Table", "fingerprint", "machine", "ours", "rounded"]
+__all__ = ["RESULTS", "Cell", "Table", "filled", "fingerprint", "machine", "ours", "parser", "rounded"]
 
 
 class Table:
@@ -51,6 +54,31 @@ class Table:
         written = self.path.with_suffix(".tmp")
         written.write_text("\n".join(["{", *head, ' "cells": [', rows, " ]", "}", ""]))
         written.replace(self.path)
+
+
+def parser(words: str | None, names: Sequence[str]) -> argparse.ArgumentParser:
+    """The flags that all programs with a table have; `names` may be asked for one by one."""
+    found = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--data", type=Path, default=DATA)
+    found.add_argument("--cache", type=Path, default=CACHE)
+    found.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
+    found.add_argument("--only", nargs="+", choices=names, default=list(names), metavar="WORKLOAD")
+    found.add_argument("--again", action="store_true", help="train what is known, too")
+    return found
+
+
+def filled(
+    table: Table, work: Callable[[Any], Cell | list[Cell]], jobs: Iterable[Any], options: argparse.Namespace
+) -> Iterator[Cell]:
+    """Each new cell, once it is in the table; written after each job, unless it is to be quick."""
+    with multiprocessing.Pool(options.jobs) as pool:
+        for done in pool.imap_unordered(work, jobs):
+            cells = done if isinstance(done, list) else [done]
+            for cell in cells:
+                table.add(cell)
+            if not getattr(options, "quick", False):
+                table.save(command=" ".join(sys.argv).replace(str(options.data), "FOLDER"))
+            yield from cells
 
 
 def fingerprint(workload: Workload, data: Data) -> str:

@@ -17,20 +17,17 @@ unless --again.
 
 from __future__ import annotations
 
-import argparse
 import math
-import multiprocessing
 import statistics
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, Cell, Table, fingerprint, rounded
+from cells import RESULTS, Cell, Table, filled, fingerprint, parser, rounded
 from reference import grid, holds, read
 from verdicts import best
-from workloads import CACHE, DATA, RULES, WORKLOADS
+from workloads import RULES, WORKLOADS
 
 from thalweg.records.settings import Settings
 from thalweg.run.candidates import Maker
@@ -155,14 +152,9 @@ def shares(table: Table, known: Table) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="WORKLOAD")
-    parser.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
-    parser.add_argument("--again", action="store_true", help="train what is known, too")
-    options = parser.parse_args()
+    flags = parser(__doc__, list(WORKLOADS))
+    flags.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
+    options = flags.parse_args()
     table = Table(FILE, NAMES, holds(), options.again or options.quick)
     prints = {n: fingerprint(WORKLOADS[n], WORKLOADS[n].data(options.data, options.cache)) for n in options.only}
     jobs = [
@@ -173,11 +165,7 @@ def main() -> None:
         for rate in grid(rule)
         if table.cells.get((name, rule, rate), {}).get("fingerprint") != prints[name]
     ]  # fmt: skip
-    with multiprocessing.Pool(options.jobs) as pool:
-        for cell in pool.imap_unordered(one, jobs):
-            table.add(cell)
-            if not options.quick:
-                table.save(command=" ".join(sys.argv).replace(str(options.data), "FOLDER"))
+    list(filled(table, one, jobs, options))
     print(*tables(table), *shares(table, read()), sep="\n")
 
 

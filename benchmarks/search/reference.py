@@ -13,11 +13,8 @@ Results go to benchmarks/results/search-reference.json after each training; thos
 
 from __future__ import annotations
 
-import argparse
 import math
-import multiprocessing
 import statistics
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import RESULTS, Cell, Table, fingerprint, machine, rounded
-from workloads import CACHE, DATA, RULES, WORKLOADS, Data, Workload
+from cells import RESULTS, Cell, Table, filled, fingerprint, machine, parser, rounded
+from workloads import RULES, WORKLOADS, Data, Workload
 
 FILE = RESULTS / "search-reference.json"
 NAMES = ("workload", "rule", "rate", "seed")
@@ -130,14 +127,9 @@ def line(table: Table, workload: str, rule: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="WORKLOAD")
-    parser.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
-    parser.add_argument("--again", action="store_true", help="train what is known, too")
-    options = parser.parse_args()
+    flags = parser(__doc__, list(WORKLOADS))
+    flags.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
+    options = flags.parse_args()
     table = Table(FILE, NAMES, holds(), options.again or options.quick)
     prints = {
         name: fingerprint(WORKLOADS[name], WORKLOADS[name].data(options.data, options.cache)) for name in options.only
@@ -155,13 +147,9 @@ def main() -> None:
         for of in wanted
         if (*table.key(of), of["fingerprint"]) not in known
     ]
-    with multiprocessing.Pool(options.jobs) as pool:
-        for cell in pool.imap_unordered(one, jobs):
-            table.add(cell)
-            if options.quick:
-                print({name: cell[name] for name in (*NAMES, "loss", "seconds", "stopped_because")}, flush=True)
-            else:
-                table.save(command=" ".join(sys.argv).replace(str(options.data), "FOLDER"))
+    for cell in filled(table, one, jobs, options):
+        if options.quick:
+            print({name: cell[name] for name in (*NAMES, "loss", "seconds", "stopped_because")}, flush=True)
     for name in options.only:
         for rule in RULES:
             print(line(table, name, rule))

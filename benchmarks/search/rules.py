@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 import statistics
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, Cell, Table, fingerprint, ours, rounded
+from cells import RESULTS, Cell, Table, filled, fingerprint, ours, parser, rounded
 from reference import SEEDS, best, holds, read
 from verdicts import geometric
-from workloads import CACHE, DATA, RULES, WORKLOADS, Data, Workload, dense, housing
+from workloads import RULES, WORKLOADS, Data, Workload, dense, housing
 
 FILE = RESULTS / "search-rules.json"
 NAMES = ("workload", "optimizer", "seed")
@@ -124,15 +122,10 @@ def tables(table: Table) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--only", nargs="+", choices=ALL, default=list(ALL), metavar="WORKLOAD")
-    parser.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
-    parser.add_argument("--again", action="store_true", help="train what is known, too")
-    parser.add_argument("--tables", action="store_true", help="show what is known")
-    options = parser.parse_args()
+    flags = parser(__doc__, list(ALL))
+    flags.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
+    flags.add_argument("--tables", action="store_true", help="show what is known")
+    options = flags.parse_args()
     table = Table(FILE, NAMES, holds(), options.again or options.quick)
     if not options.tables:
         measure(options, table)
@@ -153,11 +146,7 @@ def measure(options: argparse.Namespace, table: Table) -> None:
         for of in wanted
         if of.items() - table.cells.get(table.key(of), {}).items()
     ]
-    with multiprocessing.Pool(options.jobs) as pool:
-        for cell in pool.imap_unordered(one, jobs):
-            table.add(cell)
-            if not options.quick:
-                table.save(command=" ".join(sys.argv).replace(str(options.data), "FOLDER"))
+    list(filled(table, one, jobs, options))
 
 
 if __name__ == "__main__":

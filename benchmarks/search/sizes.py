@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, Cell, Table, fingerprint, rounded
+from cells import RESULTS, Cell, Table, filled, fingerprint, parser, rounded
 from reference import best, grid, holds, read
 from verdicts import geometric
-from workloads import CACHE, DATA, WORKLOADS
+from workloads import WORKLOADS
 
 from thalweg.records.settings import Settings
 from thalweg.run.candidates import Maker
@@ -123,14 +121,9 @@ def tables(table: Table) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="WORKLOAD")
-    parser.add_argument("--again", action="store_true", help="train what is known, too")
-    parser.add_argument("--tables", action="store_true", help="show what is known")
-    options = parser.parse_args()
+    flags = parser(__doc__, list(WORKLOADS))
+    flags.add_argument("--tables", action="store_true", help="show what is known")
+    options = flags.parse_args()
     table = Table(FILE, NAMES, holds(), options.again)
     if not options.tables:
         measure(options, table)
@@ -147,11 +140,7 @@ def measure(options: argparse.Namespace, table: Table) -> None:
             cells = {c["rate"]: c for c in table.where(workload=name, size=size) if c["fingerprint"] == mark}
             of = {"workload": name, "fingerprint": mark, "size": size}
             jobs.append((of, rate * math.sqrt(size / workload.batch_size), cells, options.data, options.cache))
-    with multiprocessing.Pool(options.jobs) as pool:
-        for cells in pool.imap_unordered(at_a_size, jobs):
-            for cell in cells:
-                table.add(cell)
-            table.save(command=" ".join(sys.argv).replace(str(options.data), "FOLDER"))
+    list(filled(table, at_a_size, jobs, options))
 
 
 if __name__ == "__main__":
