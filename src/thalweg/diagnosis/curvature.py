@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from thalweg.diagnosis.case import Case
-from thalweg.diagnosis.noise import Floats, line
+from thalweg.diagnosis.noise import Floats, chance_of_median, line
+from thalweg.diagnosis.update import FEW, SAMPLES, sound, steps
 from thalweg.diagnosis.update import STILL as SHORT
-from thalweg.diagnosis.update import STRAIGHT, steps
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.verdict import Verdict
@@ -61,6 +61,8 @@ POOR, POOR_SHARE = 1.5, 0.1
 HARDLY = 0.5
 #: And by less than this it stands still.
 STILL = 0.05
+#: A step that takes so much of what its slope promised is a twentieth of the best one, or less.
+TINY = 0.975
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +180,9 @@ def look(history: History, step: int) -> Look | None:
     if not _is_valid(history, step, AGED) or "epoch_loss" not in history.names:
         return None
     case = Case(history)
-    taken = steps(case)
-    short = taken.descent >= STRAIGHT or taken.ratio < SHORT
+    _, descent = sound(*case.series("descent_ratio"))
+    is_tiny = chance_of_median(descent[-SAMPLES:], TINY, below=False) <= FEW
+    short = is_tiny or steps(case).ratio < SHORT
     newest = [values[-1] for _, values in case.by_layer("gradient_norm").values() if len(values)]
     fallen = _fallen(history.series("epoch_loss")[1])
     return Look(history.facts, _trivial(history), fallen, short, is_cut_off=any(newest) and not all(newest))
