@@ -147,7 +147,7 @@ def test_a_training_that_learns_is_not_stuck_and_is_the_same_without_a_look(monk
     run = train()
     assert run.verdict is not None
     assert run.verdict.state != "stuck"
-    monkeypatch.setattr("thalweg.loop.train.looked", lambda *of: None)
+    monkeypatch.setattr("thalweg.loop.judging.looked", lambda *of: None)
     other = train()
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), other.model.parameters(), strict=True))
 
