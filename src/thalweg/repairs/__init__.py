@@ -1,0 +1,1 @@
+"""Repairs: findings → changes of a running training, each undone exactly where it does not help."""

@@ -1,0 +1,69 @@
+"""One change of a training: what it is made of, in plain words, so that it can be told, repeated and undone.
+
+A change is determined by its words and the body it is applied to: a run that is resumed applies it again to the user's
+own model before the weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from thalweg.records.settings import Settings
+from thalweg.step.forward import Forward
+from thalweg.step.losses import Loss
+
+Words = Mapping[str, float | str]
+Undo = Callable[[], None]
+
+
+@dataclass(slots=True)
+class Body:
+    """What a change may touch: the model in place, loss and settings by putting others in their stead."""
+
+    forward: Forward
+    loss: Loss | None
+    settings: Settings
+    sample: Any
+    """`(x, y)`: examples of the training data, on the model's device."""
+    rate: float
+    """The learning rate that is in force."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's own module."""
+        return self.forward.model
+
+
+class Change(Protocol):
+    """A kind of change."""
+
+    code: str
+    level: str
+    """`safe` or `full`: from which level of repair on it is made."""
+
+    def words(self, body: Body) -> Words | None:
+        """What it would do here; None where there is nothing for it to do."""
+
+    def apply(self, body: Body, words: Words) -> Undo:
+        """Change the body; returns what puts it back exactly as it was."""
+
+    def lines(self, words: Words) -> list[str]:
+        """The same in the user's own code."""
+
+
+def as_count(value: float | str) -> int:
+    """A word that is a whole number."""
+    return int(value)
+
+
+def names(value: float | str) -> list[str]:
+    """A word that lists modules: their names, parted by spaces.
+
+    >>> names("0 2 layers.4")
+    ['0', '2', 'layers.4']
+    """
+    return str(value).split()
