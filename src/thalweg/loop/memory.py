@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.loop.checkpoint import Checkpoint
+from thalweg.loop.saver import COPY_BYTES
 from thalweg.loop.setup import Setup, Standing
 from thalweg.loop.statistics import averaged_model
 from thalweg.loop.tree import require_like
 from thalweg.step.batches import Batches
 from thalweg.tensors import seeds
-from thalweg.tensors.named import assign, copied
+from thalweg.tensors.named import assign, copied, num_bytes
 
 
 class Memory:
@@ -27,10 +28,13 @@ class Memory:
         self.setup = setup
         self.forward = setup.step.forward
         self._epoch_random: dict[str, Any] | None = None
+        self.good: dict[str, Tensor] | None = None
+        """The weights of the last state with which nothing was wrong, where that is kept."""
 
     def follow(self, other: Memory) -> None:
         """Know what another memory of the same training knows."""
         self._epoch_random = other._epoch_random
+        self.good = other.good
 
     def batches(self, at: Standing) -> Iterator[Any]:
         """The batches still to come in this epoch; a stream that draws its own order sees the state it saw before."""
@@ -76,7 +80,15 @@ class Memory:
         }
         if setup.average is not None:
             saved["average"] = setup.average.state_dict()
+        if self.good is not None:
+            saved["good"] = self.good
         return saved
+
+    def keep_good(self, at: Standing) -> None:
+        """This state is one to go back to; of a large model none is kept."""
+        state = self.forward.state()
+        if num_bytes(state) <= COPY_BYTES:
+            self.good, at.good_step = copied(state), at.step
 
     def restore(self, checkpoint: Checkpoint) -> Standing:
         """Go back to where a checkpoint was taken: weights, optimizer, schedule, random state; returns the standing.
@@ -109,6 +121,7 @@ class Memory:
             if states is not None:
                 self.set_random(states)
         self._epoch_random = saved["epoch_random"]
+        self.good = dict(saved["good"]) if "good" in saved else None
         setup.step.resumed(standing.step)
         return standing
 

@@ -49,6 +49,7 @@ class Setup:
     anneals: bool = False
     watched: bool = False
     looks: bool = False
+    mends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,12 @@ class Limits:
     target: Mapping[str, float] = field(default_factory=dict)
     patience: int | str | None = "auto"
     save_every: int | str | None = "auto"
+
+
+_COUNTS = (
+    "step", "epoch", "position", "epoch_count", "evaluated_at", "best_step", "treated_at", "mended", "mended_at",
+    "tried_steps", "good_step",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -77,6 +84,17 @@ class Standing:
     evaluated_at: int = 0
     best_step: int | None = None
     best_value: float | None = None
+    treated: list[str] = field(default_factory=list)
+    """Codes of the findings that repairs were tried against, one for each time."""
+    treated_at: int = 0
+    mended: int = 0
+    """Repairs that were kept, in the order of the run's record."""
+    mended_at: int = 0
+    """The update since which the training is another one."""
+    tried_steps: int = 0
+    """Updates made on trial, which are no part of the training."""
+    good_step: int = 0
+    """The update after which the state lies that would be gone back to."""
 
     def passes(self, per_epoch: int | None) -> float:
         """Passes over the data so far, of so many batches each; fractional inside one."""
@@ -97,7 +115,7 @@ class Standing:
         """
         if self.step != step:
             raise ValueError(f"it stands at step {self.step}")
-        for name in ("step", "epoch", "position", "epoch_count", "evaluated_at", "best_step"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or not 0 <= value < 2**53):
                 raise ValueError(f"{name} is {value!r:.40}, not a count")

@@ -6,6 +6,7 @@ repeats and resumes exactly; the clock decides only when to save and when a time
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -19,7 +20,8 @@ from thalweg.loop.memory import Memory
 from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
-from thalweg.loop.watching import Watching
+from thalweg.loop.watching import FIRST, Watching
+from thalweg.records.finding import Finding
 from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
 from thalweg.signals.cadence import is_awaited, is_reported
@@ -31,6 +33,10 @@ EVALUATE_EVERY = 500
 SAVE_SECONDS = 30.0
 #: What ends a part of a training: no reason to stop.
 PAUSED = "paused"
+#: Something was found that may be mended before it goes on.
+ILL = "ill"
+#: A finding that a repair was tried against is tried once more, when so many times as many updates were made.
+AGAIN_AFTER, TIMES = 2.5, 2
 
 
 class Training:
@@ -59,12 +65,20 @@ class Training:
         self._started = time.perf_counter() - self.at.seconds
         self._saved = time.perf_counter()
         reason = self._limit_reached() or self._decided_before()
-        if self.at.step == 0:
+        if self.at.step == 0 and self.watching.asked_at < 0:
             self.save()
             self.watching.began()
+        elif self.watching.asked_at < 0:
+            self.watching.again(self.at.step)
+        if self.setup.mends and self.memory.good is None:
+            self.memory.keep_good(self.at)
+        reason = self._ill(reason)
         while reason is None:
             self.model.train()
             reason = self._epoch()
+        if reason == ILL:
+            self.at.seconds = time.perf_counter() - self._started
+            return ILL
         if reason not in ("diverged", "interrupted") and self.setup.validation and self.at.evaluated_at < self.at.step:
             self._evaluate()
         self.at.seconds = time.perf_counter() - self._started
@@ -98,6 +112,7 @@ class Training:
         training._started = time.perf_counter() - self.at.seconds
         training.best = self.best
         training.memory.follow(self.memory)
+        training.watching.since = self.at.mended_at
         return training
 
     def _epoch(self) -> str | None:
@@ -126,11 +141,11 @@ class Training:
             at.position += 1
             if average is not None:
                 average.update(number)
-            reason = self._report() if report else None
+            reason = self._ill(self._report()) if report else None
             if evaluate_every and number % evaluate_every == 0:
-                reason = reason or self._evaluate()
+                reason = reason or self._ill(self._evaluate())
             if number == last:
-                reason = reason or "steps"
+                reason = "steps" if reason in (None, ILL) else reason
             if self.interrupt:
                 reason = reason or "interrupted"
             if number == pause:
@@ -157,9 +172,31 @@ class Training:
         at.epoch += 1
         at.position = 0
         stop = self._evaluate(of_epoch=True)
-        if reason not in (None, PAUSED):
+        if reason not in (None, PAUSED, ILL):
             return reason
-        return stop or self._limit_reached() or reason
+        limit = self._limit_reached()
+        return limit if limit is not None and stop in (None, ILL) else self._ill(stop) or reason
+
+    def _ill(self, reason: str | None) -> str | None:
+        """`ILL` where something stands that no repair was tried against yet, before a reason to give up; else it."""
+        if not self.setup.mends or reason not in (None, "patience", "diverged"):
+            return reason
+        if reason is not None:
+            self.watching.ask(self.at.step)
+        if self.watching.asked_at != self.at.step:
+            return reason
+        if self.untreated():
+            return ILL
+        if reason is None and not any(finding.severity != "note" for finding in self.watching.current):
+            self.memory.keep_good(self.at)
+        return reason
+
+    def untreated(self) -> list[Finding]:
+        """What stands, above a note, and no repair was tried against; or not since long."""
+        at = self.at
+        is_soon = at.step < AGAIN_AFTER * max(at.treated_at, FIRST[0])
+        tired = {code for code in at.treated if is_soon or at.treated.count(code) >= TIMES}
+        return [f for f in self.watching.current if f.severity != "note" and f.code not in tired]
 
     def _limit_reached(self) -> str | None:
         at, limits = self.at, self.limits
@@ -177,7 +214,8 @@ class Training:
         """Read what the steps since the last report left on the device, and write it down."""
         at = self.at
         self._read_losses()
-        values = {"loss": sum(at.window) / len(at.window), "learning_rate": self.learning_rate}
+        loss = sum(at.window) / len(at.window) if at.window else math.nan
+        values = {"loss": loss, "learning_rate": self.learning_rate}
         values.update(loss_spread(at.window))
         values.update(self.setup.signals.read())
         at.window.clear()
@@ -262,6 +300,8 @@ class Training:
             return
         losses = torch.stack(self._pending).tolist()
         self._pending.clear()
+        if self.setup.step.update.clip.skips:  # of an update that was not made
+            losses = [loss for loss in losses if math.isfinite(loss)]
         self.at.add(losses)
 
     def _record(self, values: Mapping[str, float]) -> StepRecord:

@@ -7,6 +7,7 @@ long one is not asked more often than a few dozen times. Nothing of it reaches t
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Protocol
 
 from thalweg.diagnosis import engine
@@ -34,10 +35,15 @@ class Watching:
         self._history = history
         self._told = told
         self._on = on
+        self.since = 0
+        """The update since which the training is another one: of what was before nothing is asked any more."""
+        self.current: list[Finding] = []
+        """What the newest answer was, likeliest cause first."""
+        self.asked_at = -1
 
     def reported(self, step: int) -> None:
         """A step was reported."""
-        if self._on and is_asked(step):
+        if self._on and is_asked(step - self.since):
             self._ask(step)
 
     def evaluated(self, step: int) -> None:
@@ -57,14 +63,34 @@ class Watching:
         if self._on:
             self._history.settle(self._ask(step), step)
 
+    def ask(self, step: int) -> None:
+        """Now, whatever the step."""
+        if self._on:
+            self._ask(step)
+
+    def again(self, step: int) -> None:
+        """A run is gone on with from a step after which it was asked, perhaps: so it is now, and nobody is told."""
+        count = max(self._history.count("epoch_loss"), self._history.count("validation_loss"))
+        if self._on and (step == self.since or is_asked(step - self.since) or is_asked_of(count)):
+            view = self._history.since(self.since) if self.since else self._history
+            self.current = [_later(finding, self.since) for finding in engine.findings(view)]
+            self.asked_at = step
+
     def _ask(self, step: int) -> list[Finding]:
         before = {finding.code: _grade(finding) for finding in self._history.findings}
-        found = engine.findings(self._history)
+        view = self._history.since(self.since) if self.since else self._history
+        found = [_later(finding, self.since) for finding in engine.findings(view)]
+        self.current, self.asked_at = found, step
         for finding in found:
             if _grade(finding) > before.get(finding.code, -1):
                 self._history.found(finding, step)
                 self._told.event(finding)
         return found
+
+
+def _later(finding: Finding, steps: int) -> Finding:
+    """A finding of a part of a history, by the steps of the whole."""
+    return replace(finding, step=finding.step + steps) if steps else finding
 
 
 def _grade(finding: Finding) -> int:

@@ -41,6 +41,9 @@ _INSERT = {
     "facts": "INSERT OR REPLACE INTO facts VALUES (?, ?)",
 }
 
+#: Facts that are counted in updates from the first one on.
+_COUNTED = frozenset({"planned_steps", "ended_at"})
+
 _Record = StepRecord | Finding | Action
 #: A table, the step or name of a row that is to be written to it, and what it holds.
 _Waiting = tuple[str, int | str, _Record | str]
@@ -140,6 +143,21 @@ class History:
         """How many values a series has."""
         column = self._columns.get(name)
         return len(column[1]) if column else 0
+
+    def since(self, step: int) -> History:
+        """What was reported after a step, in memory, as of a training that began there."""
+        part = History()
+        part._evaluated = set(self._evaluated)
+        for name, (steps, values) in self._columns.items():
+            first = next((i for i, s in enumerate(steps) if s > step), len(steps))
+            if first < len(steps):
+                part._columns[name] = array("q", (s - step for s in steps[first:])), values[first:]
+        part._found = [(seen - step, finding) for seen, finding in self._found if seen > step]
+        part._facts = {
+            name: value - step if name in _COUNTED and isinstance(value, int | float) else value
+            for name, value in self._facts.items()
+        }
+        return part
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 

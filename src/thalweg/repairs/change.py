@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from thalweg.records.settings import Settings
+from thalweg.step.data import Data
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 
@@ -30,7 +31,19 @@ class Body:
     sample: Any
     """`(x, y)`: examples of the training data, on the model's device."""
     rate: float
-    """The learning rate that is in force."""
+    """The learning rate that the schedule multiplies."""
+    step: int = 0
+    """Updates made so far."""
+    restarted_at: int = 0
+    """The update from which the schedule counts."""
+    skips: bool = False
+    """Whether a batch whose gradient is not finite is left out."""
+    data: Data | None = None
+    """What is trained on."""
+    kept: list[int] | None = None
+    """The examples that are left, where some were set aside."""
+    forgets: bool = False
+    """Whether the rule begins anew, without what it kept of earlier gradients."""
 
     @property
     def model(self) -> nn.Module:

@@ -80,6 +80,7 @@ def assemble(
     signals: Signals | None = None,
     watched: bool = False,
     looks: bool = False,
+    mends: bool = False,
 ) -> Setup:
     """The parts of a training, put together."""
     return Setup(
@@ -99,6 +100,7 @@ def assemble(
         anneals=chosen.anneals,
         watched=watched,
         looks=looks,
+        mends=mends,
     )
 
 

@@ -116,8 +116,6 @@ def _notes(settings: Settings, batches: Batches, has_norm: bool) -> list[str]:
     notes, order = [], batches.order
     if isinstance(batches.data, Stream) and settings.batch_size != "auto":
         notes.append("The data brings batches of its own: batch_size was not used.")
-    if settings.repair == "full":
-        notes.append("Nothing is mended while training: repair was noted.")
     if has_norm and (order.accumulate > 1 or order.batch_size is None):
         notes.append(
             "Batch norm normalises each micro-batch by itself, so the gradient differs from that of the whole batch."

@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import nn
 
 from thalweg.loop.checkpoint import Checkpoints
 from thalweg.loop.saver import Saver
+from thalweg.loop.setup import Setup
 from thalweg.loop.train import Training
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings, expanded
+from thalweg.repairs.change import Body
 from thalweg.run import directory as directories
 from thalweg.run.candidates import assemble
 from thalweg.run.choices import Chosen, choose
@@ -27,6 +29,7 @@ from thalweg.run.facts import facts, of_settings
 from thalweg.run.finish import finish
 from thalweg.run.going_on import as_decided, go_on
 from thalweg.run.interrupts import interruptible
+from thalweg.run.mending import Mending, body_of, is_mended, mended_before
 from thalweg.run.race import Raced, Stage, is_raced, likely_steps, why_not
 from thalweg.run.run import Run
 from thalweg.run.telling import Telling
@@ -125,8 +128,12 @@ def carry_out(
     telling = Telling(record, settings)
     checkpoints = Checkpoints(directory, telling.warn)
     checkpoint = checkpoints.latest() if resuming else None
+    mended = None
     if checkpoint is not None:
         prepared.chosen = as_decided(prepared.chosen, prepared.forward, prepared.loss, settings, record)
+        if record.decided.get("repairs"):
+            mended = mended_before(prepared.forward, prepared.loss, prepared.chosen, settings, record, checkpoint)
+            prepared.loss, prepared.chosen = mended[0].loss, mended[1]
     history = History(directory / "history.sqlite", telling.warn)
     stack.callback(history.close)
     run = telling.run = Run(prepared.forward.model, prepared.chosen.optimizer, history, record, directory)
@@ -153,8 +160,12 @@ def carry_out(
     saver = Saver(checkpoints, before=history.flush)
     stack.callback(saver.finish)
     signals = raced.training.setup.signals if raced is not None else None
-    watched = settings.repair != "off"
-    setup = assemble(step, prepared.chosen, history, saver, telling, signals, watched, looks=True)
+    watched, mends = settings.repair != "off", is_mended(settings, prepared.chosen)
+
+    def assembled(step: PlannedStep, chosen: Chosen, signals: Any = None) -> Setup:
+        return assemble(step, chosen, history, saver, telling, signals, watched, looks=True, mends=mends)
+
+    setup = assembled(step, prepared.chosen, signals)
     training = raced.training.moved(setup) if raced is not None else Training(setup, prepared.chosen.limits)
     if resuming:
         go_on(training, checkpoints, checkpoint, settings, telling)
@@ -163,13 +174,35 @@ def carry_out(
         step.begin(training.at.step)
     step.open()
     telling.start()
-    with interruptible(training):
+    body = mended[0] if mended is not None else body_of(prepared.forward, prepared.loss, prepared.chosen, settings)
+    mending = Mending(
+        training,
+        body,
+        prepared.chosen,
+        record,
+        directory,
+        telling,
+        lambda body, chosen: _mended_step(stack, body, chosen, settings, record, directory),
+        assembled,
+    )
+    with interruptible(mending):
         if raced is not None:
             raced.kept.hand_over(training)
-        record.stopped_because = training.run()
-        finish(run, training, checkpoints)
+        record.stopped_because = mending.run()
+        finish(run, mending.training, checkpoints)
         telling.end()
     return run
+
+
+def _mended_step(
+    stack: ExitStack, body: Body, chosen: Chosen, settings: Settings, record: RunRecord, directory: Path
+) -> PlannedStep:
+    """The step of a training that was mended: planned anew, and eager where the plan was given, or batches are left out."""
+    plan = settings.plan if settings.plan == "auto" and not body.skips else "eager"
+    prepared = Prepared(body.forward, body.loss, chosen)
+    step = _planned(prepared, replace(settings, plan=plan), record, directory, resuming=False)
+    stack.callback(step.close)
+    return step
 
 
 def _race(stage: Stage, record: RunRecord, directory: Path, telling: Telling) -> Raced | None:

@@ -70,7 +70,8 @@ def resume(
         plan = record.decided.get("plan")
         if "plan" in changed and settings.plan != "auto":
             plan = replace(Plan.of(settings.plan), is_settled=True).to_dict()
-        record.decided = {**prepared.chosen.decided, "plan": plan, "search": record.decided.get("search")}
+        kept = {word: record.decided.get(word) for word in ("search", "repairs")}
+        record.decided = {**prepared.chosen.decided, "plan": plan, **kept}
         record.asked |= {word: plain(value) for word, value in changes.items()}  # to be gone on with, once more
         return carry_out(stack, prepared, settings, record, directory, resuming=True)
 

@@ -169,7 +169,7 @@ class Candidate:
         losses: list[float] = []
         with self.turn():
             training.model.train()
-            for rate, batch in zip(rates, _endless(batches, 0), strict=False):
+            for rate, batch in zip(rates, endless(batches, 0), strict=False):
                 for group in setup.optimizer.param_groups:
                     group["lr"] = rate
                 losses.append(float(setup.step(batch)))
@@ -197,7 +197,7 @@ class Candidate:
         """What its training would see next, over the ends of epochs."""
         at, batches = self.training.at, self.training.setup.batches
         yield from self.training.memory.batches(at)
-        yield from _endless(batches, at.epoch + 1)
+        yield from endless(batches, at.epoch + 1)
 
 
 def spent(candidates: Iterable[Candidate], price: float) -> float:
@@ -211,7 +211,7 @@ def leader(candidates: Iterable[Candidate]) -> Candidate | None:
     return min(judged, key=lambda c: (-max(c.scores), c.scores[max(c.scores)]), default=None)
 
 
-def _endless(batches: Batches, epoch: int) -> Iterator[Any]:
+def endless(batches: Batches, epoch: int) -> Iterator[Any]:
     """The batches from an epoch on, until one has none."""
     for number in itertools.count(epoch):
         seen = False

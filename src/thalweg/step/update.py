@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -16,6 +17,8 @@ class Clip:
 
     norm: float | None = None
     value: float | None = None
+    skips: bool = False
+    """Whether an update whose gradient is not finite is left out; to see that, the host waits for the device."""
 
 
 class Probe(Protocol):
@@ -35,6 +38,8 @@ class Update:
         self.optimizer = optimizer
         self.clip = clip or Clip()
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.num_skipped = 0
+        """Updates that were left out."""
 
     def __call__(self, probe: Probe | None = None) -> None:
         """Make the update."""
@@ -48,8 +53,15 @@ class Update:
 
     def apply(self) -> None:
         """Move the parameters by their gradients, clipped, and leave these."""
+        if self.clip.skips and not self._is_finite():
+            self.num_skipped += 1
+            return
         self.clip_gradients()
         self.optimizer.step()
+
+    def _is_finite(self) -> bool:
+        norms = [p.grad.norm() for p in self.parameters if p.grad is not None]
+        return not norms or bool(torch.isfinite(torch.stack(norms)).all())
 
     def clip_gradients(self) -> None:
         """Bound the gradients as they stand."""

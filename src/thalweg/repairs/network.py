@@ -1,0 +1,7 @@
+"""The changes of the network itself, by code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CHANGES: dict[str, Any] = {}

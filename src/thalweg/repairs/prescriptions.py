@@ -1,0 +1,278 @@
+"""Findings → what to try: each prescription a list of changes, the most promising first.
+
+A trial decides which of them helps, if any; here is said only what answers which finding. The order within a finding
+follows the successes counted in `successes.json`, which the clinic's tuning part has made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from thalweg.records.finding import Finding
+from thalweg.repairs import backward, network, update
+from thalweg.repairs.change import Body, Words
+
+#: Every kind of change, by code.
+CHANGES: dict[str, Any] = {**update.CHANGES, **backward.CHANGES, **network.CHANGES}
+LEVELS = ("safe", "full")
+#: Prescriptions of a trial at most: each costs its updates.
+MOST = 4
+
+#: A change by its code, with its words where the finding gives them: finding, body → words.
+Step = tuple[str, Callable[[Finding, Body], Words | None] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prescription:
+    """Changes that are tried together; `name` says them in short."""
+
+    name: str
+    changes: tuple[tuple[str, Words | None], ...]
+    is_from_the_start: bool = False
+    """Whether it begins from the first good state that is still held, not from where the training stands."""
+
+    @property
+    def touches_network(self) -> bool:
+        """Whether anything but settings is changed."""
+        return any(code in network.CHANGES for code, _ in self.changes)
+
+
+def _times(factor: float) -> Step:
+    """The rate in force, times a factor."""
+    return "set_learning_rate", lambda finding, body: {"learning_rate": body.rate * factor}
+
+
+def _suggested(finding: Finding, body: Body) -> Words | None:
+    rate = finding.evidence.get("suggested_learning_rate")
+    return {"learning_rate": rate} if rate is not None and rate > 0 else None
+
+
+def _rule(rate: float) -> Step:
+    return "change_rule", lambda finding, body: {"optimizer": "adamw", "learning_rate": rate}
+
+
+def _clip(finding: Finding, body: Body) -> Words | None:
+    norm = finding.evidence.get("typical_norm")
+    return {"clip_norm": float(f"{norm:.2g}")} if norm else {"clip_norm": 1.0}
+
+
+RATE: Step = ("set_learning_rate", _suggested)
+RULE = _rule(1e-3)
+CLIP: Step = ("clip_gradients", _clip)
+AGAIN: Step = ("restart_schedule", None)
+
+
+def _plain(code: str) -> Step:
+    return code, None
+
+
+INITIALISE, SWAP, NORM = _plain("initialise"), _plain("swap_activation"), _plain("insert_norm")
+RESIDUAL, STANDARDISE, TARGETS = _plain("insert_residual"), _plain("standardise_inputs"), _plain("scale_targets")
+HEAD, MOMENTS, PERTURB = _plain("drop_head"), _plain("reset_moments"), _plain("perturb")
+
+#: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
+RENEW: tuple[Step, ...] = (STANDARDISE, INITIALISE, RULE, ("clip_gradients", None))
+
+#: Finding → prescriptions, in the order in which they are thought of; `-` before a name begins from the first good state.
+TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
+    "learning_rate_too_high": {
+        "rate": (RATE, AGAIN),
+        "-rate": (RATE, MOMENTS, AGAIN),
+        "-rule": (RULE, AGAIN),
+        "initialise, rate": (INITIALISE, RATE, MOMENTS, AGAIN),
+    },
+    "learning_rate_too_low": {
+        "rate": (RATE, AGAIN),
+        "rule": (RULE, AGAIN),
+        "rate × 10": (_times(10.0), AGAIN),
+    },
+    "optimizer_misconfigured": {
+        "-rule": (RULE, AGAIN),
+        "rule": (RULE, AGAIN),
+        "initialise, rule": (INITIALISE, RULE, AGAIN),
+    },
+    "batch_too_small": {
+        "batch": (_plain("change_batch"), AGAIN),
+        "rate / 8": (_times(1 / 8), AGAIN),
+    },
+    "exploding_gradient": {
+        "initialise": (INITIALISE, MOMENTS),
+        "swap, initialise": (SWAP, INITIALISE, MOMENTS),
+        "initialise, norm": (INITIALISE, NORM, MOMENTS),
+        "-clip, rate": (CLIP, _times(0.1), MOMENTS),
+    },
+    "vanishing_gradient": {
+        "swap, initialise, rule": (SWAP, INITIALISE, RULE),
+        "swap, initialise": (SWAP, INITIALISE, MOMENTS),
+        "initialise, norm": (INITIALISE, NORM, MOMENTS),
+        "rule": (RULE,),
+    },
+    "dead_units": {
+        "initialise": (INITIALISE, MOMENTS),
+        "swap, initialise": (SWAP, INITIALISE, MOMENTS),
+        "initialise, rule": (INITIALISE, RULE),
+        "rule": (RULE,),
+    },
+    "saturated_units": {
+        "initialise": (INITIALISE, MOMENTS),
+        "initialise, rule": (INITIALISE, RULE),
+        "rule": (RULE,),
+    },
+    "bad_initialization": {
+        "initialise": (INITIALISE, MOMENTS),
+        "initialise, rule": (INITIALISE, RULE),
+        "rule": (RULE,),
+        "perturb": (PERTURB,),
+    },
+    "loss_output_mismatch": {
+        "head": (HEAD, MOMENTS),
+        "head, initialise": (HEAD, INITIALISE, MOMENTS),
+    },
+    "unscaled_inputs": {
+        "standardise": (STANDARDISE, MOMENTS),
+        "standardise, initialise": (STANDARDISE, INITIALISE, MOMENTS),
+        "standardise, initialise, rule": (STANDARDISE, INITIALISE, RULE),
+        "rule": (RULE,),
+    },
+    "unscaled_targets": {
+        "targets": (TARGETS, MOMENTS),
+        "targets, initialise": (TARGETS, INITIALISE, MOMENTS),
+        "rule": (RULE,),
+    },
+    "frozen_parameters": {"unfreeze": (_plain("unfreeze"),), "swap": (SWAP,)},
+    "wrong_mode": {"mode": (_plain("train_mode"), MOMENTS), "mode, initialise": (_plain("train_mode"), INITIALISE)},
+    "class_imbalance": {"weigh": (_plain("weigh_classes"),)},
+    "stale_gradients": {"rule": (RULE, AGAIN), "-rule": (RULE, AGAIN), "initialise, rule": (INITIALISE, RULE)},
+    "overfitting": {
+        "decay": (_plain("decay_weights"),),
+        "dropout": (_plain("add_dropout"),),
+    },
+    "saddle_point": {
+        "perturb": (PERTURB, MOMENTS),
+        "initialise": (INITIALISE, MOMENTS),
+        "initialise, rule": (INITIALISE, RULE),
+        "rule": (RULE,),
+    },
+    "local_minimum": {
+        "perturb, rule": (PERTURB, RULE, AGAIN),
+        "initialise, rule": (INITIALISE, RULE, AGAIN),
+        "swap, initialise": (SWAP, INITIALISE, MOMENTS, AGAIN),
+    },
+    "non_finite": {
+        "-skip": (_plain("skip_batches"), MOMENTS),
+        "-skip, rate": (_plain("skip_batches"), RATE, MOMENTS, CLIP),
+        "-rule": (_plain("skip_batches"), RULE, ("clip_gradients", None)),
+        "initialise, rule": (_plain("skip_batches"), INITIALISE, RULE, ("clip_gradients", None)),
+    },
+    "diverging_loss": {
+        "-rate / 10": (_times(0.1), MOMENTS),
+        "-rule": (RULE, ("clip_gradients", None)),
+    },
+    "oscillating_loss": {"rate / 10": (_times(0.1), AGAIN), "batch": (_plain("change_batch"),)},
+    "noise_floor": {"rate / 10": (_times(0.1), AGAIN), "batch": (_plain("change_batch"),)},
+    "plateau": {"rule": (RULE,), "rate × 10": (_times(10.0),), "initialise": (INITIALISE, MOMENTS)},
+    "slow_convergence": {"rate × 10": (_times(10.0), AGAIN), "rule": (RULE, AGAIN)},
+    "underfitting": {"rate × 10": (_times(10.0), AGAIN), "rule": (RULE, AGAIN)},
+    "collapsed_output": {"initialise": (INITIALISE, MOMENTS), "rule": (RULE,)},
+}  # fmt: skip
+
+
+@cache
+def successes() -> dict[str, dict[str, list[int]]]:
+    """Finding → prescription → [times kept, times tried] on the clinic's tuning part; empty where none was counted."""
+    file = files("thalweg.repairs").joinpath("successes.json")
+    found: dict[str, dict[str, list[int]]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
+
+
+def prescribe(findings: Sequence[Finding], body: Body, level: str) -> list[Prescription]:
+    """What to try against findings, ranked as `ranked` ranks them; nothing where nothing here answers them.
+
+    Where several causes stand, what answers all of them at once comes first.
+    """
+    found: dict[tuple[Any, ...], Prescription] = {}
+    answered = [finding for finding in findings if finding.code in TABLE]
+    if len(answered) > 1:
+        _add(found, _together(answered, body, level))
+    for finding in answered:
+        for name, steps in _ordered(finding.code):
+            _add(found, _made(name, [(finding, step) for step in steps], body, level))
+    kept = list(found.values())[:MOST]
+    if level == "full" and answered and any(finding.code not in ("overfitting", "class_imbalance") for finding in answered):
+        renew = _made("renew", [(answered[0], step) for step in RENEW], body, level)
+        if renew is not None and renew not in kept:
+            kept = [*kept[: MOST - 1], renew]
+    return kept
+
+
+def _ordered(code: str) -> list[tuple[str, tuple[Step, ...]]]:
+    """Prescriptions for a finding, those with the greatest share of successes first; one try counts little."""
+    counted = successes().get(code, {})
+
+    def share(name: str) -> float:
+        kept, tried = counted.get(name, (0, 0))
+        return (kept + 0.5) / (tried + 1)
+
+    return sorted(TABLE[code].items(), key=lambda item: -share(item[0]))
+
+
+def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescription | None:
+    """The first prescription of each finding, in one; of changes of one kind the first counts."""
+    steps: dict[str, tuple[Finding, Step]] = {}
+    for finding in findings:
+        for name, of in _ordered(finding.code):
+            if _made(name, [(finding, step) for step in of], body, level) is not None:
+                for step in of:
+                    steps.setdefault(step[0], (finding, step))
+                break
+    if {"change_rule", "set_learning_rate"} <= steps.keys():
+        del steps["set_learning_rate"]
+    order = sorted(steps.values(), key=lambda pair: _ORDER.index(pair[1][0]))
+    return _made("together", order, body, level) if order else None
+
+
+#: Structure first, then weights, then what moves them.
+_ORDER = (
+    "drop_head", "unfreeze", "train_mode", "standardise_inputs", "scale_targets", "swap_activation", "initialise",
+    "insert_norm", "insert_residual", "add_dropout", "weigh_classes", "perturb", "skip_batches", "clip_gradients",
+    "set_learning_rate", "change_rule", "decay_weights", "change_batch", "reset_moments", "restart_schedule",
+)  # fmt: skip
+
+
+def _made(name: str, steps: Iterable[tuple[Finding, Step]], body: Body, level: str) -> Prescription | None:
+    """A prescription for this body; None where the level does not allow it or nothing of it has anything to do."""
+    changes: list[tuple[str, Words | None]] = []
+    for finding, (code, words) in steps:
+        change = CHANGES.get(code)
+        if change is None or LEVELS.index(change.level) > LEVELS.index(level):
+            if code in _OPTIONAL:
+                continue
+            return None
+        given = words(finding, body) if words is not None else None
+        if words is not None and given is None:
+            return None
+        if words is None and change.words(body) is None:
+            if code in _OPTIONAL:
+                continue
+            return None
+        changes.append((code, given))
+    if not any(code not in _BESIDE for code, _ in changes):
+        return None
+    return Prescription(name.removeprefix("-"), tuple(changes), name.startswith("-"))
+
+
+#: Changes that a prescription can do without, and those that are nothing by themselves.
+_OPTIONAL = frozenset({"restart_schedule", "reset_moments", "clip_gradients", "swap_activation", "standardise_inputs"})
+_BESIDE = frozenset({"restart_schedule", "reset_moments"})
+
+
+def _add(found: dict[tuple[Any, ...], Prescription], made: Prescription | None) -> None:
+    """Each only once, whatever it is called."""
+    if made is not None:
+        key = (made.is_from_the_start, tuple((code, repr(sorted((words or {}).items()))) for code, words in made.changes))
+        found.setdefault(key, made)

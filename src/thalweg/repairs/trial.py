@@ -1,0 +1,94 @@
+"""Whether a repair is kept: its outcome against a control that went on unchanged, beyond the noise of both.
+
+Both begin from the same state and see the same batches; at the end each is cooled down (its rate falls to zero along a
+line), so that a lower rate does not win by its smaller noise alone, and measured on the same examples. A repair is kept
+where the mean of the paired differences is SURE standard errors below zero, and by a margin that matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Standard errors of the paired difference.
+SURE = 3.0
+#: Share of the control's loss, or of what it has gained since its first, that a gain must come to.
+MARGIN = 0.05
+#: Updates of a trial: a share of the training that is planned, and bounds; of a training of unknown length the least.
+SHARE, FEWEST, LONGEST = 1 / 25, 24, 1000
+#: Share of the planned training that trials may cost in all.
+BUDGET = 0.3
+#: Share of the updates that are added to cool down.
+COOL_DOWN = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What an arm of a trial came to: losses of the same groups of examples `[groups]`, infinite where not finite."""
+
+    losses: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over all groups."""
+        return float(np.mean(self.losses)) if all(map(math.isfinite, self.losses)) else math.inf
+
+
+def length(planned: int | None) -> int:
+    """Updates of each arm.
+
+    >>> length(None), length(500), length(100_000)
+    (24, 24, 1000)
+    """
+    return FEWEST if planned is None else max(FEWEST, min(LONGEST, round(SHARE * planned)))
+
+
+def is_affordable(spent: int, arms: int, planned: int | None) -> bool:
+    """Whether so many arms more are within what trials may cost; a training of unknown length may have two trials."""
+    of_all = BUDGET * planned if planned is not None else 2 * 6 * FEWEST
+    return spent + arms * price(length(planned)) <= max(of_all, 6 * price(FEWEST))
+
+
+def price(updates: int) -> int:
+    """Updates of one arm, its cool-down included."""
+    return updates + max(1, round(COOL_DOWN * updates))
+
+
+def is_better(control: Measured, other: Measured) -> bool:
+    """Whether an arm is better than the control beyond noise.
+
+    >>> is_better(Measured((1.0, 1.1, 0.9)), Measured((0.5, 0.55, 0.45)))
+    True
+    >>> is_better(Measured((1.0, 1.1, 0.9)), Measured((0.99, 1.1, 0.89)))
+    False
+    """
+    if not math.isfinite(other.mean):
+        return False
+    if not math.isfinite(control.mean):
+        return True
+    gains = np.array(control.losses) - np.array(other.losses)
+    if len(gains) < 2 or not gains.mean() > MARGIN * abs(control.mean):
+        return False
+    return bool(gains.mean() > SURE * gains.std(ddof=1) / math.sqrt(len(gains)))
+
+
+def best(controls: Sequence[Measured], others: Sequence[Measured]) -> int | None:
+    """The number of the arm that is kept: the one with the greatest share gained of those that are better; else None.
+
+    Each arm has a control of its own, measured in its terms: a repair of the loss changes what is measured.
+    """
+    gains = {
+        i: _gain(control, other)
+        for i, (control, other) in enumerate(zip(controls, others, strict=True))
+        if is_better(control, other)
+    }
+    return max(gains, key=lambda i: (gains[i], -i), default=None)
+
+
+def _gain(control: Measured, other: Measured) -> float:
+    """What is gained, as a logarithm of how many times smaller the loss is; infinite losses count as very large."""
+    large = 1e30
+    return math.log(max(min(control.mean, large), 1e-30)) - math.log(max(other.mean, 1e-30))

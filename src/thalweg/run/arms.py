@@ -1,0 +1,253 @@
+"""The arms of a trial: a training as it would go on, with a prescription or without, from one state on one set of batches.
+
+Nothing of an arm stays: model, rule, random state and data are afterwards as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from thalweg.loop.evaluate import evaluating
+from thalweg.loop.memory import untouched
+from thalweg.loop.train import Training
+from thalweg.optim import schedules
+from thalweg.repairs.change import Body
+from thalweg.repairs.prescriptions import CHANGES, Prescription
+from thalweg.repairs.trial import COOL_DOWN, Measured
+from thalweg.run.choices import Chosen, again
+from thalweg.search.candidate import endless
+from thalweg.step.batches import Batches, Order
+from thalweg.step.data import Batch, Stream
+from thalweg.step.trial import Snapshot
+from thalweg.step.update import Update
+from thalweg.step.whole import Step
+from thalweg.tensors.named import assign, copied, leaves, mapped
+from thalweg.tensors.seeds import generator
+
+#: Examples that arms are measured on, and the groups whose losses are compared pair by pair.
+EXAMPLES, GROUPS = 2048, 16
+#: Changes that change what is measured: the control is measured in their terms too.
+OF_MEASURE = ("drop_head", "weigh_classes")
+
+Done = list[tuple[str, dict[str, float | str]]]
+
+
+class Later(schedules.ByStep):
+    """A schedule that begins at an update."""
+
+    def __init__(self, schedule: schedules.Schedule, begin: int) -> None:
+        assert isinstance(schedule, schedules.ByStep)
+        super().__init__(lambda t: schedule.factor(max(0, t - begin)))
+
+
+def parts_of(body: Body, chosen: Chosen, old: Optimizer | None) -> Chosen:
+    """What a training is made of as the body stands; the rule keeps what it can of the old one's state."""
+    parts = again(chosen, body.forward, body.loss, body.settings)
+    parts.batches = _batches(body, chosen, parts)
+    if isinstance(body.settings.schedule, str) and body.restarted_at and body.settings.schedule != "plateau":
+        total = parts.decided["total_steps"]
+        left = max(1, total - body.restarted_at) if total is not None else None
+        begun = schedules.build(body.settings.schedule, parts.optimizer, left, parts.batches.per_epoch)
+        parts.schedule = Later(begun, body.restarted_at)
+    if body.skips:
+        parts.update = Update(parts.optimizer, replace(parts.update.clip, skips=True))
+    if old is not None:
+        _carry(old, parts.optimizer, body.forgets)
+    return parts
+
+
+def _batches(body: Body, chosen: Chosen, parts: Chosen) -> Batches:
+    """The very batches there were, unless they are cut otherwise now."""
+    if body.kept is not None and not isinstance(chosen.batches.data, Stream):
+        before = parts.batches
+        return Batches(chosen.batches.data.part(body.kept), before.order, before.dtype, before.device)
+    return chosen.batches if parts.batches.order == chosen.batches.order else parts.batches
+
+
+def _carry(old: Optimizer, new: Optimizer, forgets: bool) -> None:
+    """Moments of tensors that are trained on by a rule of the same family."""
+    if forgets:
+        new.state.clear()
+    elif old is not new and _family(old) == _family(new):
+        for group in new.param_groups:
+            for p in group["params"]:
+                kept = old.state.get(p)
+                if kept and all(not isinstance(v, torch.Tensor) or v.ndim == 0 or v.shape == p.shape for v in kept.values()):
+                    new.state[p] = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in kept.items()}
+
+
+def _family(optimizer: Optimizer) -> str:
+    return {"AdamW": "Adam"}.get(type(optimizer).__name__, type(optimizer).__name__)
+
+
+@contextlib.contextmanager
+def applied(body: Body, prescription: Prescription, good: Any = None, only: Sequence[str] | None = None) -> Iterator[Done]:
+    """The body is changed inside; what was done, in words, is handed out, and undone afterwards unless `keep`."""
+    undos = []
+    try:
+        yield administer(body, prescription, good, undos, only)
+    finally:
+        for undo in reversed(undos):
+            undo()
+
+
+def administer(
+    body: Body, prescription: Prescription, good: Any, undos: list[Any], only: Sequence[str] | None = None
+) -> Done:
+    """Make the changes of a prescription; how to undo each is added to `undos`."""
+    if prescription.is_from_the_start and good is not None:
+        assign(body.forward.state(), good)
+    done: Done = []
+    for code, given in prescription.changes:
+        if only is not None and code not in only:
+            continue
+        words = given if given is not None else CHANGES[code].words(body)
+        if words is not None:
+            undos.append(CHANGES[code].apply(body, words))
+            done.append((code, dict(words)))
+    return done
+
+
+class Arms:
+    """Trains and measures arms from where a training stands."""
+
+    def __init__(self, training: Training, chosen: Chosen, body: Body, updates: int) -> None:
+        self._training = training
+        self._chosen = chosen
+        self._body = body
+        self._updates = updates
+        self._groups = groups(chosen, body.settings.seed)
+        self._end: dict[str, torch.Tensor] | None = None
+        """The control's weights, cooled down."""
+
+    def control(self) -> Measured:
+        """Nothing is changed."""
+        with self._from_here():
+            parts = parts_of(self._body, self._chosen, self._training.setup.optimizer)
+            self._train(parts)
+            self._end = copied(self._body.forward.state())
+            return self._measured()
+
+    def in_terms_of(self, prescription: Prescription) -> Measured | None:
+        """The control, measured as an arm with this prescription is; None where that is no other measure."""
+        only = [code for code, _ in prescription.changes if code in OF_MEASURE]
+        if not only:
+            return None
+        assert self._end is not None
+        with self._from_here():
+            assign(self._body.forward.state(), self._end)
+            with applied(self._body, prescription, only=only):
+                return self._measured()
+
+    def treated(self, prescription: Prescription) -> Measured:
+        """An arm with a prescription."""
+        good = self._training.memory.good
+        with self._from_here(), applied(self._body, prescription, good):
+            parts = parts_of(self._body, self._chosen, self._training.setup.optimizer)
+            self._train(parts)
+            return self._measured()
+
+    @contextlib.contextmanager
+    def _from_here(self) -> Iterator[None]:
+        training, setup = self._training, self._training.setup
+        rates = [dict(group) for group in setup.optimizer.param_groups]
+        snapshot = Snapshot(training.forward, setup.optimizer)
+        with untouched(self._chosen.batches):
+            yield
+        for group, before in zip(setup.optimizer.param_groups, rates, strict=True):
+            group.update({word: value for word, value in before.items() if word != "params"})
+        snapshot.restore()
+
+    def _train(self, parts: Chosen) -> None:
+        """So many updates, and a cool-down."""
+        step = Step(self._body.forward, self._body.loss, parts.update)
+        first, cool = self._training.at.step, max(1, round(COOL_DOWN * self._updates))
+        self._body.model.train()
+        for i, batch in enumerate(itertools.islice(self._batches(parts), self._updates + cool)):
+            if self._training.interrupt:
+                return
+            parts.schedule.apply(parts.optimizer, first + i)
+            left = min(1.0, (self._updates + cool - i) / (cool + 1))
+            rates = [group["lr"] for group in parts.optimizer.param_groups]
+            for group, rate in zip(parts.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * left
+            step(batch)
+            for group, rate in zip(parts.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _batches(self, parts: Chosen) -> Iterator[Any]:
+        at, here = self._training.at, self._training.setup.batches
+        if parts.batches is here:
+            yield from self._training.memory.batches(at)
+        yield from endless(parts.batches, at.epoch + 1)
+
+    def _measured(self) -> Measured:
+        body, found = self._body, []
+        with evaluating(body.model), torch.no_grad():
+            for x, y in self._groups:
+                if body.loss is None:
+                    value = body.forward.own_loss(x, y, training=False)
+                else:
+                    value = body.loss(body.forward(x, training=False), y)
+                found.append(value)
+        values = torch.stack(found).tolist()
+        return Measured(tuple(v if math.isfinite(v) else math.inf for v in values))
+
+
+def groups(chosen: Chosen, seed: int) -> list[Batch]:
+    """Held-out examples, or else some of those that are trained on, in groups; rows with NaN are left out."""
+    batches = chosen.validation or _some(chosen.batches, seed)
+    found: list[Batch] = []
+    count = 0
+    with untouched(batches):
+        for batch in batches.epoch(0):
+            parts = [batch] if isinstance(batch, tuple) else list(batch)
+            found += [part for part in map(_finite, parts) if part is not None]
+            count = sum(len(next(leaves(x))) for x, _ in found)
+            if count >= EXAMPLES:
+                break
+    per_batch = max(1, math.ceil(GROUPS / max(1, len(found))))
+    return [group for batch in found for group in _cut(batch, per_batch)]
+
+
+def _some(batches: Batches, seed: int) -> Batches:
+    """Some of the examples that are trained on, drawn once for all."""
+    if isinstance(batches.data, Stream):
+        return batches
+    count = len(batches.data)
+    drawn = torch.randperm(count, generator=generator(seed, "trial"))[:EXAMPLES].tolist()
+    size = max(1, math.ceil(len(drawn) / GROUPS))
+    return Batches(batches.data.part(drawn), Order(size, shuffle=False), batches.dtype, batches.device)
+
+
+def _finite(batch: Batch) -> Batch | None:
+    """The rows without NaN or Inf."""
+    rows: torch.Tensor | None = None
+    for t in leaves(batch):
+        if t.is_floating_point() and t.ndim:
+            good = torch.isfinite(t).reshape(len(t), -1).all(1)
+            rows = good if rows is None else rows & good if len(good) == len(rows) else rows
+    if rows is None or bool(rows.all()):
+        return batch
+    if not bool(rows.any()):
+        return None
+    count = len(rows)
+    kept: Batch = mapped(lambda t: t[rows] if t.ndim and len(t) == count else t, batch)
+    return kept
+
+
+def _cut(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in parts of about the same size, where its tensors have their examples along axis 0."""
+    sizes = {len(t) for t in leaves(batch) if t.ndim}
+    if parts < 2 or len(sizes) != 1 or (count := sizes.pop()) < 2 * parts:
+        return [batch]
+    bounds = [round(i * count / parts) for i in range(parts + 1)]
+    return [mapped(lambda t, a=a, b=b: t[a:b], batch) for a, b in itertools.pairwise(bounds)]

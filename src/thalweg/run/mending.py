@@ -1,0 +1,238 @@
+"""A training that is mended while it runs: where something stands, what answers it is tried, and kept if it helps.
+
+A trial is made where the training stands and leaves it as it was; so it is repeated where a run that was cut off in it
+is resumed. What is kept is in `run.json`, in words, before the first update that follows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from thalweg.loop.checkpoint import Checkpoint
+from thalweg.loop.setup import Setup
+from thalweg.loop.train import ILL, Training
+from thalweg.records.action import Action
+from thalweg.records.finding import Finding
+from thalweg.records.history import History
+from thalweg.records.run import RunRecord
+from thalweg.records.settings import Settings
+from thalweg.repairs import trial
+from thalweg.repairs.change import Body
+from thalweg.repairs.prescriptions import CHANGES, Prescription, prescribe
+from thalweg.run.arms import Arms, Done, administer, parts_of
+from thalweg.run.choices import Chosen
+from thalweg.run.facts import facts, of_settings
+from thalweg.run.telling import Telling
+from thalweg.step.data import Stream
+from thalweg.step.forward import Forward
+from thalweg.step.losses import Loss
+from thalweg.step.planned import PlannedStep
+from thalweg.step.whole import Step
+
+#: Examples from which changes take their statistics.
+SAMPLE = 512
+LEVELS = ("safe", "full")
+
+
+def body_of(forward: Forward, loss: Loss | None, chosen: Chosen, settings: Settings) -> Body:
+    """What changes may touch, as it was asked for."""
+    rate = float(chosen.optimizer.param_groups[0]["initial_lr"])
+    return Body(forward, loss, settings, chosen.batches.first(SAMPLE), rate, data=chosen.batches.data)
+
+
+def mended_before(
+    forward: Forward, loss: Loss | None, chosen: Chosen, settings: Settings, record: RunRecord, checkpoint: Checkpoint
+) -> tuple[Body, Chosen]:
+    """The body and the parts of a run that is gone on with, changed as it was when the checkpoint was taken.
+
+    Repairs that came later are struck from the record: they are made again where they were.
+    """
+    body = body_of(forward, loss, chosen, settings)
+    repairs = record.decided.get("repairs") or []
+    count = int(checkpoint.state["standing"].get("mended", 0))
+    if count < len(repairs):
+        record.decided["plan"] = repairs[count]["plan"]
+    record.decided["repairs"] = repairs[:count]
+    if not repairs[:count]:
+        return body, chosen
+    again_made(body, repairs[:count])
+    parts = parts_of(body, chosen, None)
+    record.decided |= {**parts.decided, "plan": record.decided["plan"]}
+    return body, parts
+
+
+def again_made(body: Body, repairs: list[Mapping[str, Any]]) -> None:
+    """Make the changes of earlier repairs; the weights are loaded afterwards."""
+    for repair in repairs:
+        body.step = int(repair["step"])
+        administer(body, Prescription(repair["name"], tuple((c, w) for c, w in repair["changes"])), None, [])
+        body.forgets = False
+
+
+class Mending:
+    """Runs a training; where it is ill, it is treated and goes on."""
+
+    def __init__(
+        self,
+        training: Training,
+        body: Body,
+        chosen: Chosen,
+        record: RunRecord,
+        directory: Path,
+        telling: Telling,
+        step_for: Callable[[Body, Chosen], PlannedStep],
+        setup_for: Callable[[PlannedStep, Chosen], Setup],
+    ) -> None:
+        """`step_for` plans the step of a mended training, `setup_for` puts its parts together."""
+        self.training = training
+        self.body = body
+        self.chosen = chosen
+        self._record = record
+        self._directory = directory
+        self._telling = telling
+        self._step_for = step_for
+        self._setup_for = setup_for
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether it is to stop after its current step."""
+        return self.training.interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self.training.interrupt = value
+
+    def run(self) -> str:
+        """Train; returns why it stopped."""
+        while (reason := self.training.run()) == ILL:
+            self._treat(self.training.untreated())
+            if self.training.interrupt:
+                self.training.setup.mends = False  # it stops after the next step, and is asked again when gone on with
+        return reason
+
+    def _treat(self, findings: list[Finding]) -> None:
+        """Try what answers the findings; keep what helps."""
+        training, at = self.training, self.training.at
+        body = self.body
+        body.step = at.step
+        level = body.settings.repair
+        planned = self.chosen.decided["total_steps"]
+        updates = trial.length(planned)
+        tried = [p for p in prescribe(findings, body, level) if not p.is_from_the_start or training.memory.good is not None]
+        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), planned):
+            tried.pop()
+        taken = self._try(tried, updates) if tried else None
+        if training.interrupt:
+            return
+        at.tried_steps += (1 + len(tried)) * trial.price(updates) if tried else 0
+        at.treated += [finding.code for finding in findings]
+        at.treated_at = at.step
+        if taken is not None:
+            self._keep(tried[taken], findings)
+        elif tried:
+            what = ", ".join(p.name for p in tried)
+            self._tell(Action("trial", at.step, {}, {"tried": what}, False, f"{_why(findings)} Nothing tried did better."))
+
+    def _try(self, tried: list[Prescription], updates: int) -> int | None:
+        """The number of the prescription that did best, of those that did better than none; else None."""
+        training = self.training
+        self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
+        arms = Arms(training, self.chosen, self.body, updates)
+        control = arms.control()
+        own, others = [], []
+        for prescription in tried:
+            if training.interrupt:
+                return None
+            try:
+                others.append(arms.treated(prescription))
+                own.append(arms.in_terms_of(prescription) or control)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+                # What cannot be done to this network is no repair of it.
+                others.append(trial.Measured((float("inf"),)))
+                own.append(control)
+        return trial.best(own, others)
+
+    def _keep(self, prescription: Prescription, findings: list[Finding]) -> None:
+        """Go on as a training that was mended."""
+        old, at, body = self.training, self.training.at, self.body
+        before, plan = _words(body), self._record.decided["plan"]
+        step = old.setup.step
+        assert isinstance(step, PlannedStep)
+        step.close()
+        done = administer(body, prescription, old.memory.good, [])
+        parts = parts_of(body, self.chosen, old.setup.optimizer)
+        body.forgets = False
+        if parts.batches is not old.setup.batches:
+            at.epoch, at.position = at.epoch + (at.position > 0), 0
+        at.mended, at.mended_at, at.treated = at.mended + 1, at.step, []
+        repairs = [*(self._record.decided.get("repairs") or []), _written(prescription, done, at.step, plan)]
+        kept = {word: self._record.decided.get(word) for word in ("search",)}
+        self._record.decided = {**parts.decided, **kept, "repairs": repairs, "plan": None}
+        planned = self._step_for(body, parts)
+        planned.begin(at.step)
+        planned.open()
+        setup = self._setup_for(planned, parts)
+        training = Training(setup, parts.limits, at)
+        training.memory.follow(old.memory)
+        training.memory.keep_good(at)
+        training.watching.since, training.watching.asked_at = at.step, at.step
+        if prescription.touches_network:  # what was best is of another network
+            at.best_step = at.best_value = None
+        else:
+            training.best = old.best
+        training._started = old._started
+        self.training, self.chosen = training, parts
+        assert self._telling.run is not None
+        self._telling.run.optimizer = parts.optimizer
+        self._note(setup.history, parts, prescription)
+        with contextlib.suppress(OSError):  # a full disk: the saver says so, and training goes on
+            self._record.write(self._directory)
+        training.save()
+        after = {f"{code} {word}": value for code, words in done for word, value in words.items()}
+        self._tell(Action(prescription.name, at.step, before, after, True, _why(findings)))
+
+    def _note(self, history: History, parts: Chosen, prescription: Prescription) -> None:
+        """What holds from now on."""
+        if prescription.touches_network:
+            history.note(facts(Step(self.body.forward, self.body.loss, parts.update), parts, self.body.settings))
+        else:
+            history.note(of_settings(parts, self.body.settings))
+
+    def _tell(self, action: Action) -> None:
+        self.training.setup.history.acted(action)
+        self._telling.event(action)
+
+
+def is_mended(settings: Settings, chosen: Chosen) -> bool:
+    """Whether a training can be tried on: its data can be read again, and its rule is one that trials know."""
+    data = chosen.batches.data
+    return settings.repair in LEVELS and not (isinstance(data, Stream) and data.once)
+
+
+def _words(body: Body) -> dict[str, float | str]:
+    """The settings that repairs change, as they are."""
+    optimizer = body.settings.optimizer
+    return {
+        "optimizer": optimizer if isinstance(optimizer, str) else type(optimizer).__name__,
+        "learning_rate": body.rate,
+    }
+
+
+def _written(prescription: Prescription, done: Done, step: int, plan: Any) -> dict[str, Any]:
+    """A repair as run.json holds it; `plan` is the one that was followed before."""
+    return {"name": prescription.name, "step": step, "changes": [[code, words] for code, words in done], "plan": plan}
+
+
+def _why(findings: list[Finding]) -> str:
+    return " ".join(finding.sentence for finding in findings[:2])
+
+
+def lines(repairs: list[Mapping[str, Any]]) -> list[str]:
+    """The code that makes the changes of a run's repairs in a program of the user's own."""
+    return [line for repair in repairs for code, words in repair["changes"] for line in CHANGES[code].lines(words)]
+
+
+__all__ = ["Mending", "again_made", "body_of", "is_mended", "lines", "mended_before"]
