@@ -72,7 +72,7 @@ class Training:
             self.watching.again(self.at.step)
         if self.setup.mends and self.memory.good is None:
             self.memory.keep_good(self.at)
-        reason = self._ill(reason)
+        reason = self._ill(reason) or ("interrupted" if self.interrupt else None)
         while reason is None:
             self.model.train()
             reason = self._epoch()

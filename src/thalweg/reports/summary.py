@@ -14,6 +14,7 @@ from thalweg.records.verdict import Verdict
 from thalweg.reports.words import (
     STOPPED,
     VALIDATION,
+    changed,
     counted,
     duration,
     measured,
@@ -111,6 +112,10 @@ def _facts(run: RunView, report: Path | None) -> list[tuple[str, str]]:
         rows.append(("rate", rate))
     if step := step_words(run.record.decided):
         rows.append(("step", step))
+    kept = [action for action in run.history.actions if action.kept]
+    for row, action in enumerate(kept[:_TOLD]):
+        words = changed(action.before, action.after)
+        rows.append(("mended" if not row else "", f"step {number(action.step)}: {words}"))
     weighty = ranked(run.findings)
     rows.append(("findings", number(len(weighty)) if weighty else "none"))
     rows += [("", f"{finding.severity}: {finding.sentence}") for finding in weighty[:_TOLD]]

@@ -19,7 +19,7 @@ from thalweg.loop.evaluate import evaluating
 from thalweg.loop.memory import untouched
 from thalweg.loop.train import Training
 from thalweg.optim import schedules
-from thalweg.repairs.change import Body
+from thalweg.repairs.change import Body, Undo
 from thalweg.repairs.prescriptions import CHANGES, Prescription
 from thalweg.repairs.trial import COOL_DOWN, Measured
 from thalweg.run.choices import Chosen, again
@@ -90,8 +90,8 @@ def _family(optimizer: Optimizer) -> str:
 
 @contextlib.contextmanager
 def applied(body: Body, prescription: Prescription, good: Any = None, only: Sequence[str] | None = None) -> Iterator[Done]:
-    """The body is changed inside; what was done, in words, is handed out, and undone afterwards unless `keep`."""
-    undos = []
+    """The body is changed inside; what was done, in words, is handed out, and undone afterwards."""
+    undos: list[Undo] = []
     try:
         yield administer(body, prescription, good, undos, only)
     finally:
@@ -100,7 +100,7 @@ def applied(body: Body, prescription: Prescription, good: Any = None, only: Sequ
 
 
 def administer(
-    body: Body, prescription: Prescription, good: Any, undos: list[Any], only: Sequence[str] | None = None
+    body: Body, prescription: Prescription, good: Any, undos: list[Undo], only: Sequence[str] | None = None
 ) -> Done:
     """Make the changes of a prescription; how to undo each is added to `undos`."""
     if prescription.is_from_the_start and good is not None:
@@ -250,4 +250,9 @@ def _cut(batch: Batch, parts: int) -> list[Batch]:
     if parts < 2 or len(sizes) != 1 or (count := sizes.pop()) < 2 * parts:
         return [batch]
     bounds = [round(i * count / parts) for i in range(parts + 1)]
-    return [mapped(lambda t, a=a, b=b: t[a:b], batch) for a, b in itertools.pairwise(bounds)]
+    return [_rows(batch, first, last) for first, last in itertools.pairwise(bounds)]
+
+
+def _rows(batch: Batch, first: int, last: int) -> Batch:
+    part: Batch = mapped(lambda t: t[first:last], batch)
+    return part

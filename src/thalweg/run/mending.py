@@ -19,7 +19,7 @@ from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
-from thalweg.repairs import trial
+from thalweg.repairs import network, trial
 from thalweg.repairs.change import Body
 from thalweg.repairs.prescriptions import CHANGES, Prescription, prescribe
 from thalweg.run.arms import Arms, Done, administer, parts_of
@@ -110,7 +110,7 @@ class Mending:
         while (reason := self.training.run()) == ILL:
             self._treat(self.training.untreated())
             if self.training.interrupt:
-                self.training.setup.mends = False  # it stops after the next step, and is asked again when gone on with
+                self.training.setup.mends = False  # it stops here, and is asked again when it is gone on with
         return reason
 
     def _treat(self, findings: list[Finding]) -> None:
@@ -128,6 +128,7 @@ class Mending:
         if training.interrupt:
             return
         at.tried_steps += (1 + len(tried)) * trial.price(updates) if tried else 0
+        self._record.decided["tried_steps"] = at.tried_steps
         at.treated += [finding.code for finding in findings]
         at.treated_at = at.step
         if taken is not None:
@@ -169,7 +170,7 @@ class Mending:
             at.epoch, at.position = at.epoch + (at.position > 0), 0
         at.mended, at.mended_at, at.treated = at.mended + 1, at.step, []
         repairs = [*(self._record.decided.get("repairs") or []), _written(prescription, done, at.step, plan)]
-        kept = {word: self._record.decided.get(word) for word in ("search",)}
+        kept = {word: self._record.decided.get(word) for word in ("search", "tried_steps")}
         self._record.decided = {**parts.decided, **kept, "repairs": repairs, "plan": None}
         planned = self._step_for(body, parts)
         planned.begin(at.step)
@@ -191,7 +192,8 @@ class Mending:
         with contextlib.suppress(OSError):  # a full disk: the saver says so, and training goes on
             self._record.write(self._directory)
         training.save()
-        after = {f"{code} {word}": value for code, words in done for word, value in words.items()}
+        after = _told(done)
+        before = {word: value for word, value in before.items() if word in after}
         self._tell(Action(prescription.name, at.step, before, after, True, _why(findings)))
 
     def _note(self, history: History, parts: Chosen, prescription: Prescription) -> None:
@@ -219,6 +221,17 @@ def _words(body: Body) -> dict[str, float | str]:
         "optimizer": optimizer if isinstance(optimizer, str) else type(optimizer).__name__,
         "learning_rate": body.rate,
     }
+
+
+def _told(done: Done) -> dict[str, float | str]:
+    """What was done: settings by their names, changes of the network by their codes."""
+    told: dict[str, float | str] = {}
+    for code, words in done:
+        if code in network.CHANGES:
+            told[code] = ", ".join(f"{word} {value}" for word, value in words.items())
+        else:
+            told |= {word: value for word, value in words.items() if word != "from"}
+    return told
 
 
 def _written(prescription: Prescription, done: Done, step: int, plan: Any) -> dict[str, Any]:

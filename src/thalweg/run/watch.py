@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from thalweg.diagnosis import engine
 from thalweg.gradients.taps import eager
 from thalweg.loop.watching import Watching
+from thalweg.reports.words import changed
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
@@ -26,6 +27,7 @@ from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
 from thalweg.run.directory import machine, now, versions
 from thalweg.run.facts import of_rule
+from thalweg.run.tending import Tending
 from thalweg.signals.arrivals import Arrivals
 from thalweg.signals.cadence import is_awaited, is_reported
 from thalweg.signals.layers import Layers
@@ -34,7 +36,7 @@ from thalweg.signals.signals import Signals
 from thalweg.signals.start import of_model
 from thalweg.step.forward import Forward
 
-WORDS = ("off", "advise")
+WORDS = ("off", "advise", "safe")
 #: Calls without an update after which the loss is looked at all the same: a scaler that skips each one says nothing.
 SKIPPED = 20
 #: Reports before which a parameter without a gradient may have its turn yet.
@@ -53,12 +55,13 @@ def watch(
     Args:
         model: a module, compiled or not.
         optimizer: one or several; without one, what needs the moment of the update is not told (clipping).
-        repair: `"advise"` prints each new finding once on standard error, `"off"` prints nothing. A loop that is not
-            ours is not mended.
+        repair: `"advise"` prints each new finding once on standard error, `"off"` prints nothing. `"safe"` also mends:
+            it may scale the rate, bound the gradient, leave updates out and go back to an earlier state, and takes
+            back what does not bring the loss down.
 
     Raises:
         TypeError: not a module, or not a `torch.optim.Optimizer`.
-        ValueError: another word for `repair`; a model without parameters that are trained.
+        ValueError: another word for `repair`; a model without parameters that are trained; `"safe"` without optimizer.
 
     >>> model = nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -101,6 +104,10 @@ class Watch:
         self._arrivals = Arrivals(self._model, self._parameters, Layers.of(self._names))
         self._signals = Signals(Forward(self._model), self._parameters, taps=not _is_compiled(model))
         self._watching = Watching(self.history, self, repair != "off")
+        if repair == "safe" and not self._optimizers:
+            raise ValueError('repair="safe" works on the optimizer: give watch(model, optimizer, repair="safe")')
+        tends = repair == "safe"
+        self._tending = Tending(self._model, self._optimizers, self.history, self.event) if tends else None
         self._taking = ExitStack()
         self._hooks: list[Any] = []
         self._losses: list[Tensor | float] = []
@@ -177,7 +184,10 @@ class Watch:
 
     def event(self, event: Finding | Action) -> None:
         """Something is new: it is said, unless it is a note."""
-        if isinstance(event, Finding) and event.severity != "note":
+        if isinstance(event, Action):
+            done = "kept" if event.kept else "taken back, the loss did not come down"
+            print(f"thalweg: step {event.step}: {changed(event.before, event.after)} ({done}).", file=sys.stderr)
+        elif event.severity != "note":
             print(f"thalweg: step {self._number}: {event.sentence} {event.advice}", file=sys.stderr)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,11 +202,15 @@ class Watch:
             self._taking.enter_context(self._signals.taking(following))
             self._signals.before(self._parameters)
 
-    def _about_to_step(self, *of: Any) -> None:
+    def _about_to_step(self, optimizer: Optimizer, *of: Any) -> None:
         self._arrivals.taken()
+        if self._tending is not None:
+            self._tending.before_update(optimizer)
 
-    def _stepped(self, *of: Any) -> None:
+    def _stepped(self, optimizer: Optimizer, *of: Any) -> None:
         self._has_stepped = True
+        if self._tending is not None:
+            self._tending.after_update(optimizer)
 
     def _is_skipped(self) -> bool:
         """Whether updates are left out since the loss is no number, which is to be told."""
@@ -219,6 +233,9 @@ class Watch:
             self.history.note({"unreached_parameters": self._unreached()})
         self.history.append(self._record(values))
         self._watching.reported(self._number)
+        if self._tending is not None:
+            asked = self._watching.asked_at == self._number
+            self._tending.reported(self._number, values.get("loss"), self._watching.current, asked)
 
     def _unreached(self) -> list[str]:
         reached = self._arrivals.reached

@@ -1,0 +1,295 @@
+"""Repairs, judged by what becomes of the clinic's trainings: mended, harmed, and at what cost.
+
+    python benchmarks/clinic/repair.py [--data ../shared/data] [--arms off safe full default random] [--seeds 10 11 12]
+                                       [--part scoring] [--only TEXT …] [--jobs 2]
+
+An arm is a way to treat a training: `off` lets it go, `safe` and `full` are the levels of `thalweg.fit`, `default` is
+what people do without looking (Adam at 0.001, He's initialisation, batch or layer norm, the gradient's norm at most 1,
+inputs standardised), `random` makes one change of ours, drawn at random, at the first finding, and keeps it.
+
+    repaired     of sick runs (the configuration is sick by truth.py, and so is this seed's `off`), the final score
+                 reaches the reference's mean less one deviation
+    harmed       of runs that are well by themselves, the score is worse than `off` by more than a deviation of the
+                 reference
+    cost         updates, those of trials included, beside the reference's
+
+Seeds are others than those that truth and diagnosis are of. Outcomes are kept in CACHE/repairs and made again where the
+configuration has changed, or `VERSION`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import recording
+import scores
+import split
+import torch
+import truth
+from configurations import Configuration, by_name, every
+from data import CACHE, DATA
+from families import Case, chance, metric
+from record import prepare
+from torch import nn
+
+import thalweg
+
+sys.path.append(str(Path(__file__).parents[1] / "step"))  # for what the benchmarks share
+from tables import machine, ours, save
+
+FILE = Path(__file__).parents[1] / "results" / "clinic-repair.json"
+VERSION = 1
+ARMS = ("off", "safe", "full", "default", "random")
+APART = (
+    "12-few-examples", "12-noise-learned", "16-labels-shuffled", "16-too-few-epochs", "16-detached",
+)  # fmt: skip
+"""Faults that no repair of a training reaches: what is missing is in the data, the time or the code around it."""
+
+
+class Head:
+    """Where the border between two classes lies: at zero where the head that moved it is gone."""
+
+    def __init__(self, of: Case) -> None:
+        self.of = of
+
+    def on_event(self, run: Any, event: Any) -> None:
+        if "drop_head" in getattr(event, "after", {}) and event.kept:
+            self.of.threshold = 0.0
+
+
+def blind(of: Case, model: nn.Module) -> dict[str, Any]:
+    """What people do without looking, done to a case; words of `fit` that go before its own."""
+    from thalweg.repairs.change import Body
+    from thalweg.repairs.network import CHANGES
+    from thalweg.records.settings import Settings
+    from thalweg.step.forward import Forward
+    from thalweg.step.losses import resolve
+
+    body = Body(Forward(model), resolve(of.loss), Settings(), tuple(p[:512] for p in of.train), 1e-3)
+    for code in ("standardise_inputs", "initialise", "insert_norm"):
+        change = CHANGES[code]
+        words = change.words(body)
+        if words is not None:
+            change.apply(body, {**words, **({"method": "he"} if code == "initialise" else {})})
+    return {"optimizer": "adam", "learning_rate": 1e-3, "clip_norm": 1.0, "optimizer_options": None}
+
+
+def at_random(seed: int) -> None:
+    """In place of what answers a finding: one change of all there are, drawn at random, and kept."""
+    from thalweg.repairs import prescriptions
+    from thalweg.repairs.prescriptions import Prescription
+    from thalweg.run import mending
+
+    drawn = random.Random(seed)
+
+    def prescribe(findings: Any, body: Any, level: str) -> list[Prescription]:
+        every = [(code, steps) for table in prescriptions.TABLE.values() for code, steps in table.items()]
+        drawn.shuffle(every)
+        for name, steps in every:
+            made = prescriptions._made(name, [(findings[0], step) for step in steps], body, level)
+            if made is not None:
+                return [made]
+        return []
+
+    mending.prescribe = prescribe
+    mending.Mending._try = lambda self, tried, updates: 0  # type: ignore[method-assign]
+
+
+def treated(of: Case, seed: int, arm: str, folder: Path) -> dict[str, Any]:
+    """One training under an arm, and what became of it."""
+    torch.manual_seed(seed)
+    model = of.model()
+    words = dict(of.fit)
+    if arm == "default":
+        words |= blind(of, model)
+    elif of.optimizer is not None:
+        words["optimizer"] = of.optimizer(model, words.pop("learning_rate"))
+    given = of.dataset(of.train) if of.dataset is not None else of.train
+    if isinstance(given, list):
+        words.pop("batch_size")
+    if arm == "random":
+        at_random(seed)
+    level = {"default": "off", "random": "full"}.get(arm, arm)
+    run = thalweg.fit(
+        model, given, of.loss, validation_data=of.validation, metrics=(metric(of),), seed=seed, plan="eager",
+        repair=level, patience=None, verbose=False, run_dir=folder / "run", callbacks=(Head(of),), **words,
+    )  # fmt: skip
+    found = recording.outcome_of(run, of)
+    found["tried_steps"] = run.record.decided.get("tried_steps", 0)
+    found["actions"] = [[a.code, a.step, a.kept, dict(a.after)] for a in run.actions]
+    found["findings"] = [f.code for f in run.findings if f.severity != "note"]
+    return found
+
+
+def kept_in(name: str, arm: str, seed: int) -> Path:
+    return CACHE / "repairs" / arm / name / f"{seed}.json"
+
+
+def made(name: str, arm: str, seed: int, data: Path) -> tuple[str, str, int, float, str]:
+    """One training, kept; which, seconds, and what went wrong."""
+    found = by_name()[name]
+    started = time.perf_counter()
+    wrong = ""
+    try:
+        with recording.scratch() as folder:
+            outcome = treated(found.case(data), seed, arm, folder)
+    except Exception as error:
+        wrong = f"{type(error).__name__}: {error}"
+        outcome = {"scores": [], "losses": [], "steps": [], "updates": 0, "planned": 1, "stopped_because": "failed",
+                   "chance": round(chance(found.case(data)), 4), "actions": [], "findings": [], "tried_steps": 0}  # fmt: skip
+    outcome |= {"fingerprint": found.fingerprint(), "version": VERSION, "wrong": wrong}
+    file = kept_in(name, arm, seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(outcome, separators=(",", ":")))
+    return name, arm, seed, time.perf_counter() - started, wrong
+
+
+def known(c: Configuration, arm: str, seed: int) -> dict[str, Any] | None:
+    file = kept_in(c.name, arm, seed)
+    if not file.exists():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found if (found["fingerprint"], found["version"]) == (c.fingerprint(), VERSION) else None
+
+
+@dataclass
+class Judged:
+    """What is needed of a configuration to judge its runs."""
+
+    of: Configuration
+    truth: truth.Truth
+    goal: float
+    spread: float
+    steps: int
+
+
+def judged(configurations: list[Configuration], data: Path, truth_seeds: int) -> list[Judged]:
+    """Configurations with their truth, the reference's score, and its updates."""
+    outcomes = scores.outcomes(every(), truth_seeds)
+    truths = scores.truths(every(), outcomes)
+    found = []
+    for c in configurations:
+        if c.name not in truths:
+            continue
+        of = outcomes[f"{c.family}/{c.rule}/reference"]
+        level = next(iter(outcomes[c.name].values()))["chance"]
+        values = [truth.final(outcome, level) for outcome in of.values()]
+        goal, spread = statistics.fmean(values), statistics.stdev(values)
+        if c.reach is not None:
+            goal, spread = level + truth.GAIN * (c.reach - level), 0.0
+        found.append(Judged(c, truths[c.name], goal, spread, next(iter(of.values()))["planned"]))
+    return found
+
+
+def score(run: Judged, outcome: dict[str, Any]) -> float:
+    return truth.final(outcome, outcome["chance"])
+
+
+def summary(runs: list[Judged], arm: str, seeds: list[int]) -> dict[str, Any]:
+    """What an arm came to."""
+    sick, apart, well = [], [], []
+    failed = []
+    for run in runs:
+        for seed in seeds:
+            off, here = known(run.of, "off", seed), known(run.of, arm, seed)
+            if off is None or here is None:
+                continue
+            bar, before, after = run.goal - run.spread, score(run, off), score(run, here)
+            cost = (here["updates"] + here["tried_steps"]) / max(1, run.steps)
+            if run.truth.kind == "sick":
+                if before < run.goal - (2 * run.spread if run.of.reach is None else 0):
+                    group = apart if any(t in run.of.title for t in APART) else sick
+                    group.append((run, seed, after >= bar, cost, before, after))
+                    if group is sick and after < bar:
+                        failed.append((run.of.name, seed, round(before, 3), round(after, 3), round(bar, 3),
+                                       [[a[0], a[1], a[2]] for a in here["actions"]], here["findings"]))  # fmt: skip
+            elif run.truth.kind != "excluded":
+                same = here["scores"] == off["scores"]
+                well.append((run, seed, after < before - max(run.spread, 1e-9), cost, same, bool(here["actions"])))
+    by_sickness = defaultdict(list)
+    for run, _, good, *_ in sick:
+        by_sickness[run.of.sickness].append(good)
+    rate = lambda group: sum(g[2] for g in group) / len(group) if group else None  # noqa: E731
+    return {
+        "sick": len(sick), "repaired": rate(sick), "apart": len(apart), "repaired_apart": rate(apart),
+        "well": len(well), "harmed": rate(well), "same": sum(g[4] for g in well) / len(well) if well else None,
+        "acted_on_well": sum(g[5] for g in well) / len(well) if well else None,
+        "cost_sick": statistics.median(g[3] for g in sick) if sick else None,
+        "cost_well": statistics.median(g[3] for g in well) if well else None,
+        "by_sickness": {k: [len(v), sum(v) / len(v)] for k, v in sorted(by_sickness.items())},
+        "harms": [[g[0].of.name, g[1]] for g in well if g[2]],
+        "failed": failed,
+    }  # fmt: skip
+
+
+def record(runs: list[tuple[str, str, int]], jobs: int, data: Path) -> None:
+    """Make what is missing."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    started = time.perf_counter()
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=prepare, max_tasks_per_child=60) as pool:
+        waiting = [pool.submit(made, *run, data) for run in runs]
+        for done, future in enumerate(as_completed(waiting), 1):
+            name, arm, seed, seconds, wrong = future.result()
+            if wrong:
+                print(f"{name} {arm} seed {seed}: {wrong}", flush=True)
+            if done % 50 == 0 or done == len(runs):
+                left = (time.perf_counter() - started) / done * (len(runs) - done) / 60
+                print(f"{done:5} of {len(runs)}, {left:5.1f} min left", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
+    parser.add_argument("--truth-seeds", type=int, default=10)
+    parser.add_argument("--part", choices=(*split.PARTS, "all"), default="scoring")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT")
+    parser.add_argument("--every", type=int, default=1, help="of so many configurations one; no file is written")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--failed", action="store_true", help="list what was not repaired, and what was harmed")
+    options = parser.parse_args()
+    part_of = split.parts(every())
+    chosen = [
+        c for c in every()
+        if options.part in ("all", part_of[c.name]) and any(text in c.name for text in options.only)
+    ][:: options.every]  # fmt: skip
+    runs = judged(chosen, options.data, options.truth_seeds)
+    arms = list(dict.fromkeys(["off", *options.arms]))
+    missing = [
+        (run.of.name, arm, seed) for seed in options.seeds for run in runs for arm in arms
+        if run.truth.kind != "excluded" and not (arm in ("default", "random") and run.truth.kind != "sick")
+        and known(run.of, arm, seed) is None
+    ]  # fmt: skip
+    print(f"{len(runs)} configurations, {len(missing)} runs to make", flush=True)
+    if missing:
+        record(missing, options.jobs, options.data.resolve())
+    found = {arm: summary(runs, arm, options.seeds) for arm in arms}
+    for arm, of in found.items():
+        told = {k: round(v, 3) if isinstance(v, float) else v for k, v in of.items() if k not in ("failed", "harms", "by_sickness")}
+        print(arm, told)
+        print("   ", {k: [n, round(v, 2)] for k, (n, v) in of["by_sickness"].items()})
+        if options.failed and arm != "off":
+            for line in of["failed"]:
+                print("   not repaired:", *line)
+            for line in of["harms"]:
+                print("   harmed:", *line)
+    if options.part == "scoring" and options.only == [""] and options.every == 1:
+        command = " ".join(sys.argv).replace(str(options.data), "FOLDER")
+        save(FILE, {"machine": machine(), "thalweg": ours(), "command": command, "seeds": options.seeds, "arms": found})
+
+
+if __name__ == "__main__":
+    main()

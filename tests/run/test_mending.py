@@ -1,0 +1,134 @@
+"""A training that goes wrong is treated where it stands: what helps is kept, and nothing else leaves a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import thalweg
+from thalweg.run import mending
+
+Data = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1200, 20, generator=generator)
+    noise = 0.3 * torch.randn(1200, 3, generator=generator)
+    return x, (x @ torch.randn(20, 3, generator=generator) + noise).argmax(1)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
+def fitted(data: Data, folder: Path, **words: Any) -> thalweg.Run:
+    words = {"optimizer": "momentum", "learning_rate": 0.05, "epochs": 8, "batch_size": 32, "patience": None, **words}
+    return thalweg.fit(
+        network(), data, "cross_entropy", validation_split=0.25, run_dir=folder / "run", verbose=False, plan="eager",
+        metrics=["accuracy"], **words,
+    )  # fmt: skip
+
+
+def weights(run: thalweg.Run) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in run.model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("level", ["safe", "full"])
+def test_a_healthy_training_is_the_same_to_the_last_bit(data: Data, tmp_path: Path, level: str) -> None:
+    left_alone = fitted(data, tmp_path / "off", repair="off")
+    watched = fitted(data, tmp_path / level, repair=level)
+    assert same(weights(left_alone), weights(watched))
+    assert not watched.actions
+    assert left_alone.history.series("loss")[1].tolist() == watched.history.series("loss")[1].tolist()
+
+
+def test_a_rate_far_too_high_is_brought_down_while_it_trains(data: Data, tmp_path: Path) -> None:
+    wrecked = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off")
+    mended = fitted(data, tmp_path / "safe", learning_rate=3.0, repair="safe")
+    assert wrecked.metrics["validation_accuracy"] < 0.7
+    assert mended.metrics["validation_accuracy"] > 0.85
+    kept = [action for action in mended.actions if action.kept]
+    assert kept and float(kept[0].after["learning_rate"]) < 0.5 and kept[0].before["learning_rate"] == 3.0
+    assert kept[0].step < 60
+    assert mended.learning_rate == kept[-1].after["learning_rate"]
+
+
+def test_a_rate_far_too_low_is_raised(data: Data, tmp_path: Path) -> None:
+    wrecked = fitted(data, tmp_path / "off", optimizer="adamw", learning_rate=1e-6, repair="off", epochs=20)
+    mended = fitted(data, tmp_path / "safe", optimizer="adamw", learning_rate=1e-6, repair="safe", epochs=20)
+    assert wrecked.metrics["validation_loss"] > 1.0
+    assert mended.metrics["validation_loss"] < 0.8 * wrecked.metrics["validation_loss"]
+
+
+def test_advice_changes_nothing(data: Data, tmp_path: Path) -> None:
+    off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off")
+    advised = fitted(data, tmp_path / "advise", learning_rate=3.0, repair="advise")
+    assert same(weights(off), weights(advised)) and not advised.actions
+
+
+def test_a_trial_in_which_nothing_helps_leaves_no_trace(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off", epochs=2)
+    monkeypatch.setattr(mending.trial, "best", lambda controls, others: None)
+    tried = fitted(data, tmp_path / "safe", learning_rate=3.0, repair="safe", epochs=2)
+    assert tried.actions and not any(action.kept for action in tried.actions)
+    assert same(weights(off), weights(tried))
+    assert off.history.series("loss")[1].tolist() == tried.history.series("loss")[1].tolist()
+
+
+def test_a_mended_run_repeats(data: Data, tmp_path: Path) -> None:
+    runs = [fitted(data, tmp_path / str(i), learning_rate=3.0, repair="safe") for i in range(2)]
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert [(a.code, a.step, dict(a.after)) for a in runs[0].actions] == [
+        (a.code, a.step, dict(a.after)) for a in runs[1].actions
+    ]
+
+
+class Stops:
+    """Interrupts after an update, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def on_step(self, run: Any, record: Any) -> None:
+        if record.step == self.at:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("at", [10, 20, 40, 90])
+def test_a_mended_run_resumes_exactly(data: Data, tmp_path: Path, at: int) -> None:
+    """Before the repair, at its step, and after it."""
+    whole = fitted(data, tmp_path / "whole", learning_rate=3.0, repair="safe")
+    assert any(action.kept for action in whole.actions)
+    cut = fitted(data, tmp_path / "cut", learning_rate=3.0, repair="safe", callbacks=[Stops(at)])
+    assert cut.stopped_because == "interrupted" and cut.steps < whole.steps
+    torch.manual_seed(99)
+    again = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
+    resumed = thalweg.resume(tmp_path / "cut" / "run", model=again, data=data, loss="cross_entropy", callbacks=[])
+    assert resumed.steps == whole.steps
+    assert same(weights(whole), weights(resumed))
+    assert [(a.code, a.step, a.kept) for a in whole.actions] == [(a.code, a.step, a.kept) for a in resumed.actions]
+    assert whole.history.series("loss")[1].tolist() == resumed.history.series("loss")[1].tolist()
+
+
+def test_what_a_repair_says_can_be_told(data: Data, tmp_path: Path) -> None:
+    run = fitted(data, tmp_path, learning_rate=3.0, repair="safe")
+    page = run.report().read_text(encoding="utf-8")
+    assert "What was changed" in page
+    repairs = run.record.decided["repairs"]
+    assert any("learning_rate=" in line for line in mending.lines(repairs))
