@@ -434,7 +434,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(TypeError, match="Optimizer"):
         thalweg.watch(network(), "adam")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not ours"):
-        thalweg.watch(network(), repair="safe")
+        thalweg.watch(network(), repair="full")
     with pytest.raises(ValueError, match="nothing to watch"):
         thalweg.watch(network().requires_grad_(False))
 
