@@ -1,7 +1,29 @@
-"""The changes of the network itself, by code."""
+"""Every change of the network, its loss and its scales, by code."""
 
 from __future__ import annotations
 
-from typing import Any
+from thalweg.repairs.blocks import InsertNorm, InsertResidual
+from thalweg.repairs.change import Change
+from thalweg.repairs.data import ScaleTargets, StandardiseInputs
+from thalweg.repairs.fold import fold
+from thalweg.repairs.forward import AddDropout, SwapActivation, TrainMode, Unfreeze
+from thalweg.repairs.initialise import Initialise
+from thalweg.repairs.loss import DropHead, WeighClasses
 
-CHANGES: dict[str, Any] = {}
+__all__ = ["CHANGES", "fold"]
+
+_ALL: tuple[Change, ...] = (
+    Initialise(),
+    SwapActivation(),
+    InsertNorm(),
+    InsertResidual(),
+    AddDropout(),
+    Unfreeze(),
+    TrainMode(),
+    DropHead(),
+    WeighClasses(),
+    StandardiseInputs(),
+    ScaleTargets(),
+)
+CHANGES: dict[str, Change] = {change.code: change for change in _ALL}
+"""Code → change."""

@@ -1,0 +1,271 @@
+"""Changes of the network: other activations, dropout, and what was frozen or held in evaluation set free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.repairs.change import Body, Undo, Words, names
+from thalweg.repairs.initialise import DEEP, NORMS
+from thalweg.repairs.passes import Call, Pass, look
+from thalweg.repairs.structure import MATRICES, Around, code, put, slots
+from thalweg.tensors.seeds import untouched
+
+#: Of the negative side: steeper than Maas et al. 2013 (0.01), so that a dead unit comes back within a short training.
+#: Xu et al. 2015, table 1, find steep slopes (1/5.5) no worse than gentle ones.
+SLOPE = 0.1
+#: Of inputs that are dropped ahead of the last layer, for wide and for narrow ones: Srivastava et al. 2014, A.4.
+DROPPED, DROPPED_OF_FEW, WIDE = 0.5, 0.2, 128
+_WEIGHTED = (*MATRICES, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_ZERO_BELOW = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh)
+_FLAT = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid)
+#: Activations that have nothing wrong with them. Tanh is among them: it is centred, and of slope 1 at zero, so that it
+#: carries a signal through many layers from Glorot's weights (Glorot & Bengio 2010); where it saturates, its weights or
+#: inputs are too large.
+_SOUND = (
+    nn.Tanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+    nn.Softplus, nn.Softsign,
+)  # fmt: skip
+_MADE: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": lambda: nn.LeakyReLU(SLOPE),
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "selu": nn.SELU,
+}
+_CODE = {"leaky_relu": f"nn.LeakyReLU({SLOPE})", "gelu": "nn.GELU()", "silu": "nn.SiLU()", "selu": "nn.SELU()"}
+
+
+class SwapActivation:
+    """Hidden activations without gradient → ones that have it.
+
+    ReLU → leaky ReLU. Sigmoid, and elementwise modules of the user's own (eˣ, say) → SiLU (Ramachandran et al. 2017),
+    or from eight in a row without a norm on SELU, which keeps signals at one size (Klambauer et al. 2017). The last
+    activation, behind which no layer follows, stays; so do activations that are functions and no modules.
+    """
+
+    code = "swap_activation"
+    level = "full"
+
+    def words(self, body: Body) -> Words | None:
+        """Names for each new activation."""
+        if body.forward.is_keras:
+            return None
+        passed, places = look(body), slots(body.model)
+        hidden = [m for m in _hidden(passed) if m.module in places]
+        normed = any(isinstance(module, NORMS) for module in body.model.modules())
+        smooth = "selu" if len(hidden) >= DEEP and not normed else "silu"
+        found: dict[str, list[str]] = {}
+        for call in hidden:
+            kind = "leaky_relu" if isinstance(call.module, _ZERO_BELOW) else smooth
+            found.setdefault(kind, []).append(call.name)
+        return {kind: " ".join(dict.fromkeys(where)) for kind, where in found.items()} or None
+
+    def apply(self, body: Body, words: Words) -> Undo:
+        """Put others in their places."""
+        instead: dict[nn.Module, nn.Module] = {}
+        for kind, where in words.items():
+            for name in names(where):
+                old = body.model.get_submodule(name)
+                instead[old] = _MADE[kind]().train(old.training)
+        return put(body.model, instead)
+
+    def lines(self, words: Words) -> list[str]:
+        """An assignment each."""
+        return [f"{code(name)} = {_CODE[kind]}" for kind, where in words.items() for name in names(where)]
+
+
+def _hidden(passed: Pass) -> list[Call]:
+    """Activations to swap: between two layers with weights, and never where the model's output comes from."""
+    weighted = [i for i, call in enumerate(passed.calls) if isinstance(call.module, _WEIGHTED)]
+    if not weighted:
+        return []
+    found = passed.calls[weighted[0] : weighted[-1]]
+    outputs = {call.module for call in passed.calls if passed.is_output(call)}
+    last = {call.module for call in passed.calls[weighted[-1] :]}
+    return [call for call in found if call.module not in outputs | last and _is_poor(call)]
+
+
+def _is_poor(call: Call) -> bool:
+    module = call.module
+    if isinstance(module, (*_ZERO_BELOW, *_FLAT)):
+        return True
+    bare = not any(True for _ in (*module.children(), *module.parameters(), *module.buffers()))
+    stock = type(module).__module__.startswith("torch.")
+    return bare and not stock and not isinstance(module, _SOUND) and _is_elementwise(call)
+
+
+@torch.no_grad()
+def _is_elementwise(call: Call) -> bool:
+    """Whether a module is one bent function of each number by itself: found by trying."""
+    x = call.input
+    if x is None or not x.is_floating_point() or call.others or call.output is None or call.output.shape != x.shape:
+        return False
+    x = x.detach()
+    if x.numel() < 4:
+        return False
+    odd = (torch.arange(x.numel(), device=x.device) % 2).bool().view(x.shape)
+    other = x.flatten().roll(2).view(x.shape) * 0.5
+    with untouched():
+        try:
+            y, again = call.module(x), call.module(x)
+            mixed = call.module(torch.where(odd, x, other))
+            middle, far = call.module((x + other) / 2), call.module(other)
+        except (RuntimeError, ValueError, TypeError):
+            return False
+    size = float(y.std()) + 1e-12
+    alone = torch.equal(y, again) and torch.allclose(mixed[odd], y[odd], atol=1e-6 * size)
+    return alone and bool(((y + far) / 2 - middle).abs().max() > 1e-2 * size)
+
+
+class AddDropout:
+    """Dropout ahead of the last dense layer (Srivastava et al. 2014): half of its inputs, a fifth where it has few."""
+
+    code = "add_dropout"
+    level = "full"
+
+    def words(self, body: Body) -> Words | None:
+        """The last layer, if it is a dense one with another layer before it, and nothing is dropped so far."""
+        if body.forward.is_keras:
+            return None
+        dropping = [m for m in body.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+        calls = [call for call in look(body).calls if isinstance(call.module, _WEIGHTED)]
+        if dropping or len({call.module for call in calls}) < 2:
+            return None
+        last = calls[-1].module
+        if not isinstance(last, nn.Linear) or last not in slots(body.model):
+            return None
+        return {"where": calls[-1].name, "p": DROPPED if last.in_features >= WIDE else DROPPED_OF_FEW}
+
+    def apply(self, body: Body, words: Words) -> Undo:
+        """Put it in."""
+        layers = [body.model.get_submodule(name) for name in names(words["where"])]
+        p = float(words["p"])
+        return put(body.model, {layer: Around(layer, ahead=nn.Dropout(p)) for layer in layers})
+
+    def lines(self, words: Words) -> list[str]:
+        """A Sequential in the layer's place."""
+        return [
+            f"{code(name)} = nn.Sequential(nn.Dropout({float(words['p']):g}), {code(name)})"
+            for name in names(words["where"])
+        ]
+
+
+class Unfreeze:
+    """Parameters that were not trained are. The optimizer must be given those that it has not."""
+
+    code = "unfreeze"
+    level = "full"
+
+    def words(self, body: Body) -> Words | None:
+        """The names of all parameters that need no gradient."""
+        if body.forward.is_keras:
+            return None
+        found = [name for name, p in body.model.named_parameters() if not p.requires_grad and p.is_floating_point()]
+        return {"where": " ".join(found)} if found else None
+
+    def apply(self, body: Body, words: Words) -> Undo:
+        """Let them be trained."""
+        found = [p for p in map(body.model.get_parameter, names(words["where"])) if not p.requires_grad]
+        for p in found:
+            p.requires_grad_(True)
+
+        def undo() -> None:
+            for p in found:
+                p.requires_grad_(False)
+                p.grad = None
+
+        return undo
+
+    def lines(self, words: Words) -> list[str]:
+        """A line each, before the optimizer is made."""
+        return [f"{code(name)}.requires_grad_(True)" for name in names(words["where"])]
+
+
+class TrainMode:
+    """Modules that stay in evaluation mode follow `train()` again; dropout that always drops stops to in evaluation.
+
+    The first are those whose `train` was overwritten on the module itself; a class with a `train` of its own means it.
+    The second are modules of the user's own without weights that set numbers to zero at random in evaluation too.
+    """
+
+    code = "train_mode"
+    level = "full"
+
+    def words(self, body: Body) -> Words | None:
+        """`where` they stay; `dropout` their names and `p` how much they drop."""
+        if body.forward.is_keras:
+            return None
+        named = body.model.named_modules()
+        stuck = [name or "." for name, module in named if "train" in vars(module)]
+        words: dict[str, float | str] = {"where": " ".join(stuck)} if stuck else {}
+        places = slots(body.model)
+        always = {call.name: _share_dropped(call) for call in look(body).calls if call.module in places}
+        always = {name: share for name, share in always.items() if share}
+        if always:
+            words |= {"dropout": " ".join(always), "p": max(always.values())}
+        return words or None
+
+    def apply(self, body: Body, words: Words) -> Undo:
+        """Take what stands before the class's `train` away, and put torch's dropout in the place of the others."""
+        model = body.model
+        stuck = [model if name == "." else model.get_submodule(name) for name in names(words.get("where", ""))]
+        before = [(module, vars(module)["train"]) for module in stuck if "train" in vars(module)]
+        modes = [(part, part.training) for module, _ in before for part in module.modules()]
+        for module, _ in before:
+            del vars(module)["train"]
+            module.train(model.training)
+        always = [model.get_submodule(name) for name in names(words.get("dropout", ""))]
+        put_back = put(model, {old: nn.Dropout(float(words["p"])).train(old.training) for old in always})
+
+        def undo() -> None:
+            put_back()
+            for module, train in before:
+                vars(module)["train"] = train
+            for part, mode in modes:
+                part.training = mode
+
+        return undo
+
+    def lines(self, words: Words) -> list[str]:
+        """What to take out, and what to put in."""
+        stuck = ["" if name == "." else name for name in names(words.get("where", ""))]
+        lines = [f"# {code(name)}: take out what keeps it in evaluation mode" for name in stuck]
+        return lines + [f"{code(name)} = nn.Dropout({float(words['p']):g})" for name in names(words.get("dropout", ""))]
+
+
+@torch.no_grad()
+def _share_dropped(call: Call) -> float:
+    """The share of ones that a module of the user's own sets to zero in evaluation, in steps of 0.05; 0 for none."""
+    module = call.module
+    bare = not any(True for _ in (*module.children(), *module.parameters(), *module.buffers()))
+    if not bare or type(module).__module__.startswith("torch.") or call.others or call.input is None:
+        return 0.0
+    x, mode = call.input, module.training
+    if not x.is_floating_point() or call.output is None or call.output.shape != x.shape:
+        return 0.0
+    # Made larger: the share is read from thousands of numbers.
+    ones = torch.ones_like(x).repeat(-(-4096 // x.numel()), *[1] * (x.ndim - 1)) if x.numel() else x
+    module.training = False
+    try:
+        y = _tried(module, ones)
+    finally:
+        module.training = mode
+    if y is None:
+        return 0.0
+    share = round(float((y == 0).float().mean()) * 20) / 20
+    kept = y[y != 0]
+    # What is kept is made larger by 1 / (1 − p).
+    return share if 0 < share < 1 and bool((kept > 1).all()) and float(kept.std()) < 1e-3 else 0.0
+
+
+def _tried(module: Any, x: Tensor) -> Tensor | None:
+    """The module's output, if it draws it at random."""
+    with untouched():
+        try:
+            y, again = module(x), module(x)
+        except (RuntimeError, ValueError, TypeError):
+            return None
+    return y if isinstance(y, Tensor) and y.shape == x.shape and not torch.equal(y, again) else None
