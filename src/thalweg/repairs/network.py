@@ -27,3 +27,5 @@ _ALL: tuple[Change, ...] = (
 )
 CHANGES: dict[str, Change] = {change.code: change for change in _ALL}
 """Code → change."""
+STRUCTURES = frozenset(CHANGES) - {"initialise", "weigh_classes"}
+"""Changes after which the model has other modules; the others leave a model that the weights alone make again."""

@@ -22,6 +22,7 @@ from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings, expanded
 from thalweg.repairs.change import Body
+from thalweg.repairs.network import fold
 from thalweg.run import directory as directories
 from thalweg.run.candidates import assemble
 from thalweg.run.choices import Chosen, choose
@@ -190,6 +191,8 @@ def carry_out(
             raced.kept.hand_over(training)
         record.stopped_because = mending.run()
         finish(run, mending.training, checkpoints)
+        if record.stopped_because != "interrupted" and record.decided.get("repairs"):
+            fold(prepared.forward.model)
         telling.end()
     return run
 

@@ -11,7 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from thalweg.loop.checkpoint import Checkpoint
+from thalweg.loop.evaluate import evaluating, model_device
 from thalweg.loop.setup import Setup
 from thalweg.loop.train import ILL, Training
 from thalweg.records.action import Action
@@ -28,7 +32,7 @@ from thalweg.run.facts import facts, of_settings
 from thalweg.run.telling import Telling
 from thalweg.step.data import Stream
 from thalweg.step.forward import Forward
-from thalweg.step.losses import Loss
+from thalweg.step.losses import NAMES, Loss, resolve
 from thalweg.step.planned import PlannedStep
 from thalweg.step.whole import Step
 
@@ -62,6 +66,33 @@ def mended_before(
     parts = parts_of(body, chosen, None)
     record.decided |= {**parts.decided, "plan": record.decided["plan"]}
     return body, parts
+
+
+def rebuilt(model: nn.Module, record: RunRecord, count: int) -> None:
+    """A fresh model with the structure that a run's had after so many of its repairs; its weights are loaded later."""
+    name = record.decided["loss"]
+    loss = resolve(name) if name in NAMES else None
+    body = Body(Forward(model), loss, Settings(), _stand_in(model, record.decided["inputs"]), 1.0)
+    for repair in (record.decided.get("repairs") or [])[:count]:
+        for code, words in repair["changes"]:
+            if code in network.STRUCTURES:
+                CHANGES[code].apply(body, words)
+
+
+def _stand_in(model: nn.Module, inputs: Any) -> tuple[Any, Any]:
+    """A few examples in the shape that the run's had: what is taken from them is loaded over."""
+
+    def made(of: Any) -> Any:
+        if isinstance(of, list):
+            return tuple(made(part) for part in of)
+        if "names" in of:
+            return {name: made(part) for name, part in of["names"].items()}
+        return torch.zeros(4, *of["shape"], dtype=getattr(torch, of["dtype"]), device=model_device(model))
+
+    x = made(inputs)
+    with evaluating(model), torch.no_grad():
+        y = Forward(model)(x, training=False)
+    return x, torch.zeros_like(y) if isinstance(y, torch.Tensor) else y
 
 
 def again_made(body: Body, repairs: list[Mapping[str, Any]]) -> None:
@@ -248,4 +279,3 @@ def lines(repairs: list[Mapping[str, Any]]) -> list[str]:
     return [line for repair in repairs for code, words in repair["changes"] for line in CHANGES[code].lines(words)]
 
 
-__all__ = ["Mending", "again_made", "body_of", "is_mended", "lines", "mended_before"]

@@ -16,6 +16,8 @@ from thalweg.loop.checkpoint import Checkpoint, Checkpoints
 from thalweg.loop.evaluate import evaluating
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import unknown
+from thalweg.repairs.network import fold
+from thalweg.run.mending import rebuilt
 from thalweg.run.recipe import recipe_of
 from thalweg.step.forward import Forward
 from thalweg.tensors.named import assign
@@ -40,7 +42,13 @@ def load(run_dir: str | os.PathLike[str], which: str | int = "best", model: nn.M
             raise ValueError(f"{directory} was not started from a task or script: give model=")
         model = recipe_of(record.source, directory).arguments["model"]
     assert model is not None
-    assign(Forward(model).state(), _checkpoint(directory, which).model)
+    checkpoint = _checkpoint(directory, which)
+    mended = int(checkpoint.state["standing"].get("mended", 0))
+    if mended:
+        rebuilt(model, record, mended)
+    assign(Forward(model).state(), checkpoint.model)
+    if mended:
+        fold(model)
     return model.eval()
 
 
