@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.diagnosis.course import Course, course
+from thalweg.diagnosis.course import BEGUN, Course, course
 from thalweg.diagnosis.noise import Floats
 from thalweg.records.history import History
 
@@ -19,8 +19,9 @@ NORMS = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")
 class Case:
     """What is known of one training up to now."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, begun: float = BEGUN) -> None:
         self.history = history
+        self.begun = begun
         self.facts: dict[str, Any] = dict(history.facts)
         self.names = history.names
         self._known = set(self.names)

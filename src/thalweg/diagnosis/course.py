@@ -65,6 +65,8 @@ class Course:
     batch_size: float | None
     share_done: float | None
     thrown: int | None = None
+    begun: float = BEGUN
+    """Share of a planned training before which nothing is said about what was not learned yet."""
 
     @property
     def is_long(self) -> bool:
@@ -73,7 +75,7 @@ class Course:
             return False
         if self.share_done is None:  # nobody knows how long it is to be
             return float(self.steps[-1]) >= 5 * FEW_UPDATES
-        return self.share_done >= BEGUN or float(self.steps[-1]) >= MANY
+        return self.share_done >= self.begun or float(self.steps[-1]) >= MANY
 
     @cached_property
     def newest(self) -> Floats:
@@ -238,6 +240,7 @@ def course(case: Case) -> Course:
         batch_size=case.fact("batch_size"),
         share_done=case.share_done,
         thrown=_thrown(steps[sound], values[sound], max(start, trivial or start)),
+        begun=case.begun,
     )
 
 

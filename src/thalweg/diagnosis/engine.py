@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from thalweg.diagnosis import backward, before, causes, curvature, forward, loss, rate, usage
 from thalweg.diagnosis.case import Case
+from thalweg.diagnosis.course import BEGUN
 from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
 
@@ -45,12 +46,13 @@ EXPLAINS: dict[str, frozenset[str]] = {
 }
 
 
-def findings(history: History) -> list[Finding]:
+def findings(history: History, begun: float = BEGUN) -> list[Finding]:
     """What is wrong with a training up to now: gravest and likeliest first, each problem once.
 
-    Cheap (milliseconds) and pure: the same history gives the same findings.
+    Cheap (milliseconds) and pure: the same history gives the same findings. What was not learned is held against a
+    training once a share of it, `begun`, is behind; asked for less, it says what may be wrong.
     """
-    case = Case(history)
+    case = Case(history, begun)
     if not case.names:
         return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)

@@ -54,6 +54,7 @@ class Training:
         self.memory = Memory(setup)
         self.judging = Judging(setup, limits)
         self.watching = Watching(setup.history, setup.events, setup.watched)
+        self.watching.suspects = setup.mends
         self._pause: int | None = None
         self._pending: list[Tensor] = []
         self._started = self._saved = 0.0

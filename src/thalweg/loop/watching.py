@@ -20,6 +20,8 @@ FIRST = (20, 50, 100)
 GROWTH = 1.4
 #: Evaluations before which a curve of them says nothing.
 EVALUATIONS = 4
+#: Share of a training after which what was not learned is suspected.
+EARLY = 0.1
 
 
 class Told(Protocol):
@@ -37,8 +39,10 @@ class Watching:
         self._on = on
         self.since = 0
         """The update since which the training is another one: of what was before nothing is asked any more."""
+        self.suspects = False
+        """Whether it is also asked what may be wrong, early on, which a trial can tell."""
         self.current: list[Finding] = []
-        """What the newest answer was, likeliest cause first."""
+        """What the newest answer was, likeliest cause first; what may be wrong, where it is asked for."""
         self.asked_at = -1
 
     def reported(self, step: int) -> None:
@@ -72,15 +76,20 @@ class Watching:
         """A run is gone on with from a step after which it was asked, perhaps: so it is now, and nobody is told."""
         count = max(self._history.count("epoch_loss"), self._history.count("validation_loss"))
         if self._on and (step == self.since or is_asked(step - self.since) or is_asked_of(count)):
-            view = self._history.since(self.since) if self.since else self._history
-            self.current = [_later(finding, self.since) for finding in engine.findings(view)]
-            self.asked_at = step
+            self._looked(step)
 
-    def _ask(self, step: int) -> list[Finding]:
-        before = {finding.code: _grade(finding) for finding in self._history.findings}
+    def _looked(self, step: int) -> list[Finding]:
+        """What is found; what stands, and what may be wrong, are kept."""
         view = self._history.since(self.since) if self.since else self._history
         found = [_later(finding, self.since) for finding in engine.findings(view)]
         self.current, self.asked_at = found, step
+        if self.suspects and not any(finding.severity != "note" for finding in found):
+            self.current = [_later(finding, self.since) for finding in engine.findings(view, EARLY)]
+        return found
+
+    def _ask(self, step: int) -> list[Finding]:
+        before = {finding.code: _grade(finding) for finding in self._history.findings}
+        found = self._looked(step)
         for finding in found:
             if _grade(finding) > before.get(finding.code, -1):
                 self._history.found(finding, step)

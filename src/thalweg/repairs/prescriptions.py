@@ -37,6 +37,11 @@ class Prescription:
     """Whether it begins from the first good state that is still held, not from where the training stands."""
 
     @property
+    def begins_anew(self) -> bool:
+        """Whether the weights are drawn again, so that what was learned is lost."""
+        return any(code == "initialise" for code, _ in self.changes)
+
+    @property
     def touches_network(self) -> bool:
         """Whether anything but settings is changed."""
         return any(code in network.CHANGES for code, _ in self.changes)
@@ -76,7 +81,7 @@ RESIDUAL, STANDARDISE, TARGETS = _plain("insert_residual"), _plain("standardise_
 HEAD, MOMENTS, PERTURB = _plain("drop_head"), _plain("reset_moments"), _plain("perturb")
 
 #: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
-RENEW: tuple[Step, ...] = (STANDARDISE, INITIALISE, RULE, ("clip_gradients", None))
+RENEW: tuple[Step, ...] = (STANDARDISE, SWAP, INITIALISE, RULE, ("clip_gradients", None))
 
 #: Finding → prescriptions, in the order in which they are thought of; `-` before a name begins from the first good state.
 TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
@@ -175,9 +180,18 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     },
     "oscillating_loss": {"rate / 10": (_times(0.1), AGAIN), "batch": (_plain("change_batch"),)},
     "noise_floor": {"rate / 10": (_times(0.1), AGAIN), "batch": (_plain("change_batch"),)},
-    "plateau": {"rule": (RULE,), "rate × 10": (_times(10.0),), "initialise": (INITIALISE, MOMENTS)},
+    "plateau": {
+        "initialise": (INITIALISE, MOMENTS),
+        "rule": (RULE,),
+        "rate × 10": (_times(10.0),),
+        "rate / 10": (_times(0.1),),
+    },
     "slow_convergence": {"rate × 10": (_times(10.0), AGAIN), "rule": (RULE, AGAIN)},
-    "underfitting": {"rate × 10": (_times(10.0), AGAIN), "rule": (RULE, AGAIN)},
+    "underfitting": {
+        "rate × 10": (_times(10.0), AGAIN),
+        "rule": (RULE, AGAIN),
+        "initialise": (INITIALISE, MOMENTS),
+    },
     "collapsed_output": {"initialise": (INITIALISE, MOMENTS), "rule": (RULE,)},
 }  # fmt: skip
 

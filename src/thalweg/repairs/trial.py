@@ -20,7 +20,7 @@ MARGIN = 0.05
 #: Updates of a trial: a share of the training that is planned, and bounds; of a training of unknown length the least.
 SHARE, FEWEST, LONGEST = 1 / 25, 24, 1000
 #: Share of the planned training that trials may cost in all.
-BUDGET = 0.3
+BUDGET = 0.5
 #: Share of the updates that are added to cool down.
 COOL_DOWN = 0.25
 
@@ -46,10 +46,10 @@ def length(planned: int | None) -> int:
     return FEWEST if planned is None else max(FEWEST, min(LONGEST, round(SHARE * planned)))
 
 
-def is_affordable(spent: int, arms: int, planned: int | None) -> bool:
-    """Whether so many arms more are within what trials may cost; a training of unknown length may have two trials."""
-    of_all = BUDGET * planned if planned is not None else 2 * 6 * FEWEST
-    return spent + arms * price(length(planned)) <= max(of_all, 6 * price(FEWEST))
+def is_affordable(spent: int, arms: int, planned: int | None, updates: int | None = None) -> bool:
+    """Whether so many arms more are within what trials may cost; a training of unknown length may have a few trials."""
+    of_all = max(BUDGET * planned if planned is not None else 48 * FEWEST, 16 * price(FEWEST))
+    return spent + arms * price(updates or length(planned)) <= of_all
 
 
 def price(updates: int) -> int:

@@ -7,7 +7,9 @@ is resumed. What is kept is in `run.json`, in words, before the first update tha
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import nn
 
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import evaluating, model_device
-from thalweg.loop.setup import Setup
+from thalweg.loop.setup import Setup, Standing
 from thalweg.loop.train import ILL, Training
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
@@ -101,6 +103,7 @@ def again_made(body: Body, repairs: list[Mapping[str, Any]]) -> None:
         body.step = int(repair["step"])
         administer(body, Prescription(repair["name"], tuple((c, w) for c, w in repair["changes"])), None, [])
         body.forgets = False
+        _extend(body, repair["given_back"])
 
 
 class Mending:
@@ -158,7 +161,6 @@ class Mending:
         taken = self._try(tried, updates) if tried else None
         if training.interrupt:
             return
-        at.tried_steps += (1 + len(tried)) * trial.price(updates) if tried else 0
         self._record.decided["tried_steps"] = at.tried_steps
         at.treated += [finding.code for finding in findings]
         at.treated_at = at.step
@@ -172,20 +174,39 @@ class Mending:
         """The number of the prescription that did best, of those that did better than none; else None."""
         training = self.training
         self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
+        own, others = self._compared(tried, updates)
+        taken = None if training.interrupt else trial.best(own, others)
+        fresh = [i for i, prescription in enumerate(tried) if prescription.begins_anew]
+        longer = min(training.at.step, trial.LONGEST)
+        if taken is not None or not fresh or training.interrupt or longer <= updates:
+            return taken
+        if not trial.is_affordable(training.at.tried_steps, 2, self.chosen.decided["total_steps"], longer):
+            return None
+        # What begins anew is given as many updates as the training has had that it is held against.
+        i = min(fresh, key=lambda i: others[i].mean)
+        own, others = self._compared([tried[i]], longer)
+        return i if not training.interrupt and trial.best(own, others) is not None else None
+
+    def _compared(
+        self, tried: list[Prescription], updates: int
+    ) -> tuple[list[trial.Measured], list[trial.Measured]]:
+        """Controls, each in the terms of an arm, and the arms; none once it is interrupted."""
+        training = self.training
         arms = Arms(training, self.chosen, self.body, updates)
         control = arms.control()
         own, others = [], []
         for prescription in tried:
             if training.interrupt:
-                return None
+                break
             try:
                 others.append(arms.treated(prescription))
                 own.append(arms.in_terms_of(prescription) or control)
             except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
                 # What cannot be done to this network is no repair of it.
-                others.append(trial.Measured((float("inf"),)))
-                own.append(control)
-        return trial.best(own, others)
+                others, own = [*others[: len(own)], trial.Measured((math.inf,))], [*own, control]
+        if not training.interrupt:
+            training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
+        return own, others
 
     def _keep(self, prescription: Prescription, findings: list[Finding]) -> None:
         """Go on as a training that was mended."""
@@ -195,12 +216,13 @@ class Mending:
         assert isinstance(step, PlannedStep)
         step.close()
         done = administer(body, prescription, old.memory.good, [])
+        given = _given_back(body, prescription, at)
         parts = parts_of(body, self.chosen, old.setup.optimizer)
         body.forgets = False
         if parts.batches is not old.setup.batches:
             at.epoch, at.position = at.epoch + (at.position > 0), 0
         at.mended, at.mended_at, at.treated = at.mended + 1, at.step, []
-        repairs = [*(self._record.decided.get("repairs") or []), _written(prescription, done, at.step, plan)]
+        repairs = [*(self._record.decided.get("repairs") or []), _written(prescription, done, at.step, plan, given)]
         kept = {word: self._record.decided.get(word) for word in ("search", "tried_steps")}
         self._record.decided = {**parts.decided, **kept, "repairs": repairs, "plan": None}
         planned = self._step_for(body, parts)
@@ -265,9 +287,29 @@ def _told(done: Done) -> dict[str, float | str]:
     return told
 
 
-def _written(prescription: Prescription, done: Done, step: int, plan: Any) -> dict[str, Any]:
+def _given_back(body: Body, prescription: Prescription, at: Standing) -> dict[str, int]:
+    """A training that begins anew, with fresh weights, has its full length before it: what it is given more."""
+    if not prescription.begins_anew:
+        return {}
+    given = {"epochs": at.epoch + (at.position > 0), "steps": at.step, "from": at.step}
+    _extend(body, given)
+    return given
+
+
+def _extend(body: Body, given: Mapping[str, int]) -> None:
+    settings = body.settings
+    limits = {word: getattr(settings, word) for word in ("epochs", "steps")}
+    longer = {word: limit + given.get(word, 0) for word, limit in limits.items() if limit is not None}
+    body.settings = replace(settings, **longer)
+    body.restarted_at = given.get("from", body.restarted_at)
+
+
+def _written(
+    prescription: Prescription, done: Done, step: int, plan: Any, given: dict[str, int]
+) -> dict[str, Any]:
     """A repair as run.json holds it; `plan` is the one that was followed before."""
-    return {"name": prescription.name, "step": step, "changes": [[code, words] for code, words in done], "plan": plan}
+    changes = [[code, words] for code, words in done]
+    return {"name": prescription.name, "step": step, "changes": changes, "plan": plan, "given_back": given}
 
 
 def _why(findings: list[Finding]) -> str:
