@@ -25,6 +25,9 @@ RECTIFIED = frozenset(
     "Relu LeakyRelu Threshold Gelu Silu Elu Softplus Mish Hardswish Hardtanh PreluKernel RreluWithNoise".split()  # noqa: SIM905
 )
 SATURATING = frozenset(("Sigmoid", "Tanh", "Hardsigmoid", "LogSigmoid"))
+#: Spread of the outputs over examples, as a share of their size, below which a network says the same of all; and the
+#: least size that counts, so that outputs about zero are not taken for answers.
+SAME, LEAST = 1e-2, 1e-2
 ACTIVATIONS = RECTIFIED | SATURATING | {"Exp"}
 #: Nodes that show the same numbers in another shape, or a choice or a mean of them.
 SHAPES = frozenset(
@@ -75,6 +78,14 @@ class Pass:
             else:
                 found.add(name)
         return found
+
+    def is_constant(self) -> bool:
+        """Whether the network says the same of every example: then it computes nothing that would be lost."""
+        y = next(leaves(self.output)).detach().double()
+        if y.ndim == 0 or len(y) < 2:
+            return False
+        spread, size = float(y.std(0).square().mean().sqrt()), float(y.square().mean().sqrt())
+        return not spread > SAME * max(size, LEAST)
 
     def is_output(self, call: Call) -> bool:
         """Whether what the model returned is what this module returned, perhaps in another shape."""
