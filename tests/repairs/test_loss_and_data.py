@@ -64,7 +64,6 @@ ROWS: list[tuple[Any, Any, Tensor, dict[str, str] | None]] = [
     (torch.sigmoid, "binary_cross_entropy", BINARY, {"loss": "bce"}),
     (torch.relu, "cross_entropy", LABELS, None),  # nothing can be taken out
     (nn.ReLU(), "mse", -VALUES, {"head": "3"}),
-    (nn.ReLU(), "mse", VALUES, None),
     (nn.Sigmoid(), "mae", VALUES, {"head": "3"}),
     (nn.Tanh(), "huber", VALUES, {"head": "3"}),
     (nn.Tanh(), "mse", torch.tanh(VALUES - 100), None),
@@ -93,6 +92,17 @@ def test_loss_and_output_are_brought_together(head: Any, loss: Any, target: Tens
         assert isinstance(case.model[3], nn.Identity)
     undo()
     assert case.loss is before and case.model is module
+
+
+def test_a_head_that_is_shut_goes() -> None:
+    model = ended(nn.ReLU(), 3)
+    case = body(model, X, VALUES, "mse")
+    with torch.no_grad():
+        model[2].bias.fill_(5.0)
+    assert CHANGES["drop_head"].words(case) is None
+    with torch.no_grad():
+        model[2].bias.fill_(-50.0)
+    assert CHANGES["drop_head"].words(case) == {"head": "3"}
 
 
 def test_a_head_that_is_a_hidden_activation_too_stays() -> None:

@@ -316,6 +316,47 @@ def test_frozen_parameters_are_named_and_set_free() -> None:
     assert CHANGES["unfreeze"].words(case) == words
 
 
+class Detached(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+def test_a_cut_is_mended() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Detached(), nn.Linear(8, 3))
+    case = body(model, torch.randn(32, 6), torch.randn(32, 3))
+    words = CHANGES["unfreeze"].words(case)
+    assert words == {"detached": "2"}
+    undo = CHANGES["unfreeze"].apply(case, words)
+    assert first_to_last(case) > 0
+    undo()
+    assert isinstance(model[2], Detached)
+
+
+def test_no_block_without_a_layer() -> None:
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Dropout(0.1)), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    case = body(model, torch.randn(32, 6), torch.randn(32, 3))
+    assert CHANGES["insert_residual"].words(case) == {"where": "1:2", "gate": 0.0}
+
+
+class Halved(nn.Module):
+    """Overflows in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 1e5).half().float() / 1e5
+
+
+def test_what_overflows_is_no_activation() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), Halved(), nn.Linear(6, 3))
+    case = body(model, torch.randn(32, 6), torch.randn(32, 3))
+    assert CHANGES["swap_activation"].words(case) is None
+
+
+def test_no_norm_ahead_of_the_last_activation() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1), nn.Sigmoid(), nn.Flatten(0))
+    case = body(model, torch.randn(32, 6), torch.randn(32))
+    assert CHANGES["insert_norm"].words(case) == {"batch": "0", "matched": 1.0, "gate": 0.0}
+
+
 class AlwaysDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.3)

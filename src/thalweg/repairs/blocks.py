@@ -117,7 +117,8 @@ class InsertNorm:
 def _before_activation(passed: Pass, call: Call) -> bool:
     if not isinstance(call.module, MATRICES) or call.output is None or passed.is_output(call):
         return False
-    return operation(call.source) != "Norm" and bool(passed.following(call) & ACTIVATIONS)
+    bends = any(operation(node) in ACTIVATIONS and not passed.is_last(node) for node in passed.takers(call))
+    return operation(call.source) != "Norm" and bends
 
 
 def _norm(layer: Any, kind: str) -> nn.Module:
@@ -234,9 +235,10 @@ class InsertResidual:
 def _blocks(model: nn.Module, parent: nn.Sequential, passed: Pass, places: Any) -> Iterator[tuple[str, str]]:
     """Names of first and last module of each block."""
     members = list(parent.children())
+    # Each block ends where the next one starts, or before.
     starts = [i for i, module in enumerate(members) if any(isinstance(m, MATRICES) for m in module.modules())]
     named = name_of(model)
-    for start, stop in zip(starts, [*starts[1:], len(members)], strict=True):
+    for start, stop in zip(starts, [*starts, len(members)][1:], strict=True):
         ends = (members[start:end] for end in range(stop, start + 1, -1))
         block = next((block for block in ends if _keeps_shape(block, passed)), None)
         if block is not None and all(_is_part(module, places) for module in block):

@@ -67,17 +67,20 @@ class Pass:
         """How often a module was called."""
         return sum(call.module is module for call in self.calls)
 
-    def following(self, call: Call, through: frozenset[str] = SHAPES) -> set[str]:
-        """Names of the operations that take the output, seen through some; norms as "Norm"."""
-        found, waiting = set(), list(self.uses.get(call.node, ()))
+    def takers(self, call: Call, through: frozenset[str] = SHAPES) -> list[Any]:
+        """The operations that take the output, seen through some."""
+        found, waiting = [], list(self.uses.get(call.node, ()))
         while waiting:
             node = waiting.pop()
-            name = operation(node)
-            if name in through:
+            if operation(node) in through:
                 waiting += self.uses.get(node, ())
             else:
-                found.add(name)
+                found.append(node)
         return found
+
+    def is_last(self, node: Any) -> bool:
+        """Whether an operation makes what the model returns."""
+        return any(unshaped(y.grad_fn) is node for y in leaves(self.output))
 
     def is_constant(self) -> bool:
         """Whether the network says the same of every example: then it computes nothing that would be lost."""
