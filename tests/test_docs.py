@@ -95,7 +95,7 @@ def test_examples_run(page: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_pages_have_examples() -> None:
     executed = {page.name for page in EXECUTED}
-    rooms = "records tensors step gradients optim diagnosis signals loop reports run tasks cli".split()  # noqa: SIM905
+    rooms = "records tensors step gradients optim diagnosis signals repairs loop reports run tasks cli".split()  # noqa: SIM905
     assert {"README.md", "README.zh.md", "from-keras.md", *(f"{room}.md" for room in rooms)} <= executed
 
 

@@ -10,6 +10,9 @@ from bodies import KINDS, body_of, predicted
 
 from thalweg.repairs.change import Body
 from thalweg.repairs.network import CHANGES, fold
+from thalweg.step.trace import trace
+from thalweg.step.update import Update
+from thalweg.step.whole import Step
 
 #: Changes that leave the function as it is, in evaluation.
 KEEPING = ("insert_norm", "insert_residual", "add_dropout", "unfreeze", "train_mode")
@@ -142,6 +145,33 @@ def test_copied_traced_and_trained(code: str, kind: str) -> None:
     body.loss(body.forward(x), y).backward()
     fresh = [p for p in body.model.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in fresh)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "images", "named", "transformer", "words", "bare"])
+def test_a_step_is_still_one_program(kind: str) -> None:
+    """With all changes in place that draw nothing: the record of a step is the step.
+
+    Not of the tied layers: a batch norm that is called twice in a step is recorded for nobody.
+    """
+    batch, steps = None, []
+    for _ in range(2):
+        body = body_of(kind)
+        for code, change in CHANGES.items():
+            words = change.words(body) if code not in ("add_dropout", "initialise") else None
+            if words is not None:
+                change.apply(body, words)
+        assert body.loss is not None
+        rule = torch.optim.SGD(body.model.parameters(), 1e-3, momentum=0.9)
+        steps.append(Step(body.forward, body.loss, Update(rule)))
+        batch = body.sample
+        steps[-1](batch)
+    assert batch is not None
+    traced = trace(steps[1], batch, outputs=False)
+    expected = steps[0](batch)
+    with torch.no_grad():
+        loss, *_ = traced.graph(*traced.held(), *batch)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(steps[1].forward.model.state_dict(), steps[0].forward.model.state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)

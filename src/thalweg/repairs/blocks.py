@@ -53,11 +53,13 @@ class InsertNorm:
 
     Behind convolutions and dense layers a batch norm, of batches of 16 and more. With `matched` 1 its weight is the
     deviation and its bias the mean that it takes out, by the statistics of the sample: in evaluation the function is
-    what it was. With `matched` 0 weight and bias are 1 and 0: the function changes, and signals have one size at once,
-    which is what a deep network without signal needs.
+    what it was. With `matched` 0 weight and bias are 1 and 0: the function changes, and signals have one size at once.
 
     Elsewhere (sequences, small batches) a layer norm, over a channel's place too for images. It depends on the
     example, so no statistics make it do nothing: it stands behind a gate, that is at 0 where the function is to stay.
+
+    The function stays unless the network says the same of every example: a deep network in which the signal has
+    vanished has nothing to keep, and a norm that does nothing at first does not bring it back.
     """
 
     code = "insert_norm"
@@ -80,7 +82,8 @@ class InsertNorm:
             if call.name not in (*found["batch"], *found["layer"]):
                 found[kind].append(call.name)
         words: dict[str, float | str] = {kind: " ".join(where) for kind, where in found.items() if where}
-        return {**words, "matched": 1.0, "gate": 0.0} if words else None
+        lost = passed.is_constant()
+        return {**words, "matched": float(not lost), "gate": float(lost)} if words else None
 
     def apply(self, body: Body, words: Words) -> Undo:
         """Put the norms in, then give them the sample's statistics, from the first to the last."""
@@ -114,7 +117,8 @@ class InsertNorm:
 def _before_activation(passed: Pass, call: Call) -> bool:
     if not isinstance(call.module, MATRICES) or call.output is None or passed.is_output(call):
         return False
-    return operation(call.source) != "Norm" and bool(passed.following(call) & ACTIVATIONS)
+    bends = any(operation(node) in ACTIVATIONS and not passed.is_last(node) for node in passed.takers(call))
+    return operation(call.source) != "Norm" and bends
 
 
 def _norm(layer: Any, kind: str) -> nn.Module:
@@ -172,8 +176,8 @@ class InsertResidual:
     The gate is on the connection, and at 0 the function is what it was. (ReZero, Bachlechner et al. 2021, has it on
     the block, which would start as nothing and forget what the network knows.) A gate of 0 opens by ⟨x, δ⟩, the
     block's input and the gradient of its output: blocks near the loss first, and each lets the gradient through to the
-    one before. Where the gradient has vanished over many layers that takes long; `gate` 1 opens all of them at once,
-    and changes the function.
+    one before. Where the signal has vanished over many layers there is nothing to open it and nothing to keep: there
+    the gate is 1 from the start (He et al. 2016), and the function changes.
     """
 
     code = "insert_residual"
@@ -188,7 +192,7 @@ class InsertResidual:
         for parent in body.model.modules():
             if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
                 found += [f"{a}:{b}" for a, b in _blocks(body.model, parent, passed, places)]
-        return {"where": " ".join(found), "gate": 0.0} if found else None
+        return {"where": " ".join(found), "gate": float(passed.is_constant())} if found else None
 
     def apply(self, body: Body, words: Words) -> Undo:
         """The block goes into the place of its first module, and nothing remains in the places of the others."""
@@ -231,9 +235,10 @@ class InsertResidual:
 def _blocks(model: nn.Module, parent: nn.Sequential, passed: Pass, places: Any) -> Iterator[tuple[str, str]]:
     """Names of first and last module of each block."""
     members = list(parent.children())
+    # Each block ends where the next one starts, or before.
     starts = [i for i, module in enumerate(members) if any(isinstance(m, MATRICES) for m in module.modules())]
     named = name_of(model)
-    for start, stop in zip(starts, [*starts[1:], len(members)], strict=True):
+    for start, stop in zip(starts, [*starts, len(members)][1:], strict=True):
         ends = (members[start:end] for end in range(stop, start + 1, -1))
         block = next((block for block in ends if _keeps_shape(block, passed)), None)
         if block is not None and all(_is_part(module, places) for module in block):

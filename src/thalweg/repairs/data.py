@@ -141,15 +141,19 @@ def _features(module: nn.Module, given: Tensor, x: Tensor) -> tuple[int, int]:
 
 def _inputs(body: Body, modules: dict[nn.Module, tuple[int, int]]) -> dict[nn.Module, tuple[Tensor, Tensor]]:
     """Mean and deviation of what comes to each module."""
-    given: dict[nn.Module, Tensor] = {}
-    hooks = [m.register_forward_pre_hook(lambda module, args: given.__setitem__(module, args[0])) for m in modules]
+    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def take(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found[module] = moments(args[0], *modules[module])
+
+    hooks = [module.register_forward_pre_hook(take) for module in modules]
     try:
         with evaluating(body.model):
             forward(body, MANY)
     finally:
         for hook in hooks:
             hook.remove()
-    return {module: moments(given[module], *modules[module]) for module in modules}
+    return found
 
 
 def moments(x: Tensor, axis: int, features: int) -> tuple[Tensor, Tensor]:

@@ -103,11 +103,12 @@ def _is_elementwise(call: Call) -> bool:
     x = call.input
     if x is None or not x.is_floating_point() or call.others or call.output is None or call.output.shape != x.shape:
         return False
-    x = x.detach()
     if x.numel() < 4:
         return False
+    # Made up, in the shape that came: what came may be infinite, or all the same.
+    x = torch.linspace(-2, 2, x.numel(), dtype=x.dtype, device=x.device).view(x.shape)
     odd = (torch.arange(x.numel(), device=x.device) % 2).bool().view(x.shape)
-    other = x.flatten().roll(2).view(x.shape) * 0.5
+    other = x.flatten().roll(x.numel() // 2).view(x.shape)
     with untouched():
         try:
             y, again = call.module(x), call.module(x)
@@ -115,6 +116,8 @@ def _is_elementwise(call: Call) -> bool:
             middle, far = call.module((x + other) / 2), call.module(other)
         except (RuntimeError, ValueError, TypeError):
             return False
+    if not bool(y.isfinite().all()):
+        return False
     size = float(y.std()) + 1e-12
     alone = torch.equal(y, again) and torch.allclose(mixed[odd], y[odd], atol=1e-6 * size)
     return alone and bool(((y + far) / 2 - middle).abs().max() > 1e-2 * size)
@@ -154,25 +157,34 @@ class AddDropout:
 
 
 class Unfreeze:
-    """Parameters that were not trained are. The optimizer must be given those that it has not."""
+    """Parameters that were not trained are, and modules that only cut the gradient off give way to nothing.
+
+    The optimizer must be given the parameters that it has not.
+    """
 
     code = "unfreeze"
     level = "full"
 
     def words(self, body: Body) -> Words | None:
-        """The names of all parameters that need no gradient."""
+        """`where`: all parameters that need no gradient; `detached`: modules that return what they get, without it."""
         if body.forward.is_keras:
             return None
-        found = [name for name, p in body.model.named_parameters() if not p.requires_grad and p.is_floating_point()]
-        return {"where": " ".join(found)} if found else None
+        frozen = [name for name, p in body.model.named_parameters() if not p.requires_grad and p.is_floating_point()]
+        places = slots(body.model)
+        cut = [call.name for call in look(body).calls if call.module in places and _is_cut(call)]
+        words = {"where": " ".join(frozen), "detached": " ".join(dict.fromkeys(cut))}
+        return {key: value for key, value in words.items() if value} or None
 
     def apply(self, body: Body, words: Words) -> Undo:
         """Let them be trained."""
-        found = [p for p in map(body.model.get_parameter, names(words["where"])) if not p.requires_grad]
+        found = [p for p in map(body.model.get_parameter, names(words.get("where", ""))) if not p.requires_grad]
         for p in found:
             p.requires_grad_(True)
+        cut = [body.model.get_submodule(name) for name in names(words.get("detached", ""))]
+        put_back = put(body.model, {old: nn.Identity().train(old.training) for old in cut})
 
         def undo() -> None:
+            put_back()
             for p in found:
                 p.requires_grad_(False)
                 p.grad = None
@@ -181,7 +193,16 @@ class Unfreeze:
 
     def lines(self, words: Words) -> list[str]:
         """A line each, before the optimizer is made."""
-        return [f"{code(name)}.requires_grad_(True)" for name in names(words["where"])]
+        lines = [f"{code(name)}.requires_grad_(True)" for name in names(words.get("where", ""))]
+        return lines + [f"{code(name)} = nn.Identity()" for name in names(words.get("detached", ""))]
+
+
+def _is_cut(call: Call) -> bool:
+    """Whether a bare module returned its input without the gradient."""
+    bare = not any(True for _ in (*call.module.children(), *call.module.parameters(), *call.module.buffers()))
+    if not bare or call.input is None or call.output is None or call.source is None or call.node is not None:
+        return False
+    return call.input.shape == call.output.shape and torch.equal(call.input, call.output)
 
 
 class TrainMode:

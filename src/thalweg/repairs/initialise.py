@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from thalweg.repairs.change import Body, Undo, Words, names
-from thalweg.repairs.passes import MANY, RECTIFIED, SATURATING, SHAPES, Call, Pass, evaluating, forward, look
+from thalweg.repairs.passes import MANY, RECTIFIED, SATURATING, SHAPES, Call, Pass, evaluating, forward, look, operation
 from thalweg.repairs.structure import MATRICES, code
 
 METHODS = ("he", "glorot", "orthogonal", "lsuv")
@@ -125,7 +125,7 @@ def _kept(modules: list[nn.Module]) -> Undo:
 def _follower(passed: Pass, call: Call) -> str:
     """Of which kind the activation is that takes a layer's output, over a norm or a pool maybe."""
     through = SHAPES | {"Norm", "MaxPool2DWithIndices", "AvgPool2D", "MaxPool3DWithIndices", "AdaptiveAvgPool2D"}
-    follow = passed.following(call, through)
+    follow = {operation(node) for node in passed.takers(call, through)}
     if follow & RECTIFIED:
         return "rectified"
     if "Tanh" in follow:

@@ -24,8 +24,10 @@ _NODES = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid
 _RANGES = {"softmax": (0.0, 1.0), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, float("inf"))}
 #: A loss by its name in `step/kinds.py` → what makes it.
 _LOSSES: dict[str, Any] = {"bce": nn.BCELoss}
-#: A class this much rarer than the mean class is rare; equal ones differ by chance.
-BALANCED = 0.8
+#: Outputs this near to what a head can give at most, nearly all of them, pass no gradient on.
+SHUT, NEARLY_ALL = 1e-3, 0.99
+#: A class is rare with less than this share of the examples of the mean class; equal ones differ by chance.
+BALANCED = 0.5
 
 
 @dataclass(slots=True)
@@ -55,11 +57,11 @@ def _end(body: Body, passed: Pass) -> _End:
 class DropHead:
     """Loss and output brought together: the head that does not belong is taken out, or the loss is another one.
 
-    The module that ends the network gives way to nothing where the loss takes plain scores, or where targets lie
-    outside of what it can give. Where a function ends it, or probabilities and scores are mixed up, the loss changes:
-    `categorical_cross_entropy` or `nn.BCELoss` on probabilities, `cross_entropy` or `binary_cross_entropy` on scores.
-    Classes learned by squared error through a softmax or sigmoid are learned by cross-entropy. A loss that was not
-    given by name may have settings of its own, so it stays.
+    The module that ends the network gives way to nothing where the loss takes plain scores, where targets lie outside
+    of what it can give, and where it is shut for all examples. Where a function ends it, or probabilities and scores
+    are mixed up, the loss changes: `categorical_cross_entropy` or `nn.BCELoss` on probabilities, `cross_entropy` or
+    `binary_cross_entropy` on scores. Classes learned by squared error through a softmax or sigmoid are learned by
+    cross-entropy. A loss that was not given by name may have settings of its own, so it stays.
     """
 
     code = "drop_head"
@@ -136,10 +138,10 @@ def _wanted(loss: str, end: _End, output: Tensor, target: Tensor) -> tuple[bool,
         if end.function == "softmax" and not goes:
             return False, "categorical_cross_entropy"
         return (goes, "cross_entropy") if end.function == "none" or (goes and end.function != "log_softmax") else None
-    return _of_values(loss, end, target) if loss in ("mse", "mae", "huber") else None
+    return _of_values(loss, end, output, target) if loss in ("mse", "mae", "huber") else None
 
 
-def _of_values(loss: str, end: _End, target: Tensor) -> tuple[bool, str] | None:
+def _of_values(loss: str, end: _End, output: Tensor, target: Tensor) -> tuple[bool, str] | None:
     if end.function not in _RANGES or not target.numel():
         return None
     goes, low, high = end.module is not None, *_RANGES[end.function]
@@ -151,7 +153,8 @@ def _of_values(loss: str, end: _End, target: Tensor) -> tuple[bool, str] | None:
             return goes, "binary_cross_entropy" if goes else "bce"
         return None
     outside = float(target.min()) < low or float(target.max()) > high
-    return (True, "") if outside and goes else None
+    shut = ((output <= low + SHUT) | (output >= high - SHUT)).double().mean()
+    return (True, "") if goes and (outside or float(shut) > NEARLY_ALL) else None
 
 
 class WeighClasses:

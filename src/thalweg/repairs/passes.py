@@ -25,6 +25,9 @@ RECTIFIED = frozenset(
     "Relu LeakyRelu Threshold Gelu Silu Elu Softplus Mish Hardswish Hardtanh PreluKernel RreluWithNoise".split()  # noqa: SIM905
 )
 SATURATING = frozenset(("Sigmoid", "Tanh", "Hardsigmoid", "LogSigmoid"))
+#: Spread of the outputs over examples, as a share of their size, below which a network says the same of all; and the
+#: least size that counts, so that outputs about zero are not taken for answers.
+SAME, LEAST = 1e-2, 1e-2
 ACTIVATIONS = RECTIFIED | SATURATING | {"Exp"}
 #: Nodes that show the same numbers in another shape, or a choice or a mean of them.
 SHAPES = frozenset(
@@ -64,17 +67,28 @@ class Pass:
         """How often a module was called."""
         return sum(call.module is module for call in self.calls)
 
-    def following(self, call: Call, through: frozenset[str] = SHAPES) -> set[str]:
-        """Names of the operations that take the output, seen through some; norms as "Norm"."""
-        found, waiting = set(), list(self.uses.get(call.node, ()))
+    def takers(self, call: Call, through: frozenset[str] = SHAPES) -> list[Any]:
+        """The operations that take the output, seen through some."""
+        found, waiting = [], list(self.uses.get(call.node, ()))
         while waiting:
             node = waiting.pop()
-            name = operation(node)
-            if name in through:
+            if operation(node) in through:
                 waiting += self.uses.get(node, ())
             else:
-                found.add(name)
+                found.append(node)
         return found
+
+    def is_last(self, node: Any) -> bool:
+        """Whether an operation makes what the model returns."""
+        return any(unshaped(y.grad_fn) is node for y in leaves(self.output))
+
+    def is_constant(self) -> bool:
+        """Whether the network says the same of every example: then it computes nothing that would be lost."""
+        y = next(leaves(self.output)).detach().double()
+        if y.ndim == 0 or len(y) < 2:
+            return False
+        spread, size = float(y.std(0).square().mean().sqrt()), float(y.square().mean().sqrt())
+        return not spread > SAME * max(size, LEAST)
 
     def is_output(self, call: Call) -> bool:
         """Whether what the model returned is what this module returned, perhaps in another shape."""

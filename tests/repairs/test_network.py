@@ -1,0 +1,424 @@
+"""What the changes of the network do for it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from bodies import Named, body, body_of, images, mlp, predicted
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thalweg.repairs.blocks import Gated, Residual
+from thalweg.repairs.change import Body
+from thalweg.repairs.network import CHANGES
+from thalweg.repairs.passes import evaluating, look
+from thalweg.repairs.structure import Around
+
+
+def deep(activation: type[nn.Module], depth: int = 30, width: int = 32) -> Body:
+    torch.manual_seed(0)
+    layers = [part for i in range(depth - 1) for part in (nn.Linear(width if i else 8, width), activation())]
+    return body(
+        nn.Sequential(*layers, nn.Linear(width, 2)), torch.randn(256, 8), torch.arange(256) % 2, "cross_entropy"
+    )
+
+
+def made(body: Body, *codes: str, **other: float | str) -> None:
+    for code in codes:
+        words = CHANGES[code].words(body)
+        assert words is not None
+        CHANGES[code].apply(body, {**words, **other})
+
+
+def first_to_last(body: Body) -> float:
+    """Norm of the first layer's gradient over that of the last."""
+    x, y = body.sample
+    body.model.train()
+    body.model.zero_grad()
+    assert body.loss is not None
+    body.loss(body.forward(x), y).backward()
+    norms = [p.grad.norm() for p in body.model.parameters() if p.ndim > 1 and p.grad is not None]
+    return float(norms[0] / norms[-1])
+
+
+# ── first weights ──
+
+
+def variances(case: Body) -> list[float]:
+    """Of the outputs of layers, as they are before an activation changes them in place."""
+    found: list[float] = []
+    layers = [m for m in case.model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(lambda module, args, y: found.append(float(y.var()))) for m in layers]
+    predicted(case)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_lsuv_gives_unit_variances() -> None:
+    case = deep(nn.Tanh)
+    made(case, "initialise", method="lsuv")
+    found = variances(case)
+    assert len(found) == 30
+    assert all(abs(variance - 1) <= 0.1 for variance in found)
+
+
+def test_lsuv_of_convolutions_with_norms() -> None:
+    case = body_of("images")
+    made(case, "initialise", method="lsuv")
+    found = variances(case)
+    assert len(found) == 4
+    assert all(abs(variance - 1) <= 0.1 for variance in found)
+
+
+def test_he_glorot_and_orthogonal_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(400, 500), nn.ReLU(), nn.Linear(500, 400), nn.Sigmoid(), nn.Linear(400, 300))
+    case = body(model, torch.randn(8, 400), torch.zeros(8, 300))
+    first, second, last = (m for m in model if isinstance(m, nn.Linear))
+    wanted = {
+        "he": (math.sqrt(2 / 400), math.sqrt(1 / 500), math.sqrt(1 / 400)),
+        "glorot": (math.sqrt(2 / 900), 4 * math.sqrt(2 / 900), math.sqrt(2 / 700)),
+    }
+    for method, deviations in wanted.items():
+        made(case, "initialise", method=method)
+        for layer, deviation in zip((first, second, last), deviations, strict=True):
+            # The deviation of n numbers is known to 1/√(2n) of it; six times that never fails.
+            assert float(layer.weight.detach().std()) == pytest.approx(
+                deviation, rel=6 / math.sqrt(2 * layer.weight.numel())
+            )
+            assert not layer.bias.any()
+    made(case, "initialise", method="orthogonal")
+    torch.testing.assert_close(first.weight.T @ first.weight, 2 * torch.eye(400), atol=1e-4, rtol=0)
+    torch.testing.assert_close(last.weight @ last.weight.T, torch.eye(300), atol=1e-4, rtol=0)
+
+
+def test_recurrent_weights() -> None:
+    model = nn.LSTM(5, 6, batch_first=True)
+    case = body(nn.Sequential(model), torch.randn(4, 3, 5), torch.zeros(4))
+    made(case, "initialise", method="he")
+    for gate in model.weight_hh_l0.detach().split(6):
+        torch.testing.assert_close(gate @ gate.T, torch.eye(6), atol=1e-5, rtol=0)
+    bias = (model.bias_ih_l0 + model.bias_hh_l0).detach()
+    assert bias.tolist() == [0.0] * 6 + [1.0] * 6 + [0.0] * 12  # input, forget, cell, output
+    bound = math.sqrt(6 / (5 + 6))
+    assert float(model.weight_ih_l0.detach().abs().max()) <= bound
+
+
+def test_norms_embeddings_and_what_stays() -> None:
+    model = nn.Sequential(nn.Embedding(2000, 64, padding_idx=3), nn.LayerNorm(64), nn.Linear(64, 3))
+    with torch.no_grad():
+        model[1].weight.fill_(7.0)
+        model[1].bias.fill_(7.0)
+    model[2].weight.requires_grad_(False)
+    kept = model[2].weight.clone()
+    case = body(model, torch.randint(0, 2000, (8, 4)), torch.zeros(8, 4, 3))
+    made(case, "initialise")
+    assert float(model[0].weight.detach().std()) == pytest.approx(1 / 8, rel=6 / math.sqrt(2 * 2000 * 64))
+    assert not model[0].weight[3].any()
+    assert bool((model[1].weight == 1).all()) and not model[1].bias.any()
+    assert torch.equal(model[2].weight, kept)
+
+
+def test_only_the_named_layers_are_drawn() -> None:
+    case = body_of("named")
+    before = {name: p.clone() for name, p in case.model.named_parameters()}
+    CHANGES["initialise"].apply(case, {"method": "he", "where": "second head"})
+    changed = {name.partition(".")[0] for name, p in case.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"second", "head"}
+
+
+def test_draws_repeat() -> None:
+    drawn = []
+    for _ in range(2):
+        case = body_of("mlp")
+        torch.manual_seed(3)
+        made(case, "initialise", method="lsuv")
+        drawn.append(case.model.state_dict())
+    assert all(torch.equal(t, drawn[1][name]) for name, t in drawn[0].items())
+
+
+def test_the_method_follows_from_the_activations() -> None:
+    tanh = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y = torch.randn(8, 6), torch.zeros(8, 3)
+    assert CHANGES["initialise"].words(body(tanh, x, y)) == {"method": "glorot", "where": "all"}
+    assert CHANGES["initialise"].words(body_of("named")) == {"method": "he", "where": "all"}
+    assert CHANGES["initialise"].words(deep(nn.ReLU)) == {"method": "lsuv", "where": "all"}
+
+
+# ── activations ──
+
+
+class Exponential(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.exp()
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Shares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x.exp(), 0.5)
+
+
+def test_which_activations_are_swapped() -> None:
+    parts = (
+        nn.ReLU(),
+        Exponential(),
+        nn.Tanh(),
+        nn.Sigmoid(),
+        Doubled(),
+        Shares(),
+        Noisy(),
+        nn.Dropout(0.5),
+        nn.GELU(),
+    )
+    layers = [part for activation in parts for part in (nn.Linear(6, 6), activation)]
+    case = body(nn.Sequential(*layers, nn.Linear(6, 3), nn.Sigmoid()), torch.randn(8, 6), torch.zeros(8, 3))
+    words = CHANGES["swap_activation"].words(case)
+    assert words == {"leaky_relu": "1", "silu": "3 7"}
+    CHANGES["swap_activation"].apply(case, words)
+    kinds = [type(module) for module in case.model.children()][1::2]
+    assert kinds[:4] == [nn.LeakyReLU, nn.SiLU, nn.Tanh, nn.SiLU]
+    assert kinds[-1] is nn.Sigmoid  # the last one is no hidden one
+
+
+def test_an_activation_that_is_also_the_last_one_stays() -> None:
+    act = nn.Sigmoid()
+    case = body(nn.Sequential(nn.Linear(6, 6), act, nn.Linear(6, 3), act), torch.randn(8, 6), torch.zeros(8, 3))
+    assert CHANGES["swap_activation"].words(case) is None
+
+
+def test_a_deep_sigmoid_network_gets_its_gradient_back() -> None:
+    case = deep(nn.Sigmoid)
+    assert first_to_last(case) < 1e-12
+    made(case, "swap_activation", "initialise")
+    assert first_to_last(case) > 1e-2
+
+
+def test_dead_units_come_back() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].bias.fill_(-1e3)
+    case = body(model, torch.randn(32, 6), torch.randn(32, 3))
+    x, y = case.sample
+    F.mse_loss(case.model(x), y).backward()
+    assert not model[0].weight.grad.any()
+    made(case, "swap_activation")
+    F.mse_loss(case.model(x), y).backward()
+    assert model[0].weight.grad.any()
+
+
+# ── norms and connections ──
+
+
+def test_where_norms_go() -> None:
+    words = {
+        kind: CHANGES["insert_norm"].words(body_of(kind)) for kind in ("images", "named", "transformer", "recurrent")
+    }
+    assert words["images"] == {"batch": "3 6", "matched": 1.0, "gate": 0.0}  # the first has one
+    assert words["named"] == {"batch": "first second third", "matched": 1.0, "gate": 0.0}  # also ahead of F.relu
+    assert words["transformer"] == {"layer": "dense.0", "matched": 1.0, "gate": 0.0}
+    assert words["recurrent"] == {"batch": "head.0", "matched": 1.0, "gate": 0.0}
+    small = CHANGES["insert_norm"].words(body_of("mlp", batch_size=4))
+    assert small == {"layer": "0 2 4", "matched": 1.0, "gate": 0.0}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "images", "named"])
+def test_layer_norms_behind_a_closed_gate_change_nothing(kind: str) -> None:
+    case = body_of(kind, batch_size=2)
+    before = predicted(case)
+    made(case, "insert_norm")
+    assert any(isinstance(module, Gated) for module in case.model.modules())
+    torch.testing.assert_close(predicted(case), before, rtol=0, atol=0)
+
+
+def test_an_open_gate_with_matched_statistics_keeps_means_and_deviations() -> None:
+    case = body_of("mlp", batch_size=2)
+    before = predicted(body(case.model[0], *case.sample))
+    CHANGES["insert_norm"].apply(case, {"layer": "0", "matched": 1.0, "gate": 1.0})
+    after = predicted(body(case.model[0], *case.sample))
+    torch.testing.assert_close(after.mean(0), before.mean(0))
+    torch.testing.assert_close(after.std(0), before.std(0), rtol=1e-3, atol=0)
+    assert not torch.allclose(after, before, rtol=0.01)
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU])
+def test_norms_bring_a_vanished_signal_back(activation: type[nn.Module]) -> None:
+    case = deep(activation)
+    assert look(case).is_constant()
+    assert first_to_last(case) < 1e-9
+    made(case, "insert_norm")
+    assert first_to_last(case) > 1e-2
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.ReLU])
+def test_connections_bring_a_vanished_signal_back(activation: type[nn.Module]) -> None:
+    case = deep(activation)
+    made(case, "insert_residual")
+    assert first_to_last(case) > 1e-4
+    assert sum(isinstance(module, Residual) for module in case.model.modules()) == 28
+
+
+def test_a_closed_gate_has_a_gradient() -> None:
+    case = body_of("mlp")
+    made(case, "insert_residual")
+    x, y = case.sample
+    assert case.loss is not None
+    case.loss(case.forward(x), y).backward()
+    gates = [module.gate for module in case.model.modules() if isinstance(module, Residual)]
+    assert len(gates) == 2
+    assert all(gate.grad is not None and gate.grad.item() != 0 for gate in gates)
+
+
+def test_a_connection_takes_the_shape_keeping_part_only() -> None:
+    case = body(images(), torch.randn(32, 2, 8, 8), torch.arange(32) % 3, "cross_entropy")
+    words = CHANGES["insert_residual"].words(case)
+    assert words == {"where": "3:4", "gate": 0.0}
+    keys = [key for key in case.model.state_dict() if not key.startswith("3.")]
+    CHANGES["insert_residual"].apply(case, words)
+    assert [key for key in case.model.state_dict() if not key.startswith("3.")] == keys
+
+
+# ── dropout, frozen parameters, modes ──
+
+
+def test_dropout_drops_in_training_only() -> None:
+    case = body_of("mlp")
+    made(case, "add_dropout")
+    x, _ = case.sample
+    case.model.train()
+    assert not torch.equal(case.model(x), case.model(x))
+    case.model.eval()
+    assert torch.equal(case.model(x), case.model(x))
+    assert CHANGES["add_dropout"].words(case) is None  # there is one now
+
+
+def test_frozen_parameters_are_named_and_set_free() -> None:
+    case = body_of("mlp")
+    case.model[0].weight.requires_grad_(False)
+    case.model[2].requires_grad_(False)
+    words = CHANGES["unfreeze"].words(case)
+    assert words == {"where": "0.weight 2.weight 2.bias"}
+    undo = CHANGES["unfreeze"].apply(case, {"where": "2.weight 2.bias"})
+    assert [name for name, p in case.model.named_parameters() if not p.requires_grad] == ["0.weight"]
+    undo()
+    assert CHANGES["unfreeze"].words(case) == words
+
+
+class Detached(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
+def test_a_cut_is_mended() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Detached(), nn.Linear(8, 3))
+    case = body(model, torch.randn(32, 6), torch.randn(32, 3))
+    words = CHANGES["unfreeze"].words(case)
+    assert words == {"detached": "2"}
+    undo = CHANGES["unfreeze"].apply(case, words)
+    assert first_to_last(case) > 0
+    undo()
+    assert isinstance(model[2], Detached)
+
+
+def test_no_block_without_a_layer() -> None:
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Dropout(0.1)), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    case = body(model, torch.randn(32, 6), torch.randn(32, 3))
+    assert CHANGES["insert_residual"].words(case) == {"where": "1:2", "gate": 0.0}
+
+
+class Halved(nn.Module):
+    """Overflows in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 1e5).half().float() / 1e5
+
+
+def test_what_overflows_is_no_activation() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), Halved(), nn.Linear(6, 3))
+    case = body(model, torch.randn(32, 6), torch.randn(32, 3))
+    assert CHANGES["swap_activation"].words(case) is None
+
+
+def test_no_norm_ahead_of_the_last_activation() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1), nn.Sigmoid(), nn.Flatten(0))
+    case = body(model, torch.randn(32, 6), torch.randn(32))
+    assert CHANGES["insert_norm"].words(case) == {"batch": "0", "matched": 1.0, "gate": 0.0}
+
+
+class AlwaysDropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3)
+
+
+def test_modules_follow_the_mode_again() -> None:
+    model = nn.Sequential(nn.Linear(6, 40), nn.BatchNorm1d(40), nn.ReLU(), AlwaysDropout(), nn.Linear(40, 3))
+    case = body(model, torch.randn(32, 6), torch.randn(32, 3))
+    norm = model[1]
+    norm.eval()
+    norm.train = lambda mode=True: norm
+    words = CHANGES["train_mode"].words(case)
+    assert words == {"where": "1", "dropout": "3", "p": 0.3}
+    undo = CHANGES["train_mode"].apply(case, words)
+    assert norm.training
+    case.model.eval()
+    x, _ = case.sample
+    assert torch.equal(case.model(x), case.model(x))
+    case.model.train()
+    assert norm.training and not torch.equal(case.model(x), case.model(x))
+    undo()
+    case.model.train()
+    assert not norm.training and isinstance(case.model[3], AlwaysDropout)
+
+
+# ── what they stand on ──
+
+
+def test_what_stands_around_a_layer_passes_its_attributes_on() -> None:
+    cell = nn.GRU(5, 8, batch_first=True)
+    around = Around(cell, ahead=nn.Dropout(0.5))
+    assert around.hidden_size == 8 and around.training
+    assert around.weight_hh_l0 is cell.weight_hh_l0
+    with pytest.raises(AttributeError, match="depth"):
+        _ = around.depth
+    around.eval()
+    x, state = torch.randn(2, 3, 5), torch.randn(1, 2, 8)
+    torch.testing.assert_close(around(x, state)[0], cell(x, state)[0])
+
+
+def test_a_stock_block_keeps_its_parts() -> None:
+    """torch's own blocks read the weights of their parts in evaluation, past whatever stands around them."""
+    case = body_of("transformer")
+    words = [change.words(case) for change in CHANGES.values() if change.code != "initialise"]
+    named = " ".join(str(value) for found in words if found for value in found.values()).split()
+    assert not [name for name in named if name.startswith(("stock", "attention"))]
+
+
+def test_a_module_kept_in_a_list_as_well_is_left_alone() -> None:
+    class Listed(Named):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order = [self.first, self.second]
+
+    torch.manual_seed(0)
+    case = body(Listed(), torch.randn(32, 6), torch.arange(32) % 3, "cross_entropy")
+    assert CHANGES["insert_norm"].words(case) == {"batch": "third", "matched": 1.0, "gate": 0.0}
+
+
+def test_modes_are_put_back_where_a_pass_fails() -> None:
+    model = mlp()
+    model[1].eval()
+    with pytest.raises(ValueError, match="no"), evaluating(model):
+        raise ValueError("no")
+    assert [module.training for module in model] == [True, False, True, True, True, True, True]
