@@ -9,6 +9,7 @@ from thalweg.repairs.fold import fold
 from thalweg.repairs.forward import AddDropout, SwapActivation, TrainMode, Unfreeze
 from thalweg.repairs.initialise import Initialise
 from thalweg.repairs.loss import DropHead, WeighClasses
+from thalweg.repairs.rows import SetRowsAside
 
 __all__ = ["CHANGES", "fold"]
 
@@ -24,8 +25,9 @@ _ALL: tuple[Change, ...] = (
     WeighClasses(),
     StandardiseInputs(),
     ScaleTargets(),
+    SetRowsAside(),
 )
 CHANGES: dict[str, Change] = {change.code: change for change in _ALL}
 """Code → change."""
-STRUCTURES = frozenset(CHANGES) - {"initialise", "weigh_classes"}
+STRUCTURES = frozenset(CHANGES) - {"initialise", "weigh_classes", "set_rows_aside"}
 """Changes after which the model has other modules; the others leave a model that the weights alone make again."""

@@ -169,6 +169,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
         "swap, initialise": (SWAP, INITIALISE, MOMENTS, AGAIN),
     },
     "non_finite": {
+        "-rows": (_plain("set_rows_aside"), MOMENTS),
         "-skip": (_plain("skip_batches"), MOMENTS),
         "-skip, rate": (_plain("skip_batches"), RATE, MOMENTS, CLIP),
         "-rule": (_plain("skip_batches"), RULE, ("clip_gradients", None)),
@@ -252,7 +253,7 @@ def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescripti
 
 #: Structure first, then weights, then what moves them.
 _ORDER = (
-    "drop_head", "unfreeze", "train_mode", "standardise_inputs", "scale_targets", "swap_activation", "initialise",
+    "set_rows_aside", "drop_head", "unfreeze", "train_mode", "standardise_inputs", "scale_targets", "swap_activation", "initialise",
     "insert_norm", "insert_residual", "add_dropout", "weigh_classes", "perturb", "skip_batches", "clip_gradients",
     "set_learning_rate", "change_rule", "decay_weights", "change_batch", "reset_moments", "restart_schedule",
 )  # fmt: skip

@@ -66,9 +66,11 @@ def parts_of(body: Body, chosen: Chosen, old: Optimizer | None) -> Chosen:
 
 def _batches(body: Body, chosen: Chosen, parts: Chosen) -> Batches:
     """The very batches there were, unless they are cut otherwise now."""
-    if body.kept is not None and not isinstance(chosen.batches.data, Stream):
+    whole = body.data
+    if body.kept is not None and whole is not None and chosen.batches.num_examples != len(body.kept):
+        assert not isinstance(whole, Stream)
         before = parts.batches
-        return Batches(chosen.batches.data.part(body.kept), before.order, before.dtype, before.device)
+        return Batches(whole.part(body.kept), before.order, before.dtype, before.device)
     return chosen.batches if parts.batches.order == chosen.batches.order else parts.batches
 
 

@@ -15,6 +15,7 @@ from thalweg.optim import catalogue, schedules
 from thalweg.optim.averages import WeightAverage
 from thalweg.optim.schedules import Schedule
 from thalweg.records.settings import Settings, unknown
+from thalweg.repairs.rows import finite_rows
 from thalweg.run.inputs import check_model, check_values, has_batch_norm, trial
 from thalweg.step import keras
 from thalweg.step.batches import Batches, Order, automatic_size
@@ -61,7 +62,8 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     if settings.plan != "auto":
         Plan.of(settings.plan)
     dtype = model_dtype(forward.model)
-    training, held_out = _data(data, settings, dtype)
+    notes: list[str] = []
+    training, held_out = _data(data, settings, dtype, notes)
     order = _order(training, settings, keep_single=not has_batch_norm(forward.model))
     batches = Batches(_placed(training, dtype, device), order, dtype, device)
     if forward.is_keras:
@@ -72,7 +74,9 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     if held_out is not None:
         validation = Batches(held_out, Order(BATCH_SIZE, shuffle=False), dtype, device)
         trial(forward, loss, validation)
-    return _assembled(forward, loss, settings, batches, validation)
+    chosen = _assembled(forward, loss, settings, batches, validation)
+    chosen.notes[:0] = notes
+    return chosen
 
 
 def again(chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings) -> Chosen:
@@ -123,13 +127,27 @@ def _notes(settings: Settings, batches: Batches, has_norm: bool) -> list[str]:
     return notes
 
 
-def _data(data: Any, settings: Settings, dtype: torch.dtype) -> tuple[Data, Data | None]:
+def _sound(data: Data, name: str, settings: Settings, notes: list[str]) -> Data:
+    """Data whose values were checked; at `repair="full"` rows with NaN or Inf are set aside, and told of."""
+    if settings.repair == "full" and isinstance(data, Arrays):
+        good = finite_rows((data.x, data.y))
+        bad = (~good).nonzero().flatten().tolist()
+        if bad and len(bad) < len(data):
+            of = f"the {name} data" if name else "the data"
+            rows = "1 row" if len(bad) == 1 else f"{len(bad):,} rows"
+            notes.append(f"NaN or Inf in {rows} of {of}, the first is row {bad[0]}: set aside.")
+            return data.part(good.nonzero().flatten().tolist())
+    check_values(data, name)
+    return data
+
+
+def _data(
+    data: Any, settings: Settings, dtype: torch.dtype, notes: list[str]
+) -> tuple[Data, Data | None]:
     """Training and held-out data, values checked."""
-    training = read(data, dtype)
-    check_values(training, "")
+    training = _sound(read(data, dtype), "", settings, notes)
     if settings.validation_data is not None:
-        held_out = read(settings.validation_data, dtype)
-        check_values(held_out, "validation")
+        held_out = _sound(read(settings.validation_data, dtype), "validation", settings, notes)
         if isinstance(held_out, Stream) and held_out.once:
             raise ValueError("validation_data can be iterated only once; give a list, a DataLoader or arrays")
         return training, held_out
