@@ -36,7 +36,7 @@ PAUSED = "paused"
 #: Something was found that may be mended before it goes on.
 ILL = "ill"
 #: A finding that a repair was tried against is tried once more, when so many times as many updates were made.
-AGAIN_AFTER, TIMES = 2.5, 2
+AGAIN_AFTER, TIMES = 2.5, 3
 
 
 class Training:

@@ -67,7 +67,7 @@ def _clip(finding: Finding, body: Body) -> Words | None:
 
 
 RATE: Step = ("set_learning_rate", _suggested)
-RULE = _rule(1e-3)
+RULE, FAST = _rule(1e-3), _rule(1e-2)
 CLIP: Step = ("clip_gradients", _clip)
 AGAIN: Step = ("restart_schedule", None)
 
@@ -81,7 +81,10 @@ RESIDUAL, STANDARDISE, TARGETS = _plain("insert_residual"), _plain("standardise_
 HEAD, MOMENTS, PERTURB = _plain("drop_head"), _plain("reset_moments"), _plain("perturb")
 
 #: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
-RENEW: tuple[Step, ...] = (STANDARDISE, SWAP, INITIALISE, RULE, ("clip_gradients", None))
+RENEW: dict[str, tuple[Step, ...]] = {
+    f"-renew, {speed}": (STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
+    for speed, rule in (("slow", RULE), ("fast", FAST))
+}
 
 #: Finding → prescriptions, in the order in which they are thought of; `-` before a name begins from the first good state.
 TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
@@ -219,9 +222,8 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str) -> list[Presc
             _add(found, _made(name, [(finding, step) for step in steps], body, level))
     kept = list(found.values())[:MOST]
     if level == "full" and answered and any(finding.code not in ("overfitting", "class_imbalance") for finding in answered):
-        renew = _made("renew", [(answered[0], step) for step in RENEW], body, level)
-        if renew is not None and renew not in kept:
-            kept = [*kept[: MOST - 1], renew]
+        anew = [_made(name, [(answered[0], step) for step in of], body, level) for name, of in RENEW.items()]
+        kept = [*kept[: MOST - len(anew)], *(made for made in anew if made is not None)]
     return kept
 
 
@@ -262,6 +264,9 @@ _ORDER = (
 def _made(name: str, steps: Iterable[tuple[Finding, Step]], body: Body, level: str) -> Prescription | None:
     """A prescription for this body; None where the level does not allow it or nothing of it has anything to do."""
     changes: list[tuple[str, Words | None]] = []
+    steps = list(steps)
+    if AGAIN not in (step for _, step in steps):  # with less time before it, a training ends better at a low rate
+        steps.append((steps[0][0], AGAIN))
     for finding, (code, words) in steps:
         change = CHANGES.get(code)
         if change is None or LEVELS.index(change.level) > LEVELS.index(level):

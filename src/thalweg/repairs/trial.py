@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 #: Standard errors of the paired difference.
-SURE = 3.0
+SURE = 2.5
 #: Share of the control's loss, or of what it has gained since its first, that a gain must come to.
-MARGIN = 0.05
+MARGIN = 0.03
 #: Updates of a trial: a share of the training that is planned, and bounds; of a training of unknown length the least.
-SHARE, FEWEST, LONGEST = 1 / 25, 24, 1000
+SHARE, FEWEST, LONGEST = 1 / 32, 20, 1000
 #: Share of the planned training that trials may cost in all.
 BUDGET = 0.5
 #: Share of the updates that are added to cool down.
@@ -41,14 +41,14 @@ def length(planned: int | None) -> int:
     """Updates of each arm.
 
     >>> length(None), length(500), length(100_000)
-    (24, 24, 1000)
+    (20, 20, 1000)
     """
     return FEWEST if planned is None else max(FEWEST, min(LONGEST, round(SHARE * planned)))
 
 
 def is_affordable(spent: int, arms: int, planned: int | None, updates: int | None = None) -> bool:
     """Whether so many arms more are within what trials may cost; a training of unknown length may have a few trials."""
-    of_all = max(BUDGET * planned if planned is not None else 48 * FEWEST, 16 * price(FEWEST))
+    of_all = max(BUDGET * planned if planned is not None else 48 * FEWEST, 20 * price(FEWEST))
     return spent + arms * price(updates or length(planned)) <= of_all
 
 

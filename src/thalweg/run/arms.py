@@ -82,8 +82,12 @@ def _carry(old: Optimizer, new: Optimizer, forgets: bool) -> None:
         for group in new.param_groups:
             for p in group["params"]:
                 kept = old.state.get(p)
-                if kept and all(not isinstance(v, torch.Tensor) or v.ndim == 0 or v.shape == p.shape for v in kept.values()):
+                if kept and all(not isinstance(v, torch.Tensor) or _fits(v, p) for v in kept.values()):
                     new.state[p] = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in kept.items()}
+
+
+def _fits(kept: torch.Tensor, p: torch.Tensor) -> bool:
+    return (kept.ndim == 0 or kept.shape == p.shape) and bool(torch.isfinite(kept).all())
 
 
 def _family(optimizer: Optimizer) -> str:
@@ -107,6 +111,8 @@ def administer(
     """Make the changes of a prescription; how to undo each is added to `undos`."""
     if prescription.is_from_the_start and good is not None:
         assign(body.forward.state(), good)
+    if prescription.begins_anew or prescription.is_from_the_start:  # what the rule kept is of other weights
+        undos.append(CHANGES["reset_moments"].apply(body, {}))
     done: Done = []
     for code, given in prescription.changes:
         if only is not None and code not in only:
@@ -216,8 +222,25 @@ def groups(chosen: Chosen, seed: int) -> list[Batch]:
             count = sum(len(next(leaves(x))) for x, _ in found)
             if count >= EXAMPLES:
                 break
-    per_batch = max(1, math.ceil(GROUPS / max(1, len(found))))
-    return [group for batch in found for group in _cut(batch, per_batch)]
+    return _drawn(found, seed) or found
+
+
+def _drawn(batches: list[Batch], seed: int) -> list[Batch]:
+    """The same examples in groups that are drawn, so that none holds one class alone; none where they do not join."""
+    trees = [list(leaves(batch)) for batch in batches]
+    if any(len(t) != len(b[0]) or t.shape[1:] != f.shape[1:] for b in trees for t, f in zip(b, trees[0], strict=True)):
+        return []
+    joined = [torch.cat(parts) for parts in zip(*trees, strict=True)]
+    order = torch.randperm(len(joined[0]), generator=generator(seed, "groups")).to(joined[0].device)
+    size = max(1, math.ceil(len(order) / GROUPS))
+    return [_like(batches[0], [t[rows] for t in joined]) for rows in order.split(size)]
+
+
+def _like(batch: Batch, tensors: list[torch.Tensor]) -> Batch:
+    """Tensors in the places of those of a batch."""
+    left = iter(tensors)
+    made: Batch = mapped(lambda t: next(left), batch)
+    return made
 
 
 def _some(batches: Batches, seed: int) -> Batches:
@@ -244,17 +267,3 @@ def _finite(batch: Batch) -> Batch | None:
     count = len(rows)
     kept: Batch = mapped(lambda t: t[rows] if t.ndim and len(t) == count else t, batch)
     return kept
-
-
-def _cut(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in parts of about the same size, where its tensors have their examples along axis 0."""
-    sizes = {len(t) for t in leaves(batch) if t.ndim}
-    if parts < 2 or len(sizes) != 1 or (count := sizes.pop()) < 2 * parts:
-        return [batch]
-    bounds = [round(i * count / parts) for i in range(parts + 1)]
-    return [_rows(batch, first, last) for first, last in itertools.pairwise(bounds)]
-
-
-def _rows(batch: Batch, first: int, last: int) -> Batch:
-    part: Batch = mapped(lambda t: t[first:last], batch)
-    return part

@@ -139,6 +139,12 @@ class Mending:
     def interrupt(self, value: bool) -> None:
         self.training.interrupt = value
 
+    @property
+    def planned(self) -> int | None:
+        """Updates of the training, where that is known."""
+        total: int | None = self.chosen.decided["total_steps"]
+        return total
+
     def run(self) -> str:
         """Train; returns why it stopped."""
         while (reason := self.training.run()) == ILL:
@@ -153,10 +159,9 @@ class Mending:
         body = self.body
         body.step = at.step
         level = body.settings.repair
-        planned = self.chosen.decided["total_steps"]
-        updates = trial.length(planned)
+        updates = trial.length(self.planned)
         tried = [p for p in prescribe(findings, body, level) if not p.is_from_the_start or training.memory.good is not None]
-        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), planned):
+        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
             tried.pop()
         taken = self._try(tried, updates) if tried else None
         if training.interrupt:
@@ -177,15 +182,18 @@ class Mending:
         own, others = self._compared(tried, updates)
         taken = None if training.interrupt else trial.best(own, others)
         fresh = [i for i, prescription in enumerate(tried) if prescription.begins_anew]
-        longer = min(training.at.step, trial.LONGEST)
+        longer = min(max(training.at.step, 4 * updates), trial.LONGEST)
         if taken is not None or not fresh or training.interrupt or longer <= updates:
             return taken
-        if not trial.is_affordable(training.at.tried_steps, 2, self.chosen.decided["total_steps"], longer):
-            return None
-        # What begins anew is given as many updates as the training has had that it is held against.
-        i = min(fresh, key=lambda i: others[i].mean)
-        own, others = self._compared([tried[i]], longer)
-        return i if not training.interrupt and trial.best(own, others) is not None else None
+        likeliest = list(dict.fromkeys([min(fresh, key=lambda i: others[i].mean), fresh[-1]]))
+        while not trial.is_affordable(training.at.tried_steps, 1 + len(likeliest), self.planned, longer):
+            if len(likeliest) == 1:
+                return None
+            likeliest.pop(0)
+        # What begins anew is given as many updates as the training has had that it is held against, or a few times more.
+        own, others = self._compared([tried[i] for i in likeliest], longer)
+        best = None if training.interrupt else trial.best(own, others)
+        return None if best is None else likeliest[best]
 
     def _compared(
         self, tried: list[Prescription], updates: int
@@ -222,6 +230,7 @@ class Mending:
         if parts.batches is not old.setup.batches:
             at.epoch, at.position = at.epoch + (at.position > 0), 0
         at.mended, at.mended_at, at.treated = at.mended + 1, at.step, []
+        at.epoch_sum, at.epoch_count = 0.0, 0
         repairs = [*(self._record.decided.get("repairs") or []), _written(prescription, done, at.step, plan, given)]
         kept = {word: self._record.decided.get(word) for word in ("search", "tried_steps")}
         self._record.decided = {**parts.decided, **kept, "repairs": repairs, "plan": None}
