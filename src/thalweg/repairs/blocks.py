@@ -143,6 +143,8 @@ def _calibrate(body: Body, norms: list[Any], matched: bool) -> None:
         waiting.discard(norm)
         x = args[0]
         axis = x.ndim - 1 if isinstance(norm, nn.LayerNorm) else 1
+        if not bool(x.isfinite().all()):  # what has overflown has no statistics
+            return
         if hasattr(norm, "running_mean"):
             variance, mean = torch.var_mean(_by_feature(x, axis), 1, correction=0)
             norm.running_mean.copy_(mean)

@@ -209,7 +209,8 @@ class TrainMode:
     """Modules that stay in evaluation mode follow `train()` again; dropout that always drops stops to in evaluation.
 
     The first are those whose `train` was overwritten on the module itself; a class with a `train` of its own means it.
-    The second are modules of the user's own without weights that set numbers to zero at random in evaluation too.
+    The second are modules of the user's own without weights that set numbers to zero at random in evaluation too. They
+    become torch's dropout, of what they drop, but no more than what `add_dropout` would.
     """
 
     code = "train_mode"
@@ -223,10 +224,10 @@ class TrainMode:
         stuck = [name or "." for name, module in named if "train" in vars(module)]
         words: dict[str, float | str] = {"where": " ".join(stuck)} if stuck else {}
         places = slots(body.model)
-        always = {call.name: _share_dropped(call) for call in look(body).calls if call.module in places}
-        always = {name: share for name, share in always.items() if share}
+        calls = [call for call in look(body).calls if call.module in places]
+        always = {call.name: min(share, _most(call)) for call in calls if (share := _share_dropped(call))}
         if always:
-            words |= {"dropout": " ".join(always), "p": max(always.values())}
+            words |= {"dropout": " ".join(always), "p": min(always.values())}
         return words or None
 
     def apply(self, body: Body, words: Words) -> Undo:
@@ -255,6 +256,13 @@ class TrainMode:
         stuck = ["" if name == "." else name for name in names(words.get("where", ""))]
         lines = [f"# {code(name)}: take out what keeps it in evaluation mode" for name in stuck]
         return lines + [f"{code(name)} = nn.Dropout({float(words['p']):g})" for name in names(words.get("dropout", ""))]
+
+
+def _most(call: Call) -> float:
+    """How much may be dropped of a module's features."""
+    assert call.input is not None
+    features = call.input.shape[1 if call.input.ndim > 3 else -1]
+    return DROPPED if features >= WIDE else DROPPED_OF_FEW
 
 
 @torch.no_grad()
