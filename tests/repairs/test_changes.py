@@ -151,7 +151,8 @@ def test_copied_traced_and_trained(code: str, kind: str) -> None:
 def test_a_step_is_still_one_program(kind: str) -> None:
     """With all changes in place that draw nothing: the record of a step is the step.
 
-    Not of the tied layers: a batch norm that is called twice in a step is recorded for nobody.
+    Not of the tied layers and the recurrent ones: a batch norm that is called twice in a step, and a GRU, are recorded
+    for nobody.
     """
     batch, steps = None, []
     for _ in range(2):

@@ -428,6 +428,23 @@ def test_a_module_kept_in_a_list_as_well_is_left_alone() -> None:
     assert CHANGES["insert_norm"].words(case) == {"batch": "third", "matched": 1.0, "gate": 0.0}
 
 
+def test_names_that_words_cannot_hold_are_left_alone() -> None:
+    class Keyed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"one two": nn.Linear(6, 6), "three": nn.Linear(6, 6), "a:b": nn.Linear(6, 3)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts["a:b"](self.parts["three"](self.parts["one two"](x).relu()).relu())
+
+    torch.manual_seed(0)
+    case = body(Keyed(), 9 * torch.randn(32, 6), 90 * torch.randn(32, 3))
+    words = {code: change.words(case) for code, change in CHANGES.items()}
+    assert words["insert_norm"] == {"batch": "parts.three", "matched": 1.0, "gate": 0.0}
+    done = {code for code, found in words.items() if found is not None}
+    assert done == {"insert_norm", "initialise"}
+
+
 def test_modes_are_put_back_where_a_pass_fails() -> None:
     model = mlp()
     model[1].eval()

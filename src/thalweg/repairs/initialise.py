@@ -50,8 +50,8 @@ class Initialise:
 
     In each: recurrent matrices orthogonal and those of inputs Glorot's, gate by gate, forget gates with bias 1
     (Jozefowicz et al. 2015); attention's projections Glorot's; embeddings N(0, 1 / width); norms 1 and 0 with fresh
-    statistics; biases 0. The layer that makes the output is N(0, 1 / inputs²), so that a training begins from small
-    outputs (Yang et al. 2022, table 3); `lsuv` does not divide it, which is a departure. Drawn from torch's global
+    statistics; biases 0. The layer that makes the output is N(0, 1 / inputs²), as in μP (Yang et al. 2022), so that a
+    training begins from small outputs; `lsuv` does not divide it, which is a departure. Drawn from torch's global
     generator. Parameters that are not trained, those under a parametrization and those of modules that are not torch's
     stay as they are.
     """

@@ -56,8 +56,9 @@ class Around(nn.Module):
 def slots(model: nn.Module) -> dict[nn.Module, list[Slot]]:
     """Every module that can be replaced, with each place it stands at: (parent, name in the parent).
 
-    Left out are the model itself; what stands in a composite module of torch, which reads its parts' weights instead of
-    calling them; and what a parent holds a second time, in a list or an attribute of its own.
+    Left out are the model itself; names that words cannot hold, with a space or a colon; what stands in a composite
+    module of torch, which reads its parts' weights instead of calling them; and what a parent holds a second time, in a
+    list or an attribute of its own.
     """
     found: dict[nn.Module, list[Slot]] = {}
     refused: set[nn.Module] = set()
@@ -70,6 +71,7 @@ def slots(model: nn.Module) -> dict[nn.Module, list[Slot]]:
             if stock:
                 refused.add(child)
         refused.update(_held(vars(parent)))
+    refused.update(module for name, module in model.named_modules() if ":" in name or name.split() not in ([name], []))
     return {module: places for module, places in found.items() if module not in refused and module is not model}
 
 
