@@ -233,6 +233,8 @@ def test_where_norms_go() -> None:
     assert words["recurrent"] == {"batch": "head.0", "matched": 1.0, "gate": 0.0}
     small = CHANGES["insert_norm"].words(body_of("mlp", batch_size=4))
     assert small == {"layer": "0 2 4", "matched": 1.0, "gate": 0.0}
+    single = body(mlp(), torch.randn(1, 6), torch.randn(1, 3))
+    assert (CHANGES["insert_norm"].words(single) or {})["layer"] == "0 2 4"
 
 
 @pytest.mark.parametrize("kind", ["mlp", "images", "named"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from thalweg.repairs.change import Body, Undo, Words, names
 from thalweg.repairs.initialise import DEEP, NORMS
-from thalweg.repairs.passes import Call, Pass, look
+from thalweg.repairs.passes import Call, Pass, is_closed, look
 from thalweg.repairs.structure import MATRICES, Around, code, put, slots
 from thalweg.tensors.seeds import untouched
 
@@ -50,7 +50,7 @@ class SwapActivation:
 
     def words(self, body: Body) -> Words | None:
         """Names for each new activation."""
-        if body.forward.is_keras:
+        if is_closed(body):
             return None
         passed, places = look(body), slots(body.model)
         hidden = [m for m in _hidden(passed) if m.module in places]
@@ -130,7 +130,7 @@ class AddDropout:
 
     def words(self, body: Body) -> Words | None:
         """The last layer, if it is a dense one with another layer before it, and nothing is dropped so far."""
-        if body.forward.is_keras:
+        if is_closed(body):
             return None
         dropping = [m for m in body.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
         calls = [call for call in look(body).calls if isinstance(call.module, _WEIGHTED)]

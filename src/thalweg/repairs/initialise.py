@@ -20,6 +20,7 @@ from thalweg.repairs.passes import (
     Pass,
     evaluating,
     forward,
+    is_closed,
     look,
     operation,
     unshaped,
@@ -61,7 +62,7 @@ class Initialise:
 
     def words(self, body: Body) -> Words | None:
         """By the activations: `lsuv` for eight or more without a norm, `he` or `glorot` by the kind of most of them."""
-        if body.forward.is_keras or not any(_drawn_anew(module) for module in body.model.modules()):
+        if is_closed(body) or not any(_drawn_anew(module) for module in body.model.modules()):
             return None
         passed = look(body)
         kinds = [_follower(passed, call) for call in passed.calls if isinstance(call.module, MATRICES)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from thalweg.repairs.change import Body, Undo, Words, names
 from thalweg.repairs.forward import DROPPED, DROPPED_OF_FEW, WIDE
-from thalweg.repairs.passes import Call, look
+from thalweg.repairs.passes import Call, is_closed, look
 from thalweg.repairs.structure import code, put, slots
 from thalweg.tensors.seeds import untouched
 
@@ -25,7 +25,7 @@ class Unfreeze:
 
     def words(self, body: Body) -> Words | None:
         """`where`: all parameters that need no gradient; `detached`: modules that return what they get, without it."""
-        if body.forward.is_keras:
+        if is_closed(body):
             return None
         frozen = [name for name, p in body.model.named_parameters() if not p.requires_grad and p.is_floating_point()]
         places = slots(body.model)
@@ -76,7 +76,7 @@ class TrainMode:
 
     def words(self, body: Body) -> Words | None:
         """`where` they stay; `dropout` their names and `p` how much they drop."""
-        if body.forward.is_keras:
+        if is_closed(body):
             return None
         named = body.model.named_modules()
         stuck = [name or "." for name, module in named if "train" in vars(module)]

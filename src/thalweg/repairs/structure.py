@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from thalweg.repairs.change import Undo
@@ -73,6 +74,21 @@ def slots(model: nn.Module) -> dict[nn.Module, list[Slot]]:
         refused.update(_held(vars(parent)))
     refused.update(module for name, module in model.named_modules() if ":" in name or name.split() not in ([name], []))
     return {module: places for module, places in found.items() if module not in refused and module is not model}
+
+
+def is_closed(model: nn.Module) -> bool:
+    """Whether modules are no longer what is called: scripted or compiled ones."""
+    return any(
+        isinstance(module, torch.jit.ScriptModule)
+        or "_orig_mod" in module._modules
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def owners(model: nn.Module, parameter: Tensor) -> int:
+    """In how many modules a parameter stands: 0 for one that is made of others at each call, 2 or more where tied."""
+    return sum(any(p is parameter for p in module._parameters.values()) for module in model.modules())
 
 
 def _held(attributes: Mapping[str, Any]) -> Iterator[nn.Module]:
