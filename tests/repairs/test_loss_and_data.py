@@ -297,6 +297,21 @@ def test_what_was_learned_stays() -> None:
     assert float(model.weight.detach().norm()) < 1.0
 
 
+def test_tied_weights_stay_as_they_are() -> None:
+    case = body_of("words", "mse")
+    before = case.model.embedding.weight.clone()
+    case.sample = (case.sample[0], 50 + 9 * torch.randn(64, 11, dtype=torch.float64))
+    CHANGES["scale_targets"].apply(case, CHANGES["scale_targets"].words(case) or {})
+    assert torch.equal(case.model.embedding.weight, before)
+
+
+def test_images_have_one_scale() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    case = body(model, torch.randn(16, 2, 8, 8), 50 + 9 * torch.randn(16, 2, 8, 8), "mse")
+    words = CHANGES["scale_targets"].words(case)
+    assert words == {"where": "2", "features": 1}
+
+
 def test_tiny_targets_make_tiny_outputs() -> None:
     y = 1e-4 * torch.randn(32, 3)
     case = body(ended(None, 3), X, y, "mse")

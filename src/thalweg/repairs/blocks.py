@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from thalweg.repairs.change import Body, Undo, Words, names
 from thalweg.repairs.initialise import NORMS
-from thalweg.repairs.passes import ACTIVATIONS, MANY, Call, Pass, evaluating, forward, look, operation
+from thalweg.repairs.passes import ACTIVATIONS, MANY, Call, Pass, evaluating, forward, is_closed, look, operation
 from thalweg.repairs.structure import MATRICES, Around, code, name_of, put, slots
+from thalweg.tensors.named import leaves
 
 #: Examples in a batch below which their statistics are too noisy to normalise by: Wu & He 2018, figure 1.
 SMALL_BATCH = 16
@@ -67,11 +68,12 @@ class InsertNorm:
 
     def words(self, body: Body) -> Words | None:
         """Behind each layer that goes straight into an activation, and neither comes from nor goes into a norm."""
-        if body.forward.is_keras:
+        if is_closed(body):
             return None
         passed, places = look(body), slots(body.model)
         size = body.settings.batch_size
-        small = isinstance(size, int) and size < SMALL_BATCH
+        rows = len(next(leaves(body.sample)))
+        small = min(size, rows) < SMALL_BATCH if isinstance(size, int) else rows < SMALL_BATCH
         found: dict[str, list[str]] = {"batch": [], "layer": []}
         for call in passed.calls:
             if call.module not in places or not _before_activation(passed, call):
@@ -143,6 +145,8 @@ def _calibrate(body: Body, norms: list[Any], matched: bool) -> None:
         waiting.discard(norm)
         x = args[0]
         axis = x.ndim - 1 if isinstance(norm, nn.LayerNorm) else 1
+        if not bool(x.isfinite().all()):  # what has overflown has no statistics
+            return
         if hasattr(norm, "running_mean"):
             variance, mean = torch.var_mean(_by_feature(x, axis), 1, correction=0)
             norm.running_mean.copy_(mean)
@@ -185,7 +189,7 @@ class InsertResidual:
 
     def words(self, body: Body) -> Words | None:
         """Each layer and what follows it, as far as the shape at the end is that of the input, over an activation."""
-        if body.forward.is_keras:
+        if is_closed(body):
             return None
         passed, places = look(body), slots(body.model)
         found = []

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.repairs.change import Body, Undo, Words, as_count, names
-from thalweg.repairs.passes import MANY, Call, Pass, evaluating, forward, look, shares, unshaped
-from thalweg.repairs.structure import Around, put, slots
+from thalweg.repairs.passes import MANY, Call, Pass, evaluating, forward, is_closed, look, shares, unshaped
+from thalweg.repairs.structure import Around, owners, put, slots
 from thalweg.step.kinds import kind_of
 from thalweg.tensors.named import leaves
 
@@ -76,7 +76,7 @@ class StandardiseInputs:
 
     def words(self, body: Body) -> Words | None:
         """The modules, and for each the axis and the number of features."""
-        if body.forward.is_keras:
+        if is_closed(body):
             return None
         found = list(_consumers(body, look(body)))
         if not found:
@@ -182,8 +182,9 @@ class ScaleTargets:
 
     mean + deviation · f(x), behind the module that makes the output. If what f predicts is better than the targets'
     mean, its last layer is divided, so that predictions stay; in any case it is centred on the sample and brought to a
-    deviation of at most 1, as far as it is a dense layer. The gradient grows by the deviation (for `mse` by its
-    square), so the rate of plain SGD goes down by as much; rules that divide by the gradient's size take no notice.
+    deviation of at most 1, as far as it is a dense layer with weights of its own. The gradient grows by the deviation
+    (for `mse` by its square), so the rate of plain SGD goes down by as much; rules that divide by the gradient's size
+    take no notice.
     """
 
     code = "scale_targets"
@@ -192,15 +193,15 @@ class ScaleTargets:
     def words(self, body: Body) -> Words | None:
         """The module, the number of outputs, and the rate where it changes."""
         kind, y = kind_of(body.loss), body.sample[1]
-        if body.forward.is_keras or kind is None or kind.task != "regression" or not isinstance(y, Tensor):
+        if is_closed(body) or kind is None or kind.task != "regression" or not isinstance(y, Tensor):
             return None
         passed = look(body)
         found = _last(body, passed)
         if found is None or not isinstance(passed.output, Tensor):
             return None
-        features = passed.output.shape[-1] if passed.output.ndim > 1 else 1
-        if passed.output.numel() // len(passed.output) == 1:
-            features = 1
+        shape = passed.output.shape
+        # Of numbers and sequences each feature by itself; of images all alike.
+        features = shape[-1] if 1 < len(shape) < IMAGE and not isinstance(found.module, nn.modules.conv._ConvNd) else 1
         mean, deviation = moments(y.to(passed.output.dtype), -1, features)
         if _is_standard(mean, deviation):
             return None
@@ -219,8 +220,9 @@ class ScaleTargets:
         rescale = Rescale(len(mean), mean)
         rescale.mean.copy_(mean)
         rescale.deviation.copy_(deviation)
-        held = [(p, p.detach().clone()) for p in module.parameters()] if isinstance(module, nn.Linear) else []
-        if isinstance(module, nn.Linear):
+        held: list[tuple[Tensor, Tensor]] = []
+        if isinstance(module, nn.Linear) and owners(body.model, module.weight) == 1:
+            held = [(p, p.detach().clone()) for p in module.parameters()]
             _into_units(module, output, y[: len(output)].to(output), mean, deviation)
         put_back = put(body.model, {module: Around(module, behind=rescale)})
         if "learning_rate" in words:

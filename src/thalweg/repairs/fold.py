@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thalweg.repairs.data import Rescale, Standardise
-from thalweg.repairs.structure import MATRICES, Around, name_of, put, slots
+from thalweg.repairs.structure import MATRICES, Around, name_of, owners, put, slots
 
 
 @torch.no_grad()
@@ -22,13 +21,12 @@ def fold(model: nn.Module) -> list[str]:
     Returns:
         Names of the modules that are single layers again.
     """
-    tied = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     named, folded = name_of(model), []
     for module in reversed([*model.modules()]):  # the innermost first
         if not isinstance(module, Around) or module not in slots(model):
             continue
         layer: Any = module.layer
-        if isinstance(layer, MATRICES) and tied[id(layer.weight)] == 1:
+        if isinstance(layer, MATRICES) and owners(model, layer.weight) == 1:
             _take_ahead(module, layer)
             _take_behind(module, layer)
         if module.ahead is None and module.behind is None:

@@ -11,7 +11,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from thalweg.repairs.change import Body, Undo, Words, names
-from thalweg.repairs.passes import MANY, RECTIFIED, SATURATING, SHAPES, Call, Pass, evaluating, forward, look, operation
+from thalweg.repairs.passes import (
+    MANY,
+    RECTIFIED,
+    SATURATING,
+    SHAPES,
+    Call,
+    Pass,
+    evaluating,
+    forward,
+    is_closed,
+    look,
+    operation,
+    unshaped,
+)
 from thalweg.repairs.structure import MATRICES, code
 
 METHODS = ("he", "glorot", "orthogonal", "lsuv")
@@ -38,8 +51,10 @@ class Initialise:
 
     In each: recurrent matrices orthogonal and those of inputs Glorot's, gate by gate, forget gates with bias 1
     (Jozefowicz et al. 2015); attention's projections Glorot's; embeddings N(0, 1 / width); norms 1 and 0 with fresh
-    statistics; biases 0. Drawn from torch's global generator. Parameters that are not trained, those under a
-    parametrization and those of modules that are not torch's stay as they are.
+    statistics; biases 0. The layer that makes the output is N(0, 1 / inputs²), as in μP (Yang et al. 2022), so that a
+    training begins from small outputs; `lsuv` does not divide it, which is a departure. Drawn from torch's global
+    generator. Parameters that are not trained, those under a parametrization and those of modules that are not torch's
+    stay as they are.
     """
 
     code = "initialise"
@@ -47,7 +62,7 @@ class Initialise:
 
     def words(self, body: Body) -> Words | None:
         """By the activations: `lsuv` for eight or more without a norm, `he` or `glorot` by the kind of most of them."""
-        if body.forward.is_keras or not any(_drawn_anew(module) for module in body.model.modules()):
+        if is_closed(body) or not any(_drawn_anew(module) for module in body.model.modules()):
             return None
         passed = look(body)
         kinds = [_follower(passed, call) for call in passed.calls if isinstance(call.module, MATRICES)]
@@ -70,7 +85,7 @@ class Initialise:
             for module in chosen:
                 _draw(module, method, followers.get(module, ""), seen)
             if method == "lsuv":
-                _unit_variances(body, chosen)
+                _unit_variances(body, [module for module in chosen if followers.get(module) != "output"])
         return undo
 
     def lines(self, words: Words) -> list[str]:
@@ -123,9 +138,12 @@ def _kept(modules: list[nn.Module]) -> Undo:
 
 
 def _follower(passed: Pass, call: Call) -> str:
-    """Of which kind the activation is that takes a layer's output, over a norm or a pool maybe."""
+    """Of which kind the activation is that takes a layer's output, over a norm or a pool maybe; or `output`."""
     through = SHAPES | {"Norm", "MaxPool2DWithIndices", "AvgPool2D", "MaxPool3DWithIndices", "AdaptiveAvgPool2D"}
-    follow = {operation(node) for node in passed.takers(call, through)}
+    takers = passed.takers(call, through)
+    if passed.is_last(unshaped(call.node)) or any(passed.is_last(node) for node in takers):
+        return "output"
+    follow = {operation(node) for node in takers}
     if follow & RECTIFIED:
         return "rectified"
     if "Tanh" in follow:
@@ -179,7 +197,9 @@ def _draw_matrix(module: Any, method: str, follower: str, seen: set[int]) -> Non
     if _first(weight, seen):
         inputs, outputs = fans(module)
         gain = math.sqrt(2.0) if follower == "rectified" else 1.0
-        if method == "he":
+        if follower == "output":
+            weight.normal_(0, 1 / inputs)
+        elif method == "he":
             weight.normal_(0, gain / math.sqrt(inputs))
         elif method == "glorot":
             gain = SIGMOID_GAIN if follower == "sigmoid" else 1.0

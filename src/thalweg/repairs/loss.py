@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thalweg.repairs.change import Body, Undo, Words, names
-from thalweg.repairs.passes import Pass, look, operation, shares, unshaped
+from thalweg.repairs.passes import Pass, is_closed, look, operation, shares, unshaped
 from thalweg.repairs.structure import code, put, slots
 from thalweg.step.kinds import kind_of
 from thalweg.step.losses import Loss, resolve
@@ -70,7 +70,7 @@ class DropHead:
     def words(self, body: Body) -> Words | None:
         """`head`, the module to take out, and `loss`, the one to take; either may be missing."""
         kind = kind_of(body.loss)
-        if body.forward.is_keras or kind is None or not isinstance(body.sample[1], Tensor):
+        if is_closed(body) or kind is None or not isinstance(body.sample[1], Tensor):
             return None
         passed = look(body)
         if not isinstance(passed.output, Tensor):
@@ -172,7 +172,7 @@ class WeighClasses:
         if body.loss is None or body.loss.name not in ("cross_entropy", "binary_cross_entropy"):
             return None
         y = body.sample[1]
-        if not isinstance(y, Tensor) or body.forward.is_keras:
+        if not isinstance(y, Tensor) or is_closed(body):
             return None
         if body.loss.name == "binary_cross_entropy":
             ones = float(y.double().mean())

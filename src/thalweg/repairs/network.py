@@ -6,9 +6,10 @@ from thalweg.repairs.blocks import InsertNorm, InsertResidual
 from thalweg.repairs.change import Change
 from thalweg.repairs.data import ScaleTargets, StandardiseInputs
 from thalweg.repairs.fold import fold
-from thalweg.repairs.forward import AddDropout, SwapActivation, TrainMode, Unfreeze
+from thalweg.repairs.forward import AddDropout, SwapActivation
 from thalweg.repairs.initialise import Initialise
 from thalweg.repairs.loss import DropHead, WeighClasses
+from thalweg.repairs.modes import TrainMode, Unfreeze
 from thalweg.repairs.rows import SetRowsAside
 
 __all__ = ["CHANGES", "fold"]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.repairs import structure
 from thalweg.repairs.change import Body
 from thalweg.tensors.named import leaves, mapped
 from thalweg.tensors.seeds import untouched
@@ -143,6 +144,11 @@ def forward(body: Body, rows: int, graph: bool = False) -> tuple[list[Tensor], A
     with torch.set_grad_enabled(graph):
         made = body.forward.own_loss(x, y, False) if body.loss is None else body.forward(x, False)
     return list(leaves(x)), made
+
+
+def is_closed(body: Body) -> bool:
+    """Whether nothing of a model can be replaced: Keras, scripted or compiled."""
+    return body.forward.is_keras or structure.is_closed(body.model)
 
 
 def look(body: Body, rows: int = FEW) -> Pass:

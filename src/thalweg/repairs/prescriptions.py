@@ -78,11 +78,12 @@ def _plain(code: str) -> Step:
 
 INITIALISE, SWAP, NORM = _plain("initialise"), _plain("swap_activation"), _plain("insert_norm")
 RESIDUAL, STANDARDISE, TARGETS = _plain("insert_residual"), _plain("standardise_inputs"), _plain("scale_targets")
+MODE = _plain("train_mode")
 HEAD, MOMENTS, PERTURB = _plain("drop_head"), _plain("reset_moments"), _plain("perturb")
 
 #: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
 RENEW: dict[str, tuple[Step, ...]] = {
-    f"-renew, {speed}": (STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
+    f"-renew, {speed}": (MODE, STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
     for speed, rule in (("slow", RULE), ("fast", FAST))
 }
 
@@ -128,6 +129,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     },
     "saturated_units": {
         "initialise": (INITIALISE, MOMENTS),
+        "head, initialise": (HEAD, INITIALISE, MOMENTS),
         "initialise, rule": (INITIALISE, RULE),
         "rule": (RULE,),
     },
@@ -153,7 +155,11 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
         "rule": (RULE,),
     },
     "frozen_parameters": {"unfreeze": (_plain("unfreeze"),), "swap": (SWAP,)},
-    "wrong_mode": {"mode": (_plain("train_mode"), MOMENTS), "mode, initialise": (_plain("train_mode"), INITIALISE)},
+    "wrong_mode": {
+        "mode": (MODE, MOMENTS),
+        "mode, initialise": (MODE, INITIALISE),
+        "mode, initialise, rule": (MODE, INITIALISE, FAST),
+    },
     "class_imbalance": {"weigh": (_plain("weigh_classes"),)},
     "stale_gradients": {"rule": (RULE, AGAIN), "-rule": (RULE, AGAIN), "initialise, rule": (INITIALISE, RULE)},
     "overfitting": {
@@ -287,7 +293,9 @@ def _made(name: str, steps: Iterable[tuple[Finding, Step]], body: Body, level: s
 
 
 #: Changes that a prescription can do without, and those that are nothing by themselves.
-_OPTIONAL = frozenset({"restart_schedule", "reset_moments", "clip_gradients", "swap_activation", "standardise_inputs"})
+_OPTIONAL = frozenset(
+    {"restart_schedule", "reset_moments", "clip_gradients", "swap_activation", "standardise_inputs", "train_mode"}
+)
 _BESIDE = frozenset({"restart_schedule", "reset_moments"})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from thalweg.repairs.change import Undo
@@ -56,8 +57,9 @@ class Around(nn.Module):
 def slots(model: nn.Module) -> dict[nn.Module, list[Slot]]:
     """Every module that can be replaced, with each place it stands at: (parent, name in the parent).
 
-    Left out are the model itself; what stands in a composite module of torch, which reads its parts' weights instead of
-    calling them; and what a parent holds a second time, in a list or an attribute of its own.
+    Left out are the model itself; names that words cannot hold, with a space or a colon; what stands in a composite
+    module of torch, which reads its parts' weights instead of calling them; and what a parent holds a second time, in a
+    list or an attribute of its own.
     """
     found: dict[nn.Module, list[Slot]] = {}
     refused: set[nn.Module] = set()
@@ -70,7 +72,23 @@ def slots(model: nn.Module) -> dict[nn.Module, list[Slot]]:
             if stock:
                 refused.add(child)
         refused.update(_held(vars(parent)))
+    refused.update(module for name, module in model.named_modules() if ":" in name or name.split() not in ([name], []))
     return {module: places for module, places in found.items() if module not in refused and module is not model}
+
+
+def is_closed(model: nn.Module) -> bool:
+    """Whether modules are no longer what is called: scripted or compiled ones."""
+    return any(
+        isinstance(module, torch.jit.ScriptModule)
+        or "_orig_mod" in module._modules
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def owners(model: nn.Module, parameter: Tensor) -> int:
+    """In how many modules a parameter stands: 0 for one that is made of others at each call, 2 or more where tied."""
+    return sum(any(p is parameter for p in module._parameters.values()) for module in model.modules())
 
 
 def _held(attributes: Mapping[str, Any]) -> Iterator[nn.Module]:

@@ -73,12 +73,17 @@ def mended_before(
 def rebuilt(model: nn.Module, record: RunRecord, count: int) -> None:
     """A fresh model with the structure that a run's had after so many of its repairs; its weights are loaded later."""
     name = record.decided["loss"]
-    loss = resolve(name) if name in NAMES else None
+    loss = resolve(name if name in NAMES else _unknown) if name is not None else None
     body = Body(Forward(model), loss, Settings(), _stand_in(model, record.decided["inputs"]), 1.0)
     for repair in (record.decided.get("repairs") or [])[:count]:
         for code, words in repair["changes"]:
             if code in network.STRUCTURES:
                 CHANGES[code].apply(body, words)
+
+
+def _unknown(output: Any, target: Any) -> torch.Tensor:
+    """In the place of a loss of the user's own, which is not there: that the model does not make its own is what counts."""
+    return torch.zeros(())
 
 
 def _stand_in(model: nn.Module, inputs: Any) -> tuple[Any, Any]:
@@ -182,7 +187,7 @@ class Mending:
         own, others = self._compared(tried, updates)
         taken = None if training.interrupt else trial.best(own, others)
         fresh = [i for i, prescription in enumerate(tried) if prescription.begins_anew]
-        longer = min(max(training.at.step, 4 * updates), trial.LONGEST)
+        longer = min(max(training.at.step, 6 * updates), trial.LONGEST)
         if taken is not None or not fresh or training.interrupt or longer <= updates:
             return taken
         likeliest = list(dict.fromkeys([min(fresh, key=lambda i: others[i].mean), fresh[-1]]))
