@@ -81,7 +81,7 @@ def test_a_trial_in_which_nothing_helps_leaves_no_trace(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off", epochs=2)
-    monkeypatch.setattr(mending.trial, "best", lambda controls, others: None)
+    monkeypatch.setattr(mending.trial, "best", lambda controls, others, before=None: None)
     tried = fitted(data, tmp_path / "safe", learning_rate=3.0, repair="safe", epochs=2)
     assert tried.actions and not any(action.kept for action in tried.actions)
     assert same(weights(off), weights(tried))

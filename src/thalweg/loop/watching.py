@@ -84,7 +84,9 @@ class Watching:
         found = [_later(finding, self.since) for finding in engine.findings(view)]
         self.current, self.asked_at = found, step
         if self.suspects and not any(finding.severity != "note" for finding in found):
-            self.current = [_later(finding, self.since) for finding in engine.findings(view, EARLY)]
+            early = [_later(finding, self.since) for finding in engine.findings(view, EARLY)]
+            if any(finding.code == "plateau" for finding in early):  # what only falls slowly may be well
+                self.current = early
         return found
 
     def _ask(self, step: int) -> list[Finding]:

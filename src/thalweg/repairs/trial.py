@@ -15,12 +15,13 @@ import numpy as np
 
 #: Standard errors of the paired difference.
 SURE = 2.5
-#: Share of the control's loss, or of what it has gained since its first, that a gain must come to.
-MARGIN = 0.03
+#: Share of the control's loss that a gain must come to, where the control stands still; and where it is getting on, in
+#: which case the gain must also be as large as what the control gains by itself.
+MARGIN, MARGIN_OF_MOVING = 0.005, 0.05
 #: Updates of a trial: a share of the training that is planned, and bounds; of a training of unknown length the least.
 SHARE, FEWEST, LONGEST = 1 / 32, 20, 1000
 #: Share of the planned training that trials may cost in all.
-BUDGET = 0.5
+BUDGET = 0.65
 #: Share of the updates that are added to cool down.
 COOL_DOWN = 0.25
 
@@ -48,7 +49,7 @@ def length(planned: int | None) -> int:
 
 def is_affordable(spent: int, arms: int, planned: int | None, updates: int | None = None) -> bool:
     """Whether so many arms more are within what trials may cost; a training of unknown length may have a few trials."""
-    of_all = max(BUDGET * planned if planned is not None else 48 * FEWEST, 20 * price(FEWEST))
+    of_all = max(BUDGET * planned if planned is not None else 48 * FEWEST, 26 * price(FEWEST))
     return spent + arms * price(updates or length(planned)) <= of_all
 
 
@@ -57,25 +58,34 @@ def price(updates: int) -> int:
     return updates + max(1, round(COOL_DOWN * updates))
 
 
-def is_better(control: Measured, other: Measured) -> bool:
-    """Whether an arm is better than the control beyond noise.
+def is_better(control: Measured, other: Measured, before: Measured | None = None) -> bool:
+    """Whether an arm is better than the control beyond noise; `before` is where both began, in the control's terms.
 
-    >>> is_better(Measured((1.0, 1.1, 0.9)), Measured((0.5, 0.55, 0.45)))
+    >>> start, control = Measured((2.0, 2.1, 1.9)), Measured((1.0, 1.1, 0.9))
+    >>> is_better(control, Measured((0.5, 0.55, 0.45)))
     True
-    >>> is_better(Measured((1.0, 1.1, 0.9)), Measured((0.99, 1.1, 0.89)))
+    >>> is_better(control, Measured((0.99, 1.1, 0.89)))
+    False
+    >>> is_better(control, Measured((0.5, 0.55, 0.45)), start)  # it halves the loss by itself
     False
     """
     if not math.isfinite(other.mean):
         return False
     if not math.isfinite(control.mean):
         return True
-    gains = np.array(control.losses) - np.array(other.losses)
-    if len(gains) < 2 or not gains.mean() > MARGIN * abs(control.mean):
-        return False
-    return bool(gains.mean() > SURE * gains.std(ddof=1) / math.sqrt(len(gains)))
+    margin = MARGIN * abs(control.mean)
+    if before is not None and math.isfinite(before.mean) and _is_lower(before, control):
+        margin = max(MARGIN_OF_MOVING * abs(control.mean), before.mean - control.mean)
+    return control.mean - other.mean > margin and _is_lower(control, other)
 
 
-def best(controls: Sequence[Measured], others: Sequence[Measured]) -> int | None:
+def _is_lower(first: Measured, second: Measured) -> bool:
+    """Whether the second is lower, group by group, than chance explains."""
+    gains = np.array(first.losses) - np.array(second.losses)
+    return len(gains) > 1 and bool(gains.mean() > SURE * gains.std(ddof=1) / math.sqrt(len(gains)))
+
+
+def best(controls: Sequence[Measured], others: Sequence[Measured], before: Measured | None = None) -> int | None:
     """The number of the arm that is kept: the one with the greatest share gained of those that are better; else None.
 
     Each arm has a control of its own, measured in its terms: a repair of the loss changes what is measured.
@@ -83,7 +93,7 @@ def best(controls: Sequence[Measured], others: Sequence[Measured]) -> int | None
     gains = {
         i: _gain(control, other)
         for i, (control, other) in enumerate(zip(controls, others, strict=True))
-        if is_better(control, other)
+        if is_better(control, other, before)
     }
     return max(gains, key=lambda i: (gains[i], -i), default=None)
 

@@ -136,6 +136,11 @@ class Arms:
         self._end: dict[str, torch.Tensor] | None = None
         """The control's weights, cooled down."""
 
+    def before(self) -> Measured:
+        """The training as it stands."""
+        with self._from_here():
+            return self._measured()
+
     def control(self) -> Measured:
         """Nothing is changed."""
         with self._from_here():

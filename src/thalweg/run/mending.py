@@ -184,11 +184,11 @@ class Mending:
         """The number of the prescription that did best, of those that did better than none; else None."""
         training = self.training
         self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
-        own, others = self._compared(tried, updates)
-        taken = None if training.interrupt else trial.best(own, others)
+        before, own, others = self._compared(tried, updates)
+        taken = None if training.interrupt else trial.best(own, others, before)
         fresh = [i for i, prescription in enumerate(tried) if prescription.begins_anew]
-        longer = min(max(training.at.step, 6 * updates), trial.LONGEST)
-        if taken is not None or not fresh or training.interrupt or longer <= updates:
+        longer = min(max(training.at.step, 5 * updates), trial.LONGEST)
+        if taken is not None or not fresh or training.interrupt or not training.at.step:
             return taken
         likeliest = list(dict.fromkeys([min(fresh, key=lambda i: others[i].mean), fresh[-1]]))
         while not trial.is_affordable(training.at.tried_steps, 1 + len(likeliest), self.planned, longer):
@@ -196,17 +196,17 @@ class Mending:
                 return None
             likeliest.pop(0)
         # What begins anew is given as many updates as the training has had that it is held against, or a few times more.
-        own, others = self._compared([tried[i] for i in likeliest], longer)
-        best = None if training.interrupt else trial.best(own, others)
+        before, own, others = self._compared([tried[i] for i in likeliest], longer)
+        best = None if training.interrupt else trial.best(own, others, before)
         return None if best is None else likeliest[best]
 
     def _compared(
         self, tried: list[Prescription], updates: int
-    ) -> tuple[list[trial.Measured], list[trial.Measured]]:
-        """Controls, each in the terms of an arm, and the arms; none once it is interrupted."""
+    ) -> tuple[trial.Measured, list[trial.Measured], list[trial.Measured]]:
+        """Where all begin; controls, each in the terms of an arm; and the arms, none once it is interrupted."""
         training = self.training
         arms = Arms(training, self.chosen, self.body, updates)
-        control = arms.control()
+        before, control = arms.before(), arms.control()
         own, others = [], []
         for prescription in tried:
             if training.interrupt:
@@ -219,7 +219,7 @@ class Mending:
                 others, own = [*others[: len(own)], trial.Measured((math.inf,))], [*own, control]
         if not training.interrupt:
             training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
-        return own, others
+        return before, own, others
 
     def _keep(self, prescription: Prescription, findings: list[Finding]) -> None:
         """Go on as a training that was mended."""
