@@ -140,6 +140,86 @@ def test_what_follows_from_a_cause_is_a_note() -> None:
     assert graded["vanishing_gradient"] == "warning" and graded["learning_rate_too_low"] == "note"
 
 
+def test_a_rate_that_killed_the_units_comes_before_them() -> None:
+    thrown = {"loss": lambda step: 40.0 if step < 8 else 2.3 - 5e-4 * step, "dead_share__1": 0.95}
+    found = findings(training(**thrown, descent_ratio=0.99))
+    graded = {finding.code: finding.severity for finding in found}
+    assert found[0].code == "learning_rate_too_high" and graded["dead_units"] == "note"
+    born = {"loss": lambda step: 2.3 - 5e-4 * step, "dead_share__1": 0.95, "descent_ratio": 0.99}
+    assert codes(training(**born))[0] == "dead_units"
+
+
+#: A network that has learned, and less than copying the nearest neighbour's label would give.
+BEHIND: dict[str, Any] = {
+    "loss": falling(0.9),
+    "accuracy": (lambda step: 0.7, lambda step: 0.7),
+    "facts": {"neighbour_agreement": 0.8, "neighbour_chance": 0.1, "num_validation_examples": 1000},
+}
+
+
+def behind(**other: Any) -> History:
+    return training(**{**BEHIND, **other, "facts": BEHIND["facts"] | other.get("facts", {})})
+
+
+@pytest.mark.parametrize(
+    ("other", "code"),
+    [
+        ({"facts": {"momentum": 0.995}}, "optimizer_misconfigured"),
+        ({"facts": {"beta1": 0.99, "beta2": 0.9}}, "optimizer_misconfigured"),
+        ({"descent_ratio": 0.1, "update_cosine": -0.4}, "learning_rate_too_high"),
+        ({"facts": {"modules_in_eval": ["1"]}}, "wrong_mode"),
+        ({"facts": {"input_std": 0.03, "input_mean": 0.0}}, "unscaled_inputs"),
+        ({"facts": {"output_function": "relu", "output_units": 10}}, "loss_output_mismatch"),
+    ],
+)
+def test_a_cause_with_evidence_of_its_own_needs_no_more_than_neighbours_that_do_better(
+    other: dict[str, Any], code: str
+) -> None:
+    assert codes(behind()) == []
+    assert codes(behind(**other)) == [code]
+    assert codes(behind(**other, accuracy=(lambda step: 0.85, lambda step: 0.85))) == []
+
+
+def grown(end: float) -> Callable[[float], float]:
+    return lambda step: end - (end - 0.1) * math.exp(-step / 100)
+
+
+def of_noise(training_end: float, validation_end: float, agreement: float | None, **facts: Any) -> History:
+    known = {"neighbour_agreement": agreement, "neighbour_chance": 0.1} if agreement is not None else {}
+    return training(
+        falling(1.2),
+        validation=falling(0.8),
+        accuracy=(grown(training_end), grown(validation_end)),
+        facts={"num_validation_examples": 1000, **known, **facts},
+    )
+
+
+def test_labels_of_which_a_share_is_wrong_hold_training_back_and_not_validation() -> None:
+    told = next(f for f in warnings(of_noise(0.66, 0.90, 0.45)) if f.code == "bad_labels")
+    assert 0.25 < told.evidence["share_wrong"] < 0.35  # of a 0.3 that were drawn anew
+    assert "bad_labels" in codes(of_noise(0.66, 0.90, None))
+
+
+@pytest.mark.parametrize(
+    ("history", "why"),
+    [
+        (of_noise(0.82, 0.90, 0.45), "a tenth is what light dropout does"),
+        (of_noise(0.66, 0.90, 0.85), "neighbours agree more often than such labels could: it is augmentation"),
+        (of_noise(0.66, 0.90, 0.45, num_validation_examples=12), "so few are measured that it may be chance"),
+        (of_noise(0.15, 0.18, 0.45), "nothing was learned that could be held back"),
+    ],
+)
+def test_a_training_that_is_held_back_by_something_else(history: History, why: str) -> None:
+    assert "bad_labels" not in codes(history), why
+
+
+def test_a_validation_loss_of_wild_answers_does_not_condemn_the_labels() -> None:
+    wild = {"loss": falling(1.5, over=400), "validation": lambda step: 3.5}
+    facts = {"num_validation_examples": 1000}
+    assert "bad_labels" in codes(training(**wild, accuracy=(grown(0.5), lambda step: 0.1), facts=facts))
+    assert "bad_labels" not in codes(training(**wild, accuracy=(grown(0.5), lambda step: 0.3), facts=facts))
+
+
 def test_two_causes_that_have_nothing_to_do_with_each_other_are_both_told() -> None:
     history = training(lambda step: 40.0 if 3 < step < 20 else 2.4, layers=DEEP, gradient=FADING)
     assert {"vanishing_gradient", "learning_rate_too_high"} <= set(codes(history))

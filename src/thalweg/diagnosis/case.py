@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +13,40 @@ from thalweg.diagnosis.course import Course, course
 from thalweg.diagnosis.noise import Floats
 from thalweg.records.history import History
 
+#: Scores that are 1 where all is right.
+SCORES = ("accuracy", "r2")
 _NOTHING: Floats = np.empty(0)
 #: Kinds of layers that only shift and scale: their gradients say little of how a network passes them on.
 NORMS = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A score in training and in validation, at one time."""
+
+    training: float
+    validation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A score that is 1 where all is right, by evaluations: `training` (may be empty) and `validation`."""
+
+    name: str
+    training: Floats
+    validation: Floats
+
+    @property
+    def best(self) -> Pair:
+        """Means over the best eighth of the evaluations, three at least. What training has is a mean over an epoch that
+        ends when validation is measured: its next one goes with it.
+        """
+        k = max(3, len(self.validation) // 8)
+        means = np.convolve(self.validation, np.ones(k) / k, "valid")
+        if len(self.training) != len(self.validation) or len(means) < 2:
+            return Pair(math.nan, float(means.max()))
+        first = int(means[:-1].argmax())
+        return Pair(float(self.training[first + 1 : first + 1 + k].mean()), float(means[first]))
 
 
 class Case:
@@ -49,6 +82,15 @@ class Case:
         """A fact that is a number; None where it is not known."""
         value = self.facts.get(name)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    @cached_property
+    def scores(self) -> Scores | None:
+        """A score that was measured on validation data, four times or more."""
+        for name in SCORES:
+            validation = self.values(f"validation_{name}")
+            if len(validation) >= 4:
+                return Scores(name, self.values(name), validation)
+        return None
 
     @cached_property
     def course(self) -> Course:

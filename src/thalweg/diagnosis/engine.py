@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from thalweg.diagnosis import backward, before, causes, curvature, forward, loss, rate, usage
+from thalweg.diagnosis import backward, before, causes, curvature, forward, labels, loss, rate, rule, usage
 from thalweg.diagnosis.case import Case
 from thalweg.records.finding import SYMPTOMS, Finding, ranked
 from thalweg.records.history import History
@@ -55,7 +55,8 @@ def findings(history: History) -> list[Finding]:
         return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
-    is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
+    is_weak = loss.is_weak(case, sure=False) is not None
+    is_bad = bool(outcomes - {"overfitting"}) or is_weak
     looked = curvature.findings(history, case.step) if "diverging_loss" not in outcomes else []
     if looked:  # tells apart what the loss alone does not
         symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
@@ -67,7 +68,12 @@ def findings(history: History) -> list[Finding]:
         one_answer = any(finding.code == "collapsed_output" for finding in flow)
         # Unequal classes keep a network from learning only by making one answer for all a good one.
         suspects = [_raised(f) if f.code != "class_imbalance" or one_answer else f for f in suspects]
-    suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes, is_bad)
+    # Somewhat worse than its neighbours is no finding by itself; a cause with evidence of its own is.
+    asked = outcomes | ({"underfitting"} if is_weak else set())
+    suspects += rate.findings(case, asked) + causes.findings(case, asked, is_bad)
+    suspects += labels.findings(case, asked)
+    if is_bad:
+        suspects += rule.findings(case)
     return ranked(_explained(_once([*suspects, *symptoms])))
 
 

@@ -1,4 +1,4 @@
-"""Whether the length of the steps is the reason: rate too high, too low, batch too small, a rule set oddly.
+"""Whether the length of the steps is the reason: rate too high, too low, batch too small.
 
 Asked only where the outcome is bad: a network at the edge of stability overshoots at every step and learns well.
 """
@@ -29,8 +29,6 @@ NO_SIZE = 0.02
 SMALL = 8
 #: Batches of noise in one: below 1/10 of the noise scale most of a step is noise (McCandlish et al. 2018).
 NOISY = 10.0
-#: A time constant of 100 updates or more: what was right 100 updates ago is still gone after.
-HEAVY = 0.99
 
 
 def findings(case: Case, outcomes: set[str]) -> list[Finding]:
@@ -39,7 +37,7 @@ def findings(case: Case, outcomes: set[str]) -> list[Finding]:
     if not outcomes - {"overfitting"}:
         quiet = [_too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
         return [finding for finding in quiet if finding is not None]
-    found = [_misconfigured(case, taken), _too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
+    found = [_too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
     found.append(_batch_too_small(case, taken, outcomes))
     return [finding for finding in found if finding is not None]
 
@@ -50,11 +48,12 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     thrown, raised = course.thrown, _raised(case)
     is_thrown = thrown is not None and (lost or not course.learned > 0.5)
     restless = course.is_stuck and course.trivial is not None and taken.ratio > USUAL and _is_restless(case)
-    wild = (course.is_stuck or course.is_worse) and _is_wild(case)
+    wild = (course.is_stuck or course.is_worse or not course.learned > 0.5) and _is_wild(case)
     if not (taken.overshoots or is_thrown or restless or wild or raised is not None):
         return None
     far = course.is_long and taken.overshoots and course.gain == 0 and course.learned < UNLEARNED
-    if not far and not outcomes & {
+    fled = is_thrown and "slow_convergence" in outcomes  # what was thrown far out may come back slowly
+    if not (far or fled) and not outcomes & {
         "diverging_loss",
         "plateau",
         "oscillating_loss",
@@ -232,66 +231,6 @@ def _batch_too_small(case: Case, taken: Steps, outcomes: set[str]) -> Finding | 
         evidence=evidence,
         confidence=0.7,
     )
-
-
-def _misconfigured(case: Case, taken: Steps) -> Finding | None:
-    """A rule whose settings are far off what its own proof or practice asks for."""
-    for name, value, bad, sentence, advice in _settings(case):
-        if bad:
-            return Finding(
-                "optimizer_misconfigured",
-                "warning",
-                0,
-                sentence,
-                advice,
-                place=name,
-                evidence={name: value},
-                confidence=0.85,
-            )
-    return None
-
-
-def _settings(case: Case) -> list[tuple[str, float, bool, str, str]]:
-    """(setting, value, whether it is off, sentence, advice) of every setting that is known."""
-    momentum, beta1, beta2 = case.fact("momentum"), case.fact("beta1"), case.fact("beta2")
-    eps, decay, rate = case.fact("eps"), case.fact("weight_decay"), case.fact("learning_rate") or 0.0
-    found = []
-    if momentum is not None:
-        words = f"A momentum of {momentum:g} carries each gradient on for {_memory(momentum)} updates."
-        found.append(("momentum", momentum, momentum >= HEAVY, words, "Use a momentum of 0.9."))
-    if beta1 is not None:
-        words = f"beta1 = {beta1:g} carries each gradient on for {_memory(beta1)} updates."
-        found.append(("beta1", beta1, beta1 >= HEAVY, words, "Use beta1 = 0.9."))
-    if beta1 is not None and beta2 is not None:  # Zhang et al. 2022: Adam converges where beta1 < sqrt(beta2) < 1
-        words = (
-            f"beta2 = {beta2:g} forgets sizes faster than beta1 = {beta1:g} forgets directions: Adam may not converge."
-        )
-        found.append(("beta2", beta2, beta1**2 >= beta2, words, "Use beta2 = 0.999."))
-    if eps is not None and beta2 is not None:
-        words = f"eps = {eps:g} is larger than the gradients it divides by, so that the rule no longer adapts."
-        found.append(("eps", eps, eps >= 1e-2, words, "Use eps = 1e-8."))
-        words = f"eps = {eps:g} lets a gradient of almost nothing make a full step of {rate:g}."
-        found.append(("eps", eps, eps < 1e-12 and rate >= 1e-2, words, "Use eps = 1e-8 and a learning rate of 1e-3."))
-    if decay is not None and decay > 0:
-        words = f"A weight decay of {decay:g} pulls the weights to zero faster than the loss holds them up."
-        found.append(
-            ("weight_decay", decay, decay >= 0.05 and _shrank(case), words, "Use a weight decay of 1e-4 to 1e-2.")
-        )
-    return found
-
-
-def _memory(decay: float) -> str:
-    return f"{1 / (1 - decay):,.0f}" if decay < 1 else "all"
-
-
-def _shrank(case: Case) -> bool:
-    """Whether the weights of most layers have gone down to less than half of what they were."""
-    ratios = [
-        values[-1] / values[0]
-        for layer, (_, values) in case.by_layer("weight_norm").items()
-        if layer in set(case.matrices) and len(values) > 2 and values[0] > 0
-    ]
-    return bool(ratios) and float(np.median(ratios)) < 0.5
 
 
 def _round(value: float) -> float:

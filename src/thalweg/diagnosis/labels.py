@@ -1,0 +1,128 @@
+"""Labels that are wrong: all, so that nothing carries over to validation, or some, so that training falls behind.
+
+| what is wrong | seen by |
+|---|---|
+| all | neighbours agree as by chance, or validation never comes below the trivial loss while training learns |
+| a share p | the score in training stays behind that in validation: (score − chance) is 1 − p of what it is there |
+
+The second holds whatever the network, for as long as the wrong labels are not learned by heart: a label that was drawn
+anew is right by chance alone. Dropout and augmentation hold training back too. Where neighbours are known they tell:
+two labels of which each is right with 1 − p agree, beyond chance, in at most (1 − p)² of cases.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from thalweg.diagnosis.case import Case
+from thalweg.diagnosis.noise import SURE
+from thalweg.records.finding import Finding
+
+#: Examples that the agreement of neighbours was counted over, at least.
+SAMPLE = 512
+#: A validation loss that never came below this share of the trivial one has learned nothing that carries over.
+NEVER = 0.97
+#: Share of wrong labels from which on they are told, and that it must surely be, for norms and light dropout do as much
+#: as a tenth; and what validation must have over chance for a share to be measured.
+WRONG, SURELY, SOMETHING = 0.2, 0.1, 0.1
+#: Evaluations, at least, over which both scores are meant.
+EVALUATIONS = 5
+
+
+def findings(case: Case, outcomes: set[str]) -> list[Finding]:
+    """What is wrong with the labels, once."""
+    found = _unrelated(case, outcomes) or _partly_wrong(case)
+    return [found] if found is not None else []
+
+
+def _unrelated(case: Case, outcomes: set[str]) -> Finding | None:
+    """Labels that have nothing to do with the inputs: neighbours disagree as by chance, and nothing carries over."""
+    course = case.course
+    validation = case.values("validation_loss")
+    agreement, chance = case.fact("neighbour_agreement"), case.fact("neighbour_chance")
+    if course.trivial is None:
+        return None
+    never = len(validation) >= 4 and float(np.nanmin(validation)) > NEVER * course.trivial and not _carries_over(case)
+    learned = course.learned > 0.1
+    by_chance = known = False
+    if agreement is not None and chance is not None:
+        known, by_chance = True, agreement < chance + SURE * (chance / SAMPLE) ** 0.5
+    if by_chance:
+        if not (never or "plateau" in outcomes):
+            return None
+    elif not (never and learned) or (known and "overfitting" in outcomes):  # learned by heart, and neighbours do agree
+        return None
+    evidence = {"trivial": course.trivial}
+    if len(validation):
+        evidence["best_validation_loss"] = float(np.nanmin(validation))
+    if agreement is not None and chance is not None:
+        evidence |= {"neighbour_agreement": agreement, "neighbour_chance": chance}
+    return Finding(
+        "bad_labels",
+        "warning",
+        0,
+        "The labels seem to have nothing to do with the inputs: what is learned of some examples says nothing about "
+        "others.",
+        "Look at a few examples with their labels; check that both were shuffled, sorted and cut in the same way.",
+        evidence=evidence,
+        confidence=0.9 if by_chance and never else 0.7,
+    )
+
+
+def _carries_over(case: Case) -> bool:
+    """Whether a validation score above chance says so where the loss, which counts how sure answers are, does not."""
+    measured = case.scores
+    if measured is None or measured.name != "accuracy" or not case.fact("num_validation_examples"):
+        return False
+    best, chance = measured.best, case.fact("largest_class_share") or 1.0
+    return best.validation - chance > SURE * math.sqrt(
+        chance * (1 - chance) / (case.fact("num_validation_examples") or 1)
+    )
+
+
+def _partly_wrong(case: Case) -> Finding | None:
+    measured = case.scores
+    if measured is None or len(measured.validation) < EVALUATIONS or len(measured.training) < EVALUATIONS:
+        return None
+    best = measured.best
+    chance = (case.fact("largest_class_share") or 1.0) if measured.name == "accuracy" else 0.0
+    if best.validation - chance < SOMETHING:
+        return None
+    right = (best.training - chance) / (best.validation - chance)
+    error = _error(case, best.validation, measured.name) / (best.validation - chance)
+    if not right < 1 - WRONG or not right + SURE * error < 1 - SURELY or _neighbours_agree(case, right):
+        return None
+    return Finding(
+        "bad_labels",
+        "warning",
+        0,
+        f"The network is right more often on validation data ({measured.name} {best.validation:.2f}) than on what it "
+        f"trains on ({best.training:.2f}): about {100 * min(1 - right, 1):.0f} % of the training labels seem wrong.",
+        "Look at the training examples with the highest loss and how they came by their labels; if it is dropout or "
+        "augmentation that makes training so much harder, use less of it.",
+        evidence={
+            "training": best.training,
+            "validation": best.validation,
+            "share_wrong": 1 - right,
+        },
+        confidence=0.7,
+    )
+
+
+def _error(case: Case, score: float, name: str) -> float:
+    """The standard error of the difference of the scores: binomial; of r², 2 r (1 − r²) / √n (Olkin and Finn 1995)."""
+    counts = [case.fact("num_validation_examples"), case.fact("num_examples")]
+    variance = sum(1 / count for count in counts if count) or 1.0
+    spread = score * (1 - score) if name == "accuracy" else 4 * max(score, 0.0) * (1 - score) ** 2
+    return math.sqrt(max(spread, 0.0) * variance)
+
+
+def _neighbours_agree(case: Case, right: float) -> bool:
+    """Whether nearest neighbours agree more often than labels could of which only this share is right."""
+    agreement, chance = case.fact("neighbour_agreement"), case.fact("neighbour_chance")
+    if agreement is None or chance is None or not chance < 1:
+        return False
+    error = math.sqrt(agreement * (1 - agreement) / SAMPLE) / (1 - chance)
+    return (agreement - chance) / (1 - chance) > max(right, 0.0) ** 2 + SURE * error
