@@ -7,6 +7,7 @@ the training loss. The first line that holds decides:
     plateau           weights changed by their own size would change the loss by less than a tenth, to second order
     slow_convergence  it falls, and one step along gradient and curvature would gain twice what the last third did
     noise_floor       it does not fall, and that step would gain: the steps of single batches undo each other
+                      the same where it stands still on short steps, though a step would gain, far above neighbours
     saddle_point      half of a layer's units do as others do; or it falls along the lowest curvature, not the gradient
     local_minimum     none of these, nothing is learned, and a layer has no gradient at all
     plateau           none of these, and nothing is learned
@@ -138,6 +139,8 @@ class Look:
             return "saddle_point"
         if not self.has_learned:
             return self._unlearned
+        if self.is_unfinished and self.steps_are_short:
+            return "slow_convergence"
         if self.escape > ESCAPE * self.loss and not self.stands_out:
             return "saddle_point"
         return "local_minimum" if self._is_poor else None
@@ -151,6 +154,11 @@ class Look:
         if kind == "minimum":
             return "local_minimum" if self.is_cut_off else "plateau"
         return {"saddle": "saddle_point", "slope": "slow_convergence"}.get(kind, "plateau")
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it is no place to be stuck at, for one step would still gain, and far above what neighbours give."""
+        return self.facts["landscape_kind"] == "slope" and self._is_poor
 
     @property
     def _is_poor(self) -> bool:
@@ -232,11 +240,12 @@ _ADVICE = {
 }
 
 
-def sentence(found: Look) -> str:
+def sentence(found: Look, cause: str | None = None) -> str:
     """For a person, of a look that has a cause."""
-    assert found.cause is not None
+    cause = cause or found.cause
+    assert cause is not None
     bound = found.facts.get("neighbour_loss", math.nan)
-    return _SENTENCES[found.cause].format(loss=found.loss, descent=found.descent, fell=found.fell, bound=bound)
+    return _SENTENCES[cause].format(loss=found.loss, descent=found.descent, fell=found.fell, bound=bound)
 
 
 def evidence(found: Look) -> dict[str, float]:
@@ -248,7 +257,12 @@ def evidence(found: Look) -> dict[str, float]:
 def findings(history: History, step: int) -> list[Finding]:
     """The symptom that a look shows."""
     found = look(history, step)
-    if found is None or found.cause is None:
+    if found is None:
+        return []
+    cause = found.cause
+    if cause is None and found.is_unfinished and history.facts.get("ended_at") is not None:
+        cause = "slow_convergence"  # it falls and there is far to go; only of one that has ended is that too little
+    if cause is None:
         return []
     since, told = int(found.facts["landscape_step"]), evidence(found)
-    return [Finding(found.cause, "warning", since, sentence(found), _ADVICE[found.cause], "", told, 0.95)]
+    return [Finding(cause, "warning", since, sentence(found, cause), _ADVICE[cause], "", told, 0.95)]
