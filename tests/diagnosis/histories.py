@@ -56,6 +56,7 @@ def training(
     weights: float = 8.0,
     validation: Course | None = None,
     accuracy: tuple[Course, Course] | None = None,
+    learning_rate: Course = lambda step: 0.05,
     seed: int = 0,
     **sampled_series: Course | float,
 ) -> History:
@@ -74,7 +75,7 @@ def training(
     for step in range(1, steps + 1):
         window.append(course(step) * float(1 + noise * draw.standard_normal()))
         if reported(step):
-            values = {"loss": float(np.mean(window)), "learning_rate": 0.05}
+            values = {"loss": float(np.mean(window)), "learning_rate": learning_rate(step)}
             if len(window) >= 5:
                 values["loss_spread"] = float(np.std(window))
             window.clear()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from histories import HEALTHY_FACTS, falling, training
 
+from thalweg.diagnosis.case import Case
 from thalweg.diagnosis.engine import findings
+from thalweg.diagnosis.loss import is_weak
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.step import StepRecord
@@ -88,6 +90,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss": falling(0.01), "validation": lambda step: falling(0.5)(step) + max(0, step - 300) * 1e-3},
         {"loss": falling(0.01), "validation": lambda step: falling(0.5)(step) + (0.3 if 300 < step < 500 else 0.0)},
     ),
+    "overfitting ": (  # of two classes: half of what was learned holds for training alone
+        {"loss": falling(0.01), "validation": falling(0.9), "accuracy": (lambda step: 0.98, lambda step: 0.72),
+         "facts": {"largest_class_share": 0.5, "num_classes": 2, "num_validation_examples": 1000}},
+        {"loss": falling(0.01), "validation": falling(0.9), "accuracy": (lambda step: 0.98, lambda step: 0.72),
+         "facts": {"num_validation_examples": 1000}},
+    ),
     "collapsed_output": (
         {"loss": flat(), "prediction_share": 1.0},
         {"prediction_share": 0.3},
@@ -102,7 +110,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("code", CASES)
 def test_a_history_that_has_it(code: str) -> None:
     for seed in range(5):
-        assert code in codes(training(**CASES[code][0], seed=seed)), seed
+        assert code.strip() in codes(training(**CASES[code][0], seed=seed)), seed
 
 
 @pytest.mark.parametrize("code", CASES)
@@ -149,6 +157,18 @@ def test_a_rate_that_killed_the_units_comes_before_them() -> None:
     assert codes(training(**born))[0] == "dead_units"
 
 
+def test_a_rate_that_was_raised_and_stays_so_while_the_loss_is_worse() -> None:
+    def made(loss: Callable[[float], float], rate: Callable[[float], float]) -> list[str]:
+        return codes(training(loss, learning_rate=rate))
+
+    worse = lambda step: falling(0.2)(step) + (0.25 if step > 500 else 0.0)  # noqa: E731
+    hardly = lambda step: falling(0.2)(step) + (0.05 if step > 500 else 0.0)  # noqa: E731
+    high = lambda step: 1.0 if step > 500 else 0.05  # noqa: E731
+    assert made(worse, high) == ["learning_rate_too_high"]
+    assert made(hardly, high) == []
+    assert made(worse, lambda step: 1.0 if 500 < step < 700 else 0.05) == []  # as a warm restart
+
+
 #: A network that has learned, and less than copying the nearest neighbour's label would give.
 BEHIND: dict[str, Any] = {
     "loss": falling(0.9),
@@ -178,6 +198,27 @@ def test_a_cause_with_evidence_of_its_own_needs_no_more_than_neighbours_that_do_
     assert codes(behind()) == []
     assert codes(behind(**other)) == [code]
     assert codes(behind(**other, accuracy=(lambda step: 0.85, lambda step: 0.85))) == []
+
+
+@pytest.mark.parametrize(("accuracy", "weak", "sure"), [(0.85, False, False), (0.72, True, False), (0.6, True, True)])
+def test_a_training_is_held_against_what_neighbours_say_can_be_attained(
+    accuracy: float, weak: bool, sure: bool
+) -> None:
+    case = Case(behind(accuracy=(lambda step: accuracy, lambda step: accuracy)))
+    found = is_weak(case, sure=False), is_weak(case, sure=True)
+    assert [one is not None for one in found] == [weak, sure]
+    if weak:
+        assert (
+            found[0] is not None and 0.84 < found[0].attainable < 0.88
+        )  # 0.8 of neighbours: R = 0.106, less its error
+    assert ("underfitting" in codes(case.history)) == sure
+
+
+@pytest.mark.parametrize(("level", "weak", "sure"), [(0.25, False, False), (0.4, True, False), (0.6, True, True)])
+def test_so_is_a_regression(level: float, weak: bool, sure: bool) -> None:
+    facts = {"loss": "mse", "task": "regression", "expected_initial_loss": 1.0, "neighbour_error": 0.4}
+    case = Case(training(falling(level, start=1.1), facts=facts, noise=0.02))
+    assert [is_weak(case, one) is not None for one in (False, True)] == [weak, sure]  # 0.23 can be attained
 
 
 def grown(end: float) -> Callable[[float], float]:

@@ -35,6 +35,20 @@ class Scores:
     name: str
     training: Floats
     validation: Floats
+    chance: float
+    """What the best answer has that does not look at its input; NaN where that is not known."""
+    num_training: float | None
+    num_validation: float | None
+    """Examples."""
+
+    def error(self, score: float) -> float:
+        """The standard error of the difference of such a score in training and validation: binomial; of r², which is
+        2 r (1 − r²) / √n (Olkin and Finn 1995). Infinite where it is not known on how many examples they were measured.
+        """
+        if not self.num_validation:
+            return math.inf
+        spread = score * (1 - score) if self.name == "accuracy" else 4 * score * (1 - score) ** 2
+        return math.sqrt(max(spread, 0.0) * (1 / self.num_validation + 1 / (self.num_training or math.inf)))
 
     @property
     def best(self) -> Pair:
@@ -89,13 +103,35 @@ class Case:
         for name in SCORES:
             validation = self.values(f"validation_{name}")
             if len(validation) >= 4:
-                return Scores(name, self.values(name), validation)
+                chance = 0.0 if name == "r2" else self.fact("largest_class_share") or math.nan
+                counts = self.fact("num_examples"), self.fact("num_validation_examples")
+                return Scores(name, self.values(name), validation, chance, *counts)
         return None
 
     @cached_property
     def course(self) -> Course:
         """What the loss did."""
         return course(self)
+
+    @cached_property
+    def trivial(self) -> float | None:
+        """The loss of the best answer that does not look at its input; None where it is not known, or not above 0."""
+        told = self.fact("expected_initial_loss")
+        return told if told is not None and told > 0 else None
+
+    @cached_property
+    def start(self) -> float:
+        """The loss before it learned: what was measured before the first update, else the first that was reported."""
+        told = self.fact("initial_loss")
+        if told is not None and math.isfinite(told):
+            return told
+        values = self.values("loss") if "loss" in self._known else self.values("epoch_loss")
+        return float(values[0]) if len(values) else math.nan
+
+    @cached_property
+    def top(self) -> float:
+        """The yardstick of what was learned: the trivial loss where it is known, else the start."""
+        return self.trivial if self.trivial is not None else self.start
 
     @cached_property
     def step(self) -> int:

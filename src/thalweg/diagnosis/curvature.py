@@ -169,6 +169,17 @@ class Look:
         return self.loss > max(POOR * bound, POOR_SHARE * self.trivial)
 
 
+def signal(facts: dict[str, Any]) -> float:
+    """|G|² over the variance of a batch's gradient, tr Σ / B: above 1, batches see more of the gradient than of noise.
+    A look on n examples knows tr Σ / n as the square of its standard error.
+    """
+    size, count = facts.get("batch_size"), facts.get("landscape_examples")
+    if not size or not count:
+        return 0.0
+    error = max(facts["landscape_gradient_error"], 1e-300)
+    return float(size / count * (facts["landscape_gradient"] / error) ** 2)
+
+
 def asks(history: History, verdict: Verdict, step: int) -> bool:
     """Whether a look at the curvature would say more than the curve does."""
     if verdict.state == "diverged" or step < UPDATES or "epoch_loss" not in history.names:
@@ -176,7 +187,7 @@ def asks(history: History, verdict: Verdict, step: int) -> bool:
     losses = history.series("epoch_loss")[1]
     if len(losses) < EVALUATIONS or not np.isfinite(losses).all() or _is_valid(history, step, FRESH):
         return False
-    if not losses[-1] > LEFT * _trivial(history):
+    if not losses[-1] > LEFT * abs(Case(history).top):
         return False
     if verdict.state != "improving":
         return True
@@ -193,7 +204,7 @@ def look(history: History, step: int) -> Look | None:
     short = is_tiny or steps(case).ratio < SHORT
     newest = [values[-1] for _, values in case.by_layer("gradient_norm").values() if len(values)]
     fallen = _fallen(history.series("epoch_loss")[1])
-    return Look(history.facts, _trivial(history), fallen, short, is_cut_off=any(newest) and not all(newest))
+    return Look(history.facts, abs(case.top), fallen, short, is_cut_off=any(newest) and not all(newest))
 
 
 def _is_valid(history: History, step: int, times: float) -> bool:
@@ -209,15 +220,6 @@ def _fallen(losses: Floats) -> float:
         return 0.0
     through = line(late)
     return -through.rise if through.is_falling else 0.0
-
-
-def _trivial(history: History) -> float:
-    """The loss of the best answer that is the same for all; else the first that was reported."""
-    told = history.facts.get("expected_initial_loss")
-    if isinstance(told, int | float) and told > 0:
-        return float(told)
-    first = history.series("loss")[1] if "loss" in history.names else history.series("epoch_loss")[1]
-    return float(np.abs(first[0]))
 
 
 _SENTENCES = {
@@ -265,4 +267,6 @@ def findings(history: History, step: int) -> list[Finding]:
     if cause is None:
         return []
     since, told = int(found.facts["landscape_step"]), evidence(found)
+    if cause == "slow_convergence" and found.is_unfinished and found.is_still:
+        told["neighbour_loss"] = float(found.facts["neighbour_loss"])
     return [Finding(cause, "warning", since, sentence(found, cause), _ADVICE[cause], "", told, 0.95)]

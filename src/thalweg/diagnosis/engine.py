@@ -62,6 +62,7 @@ def findings(history: History) -> list[Finding]:
         symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
         symptoms += [f if is_bad or _is_place(f, case) else replace(f, severity="note") for f in looked]
         outcomes |= {finding.code for finding in symptoms if finding.severity != "note"}
+        is_bad = is_bad or bool(outcomes - {"overfitting"})
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*before.findings(history), *usage.findings(case), *flow]
     if is_bad:
@@ -78,10 +79,10 @@ def findings(history: History) -> list[Finding]:
 
 
 def _is_place(finding: Finding, case: Case) -> bool:
-    """Whether a look tells a place to be stuck at that is bad by itself: a minimum was held against the neighbours'
-    answers; a network that has learned half does not owe what is left to a saddle.
+    """Whether a look tells a place to be stuck at that is bad by itself: it was held against the neighbours' answers; a
+    network that has learned half does not owe what is left to a saddle.
     """
-    if finding.code == "local_minimum":
+    if finding.code == "local_minimum" or "neighbour_loss" in finding.evidence:
         return True
     return finding.code in ("saddle_point", "plateau") and not case.course.learned > 0.5
 

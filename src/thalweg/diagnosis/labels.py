@@ -74,12 +74,9 @@ def _unrelated(case: Case, outcomes: set[str]) -> Finding | None:
 def _carries_over(case: Case) -> bool:
     """Whether a validation score above chance says so where the loss, which counts how sure answers are, does not."""
     measured = case.scores
-    if measured is None or measured.name != "accuracy" or not case.fact("num_validation_examples"):
+    if measured is None or measured.name != "accuracy":
         return False
-    best, chance = measured.best, case.fact("largest_class_share") or 1.0
-    return best.validation - chance > SURE * math.sqrt(
-        chance * (1 - chance) / (case.fact("num_validation_examples") or 1)
-    )
+    return measured.best.validation - measured.chance > SURE * measured.error(measured.chance)
 
 
 def _partly_wrong(case: Case) -> Finding | None:
@@ -87,11 +84,11 @@ def _partly_wrong(case: Case) -> Finding | None:
     if measured is None or len(measured.validation) < EVALUATIONS or len(measured.training) < EVALUATIONS:
         return None
     best = measured.best
-    chance = (case.fact("largest_class_share") or 1.0) if measured.name == "accuracy" else 0.0
-    if best.validation - chance < SOMETHING:
+    beyond = best.validation - measured.chance
+    if not beyond > SOMETHING:
         return None
-    right = (best.training - chance) / (best.validation - chance)
-    error = _error(case, best.validation, measured.name) / (best.validation - chance)
+    right = (best.training - measured.chance) / beyond
+    error = measured.error(best.validation) / beyond
     if not right < 1 - WRONG or not right + SURE * error < 1 - SURELY or _neighbours_agree(case, right):
         return None
     return Finding(
@@ -109,14 +106,6 @@ def _partly_wrong(case: Case) -> Finding | None:
         },
         confidence=0.7,
     )
-
-
-def _error(case: Case, score: float, name: str) -> float:
-    """The standard error of the difference of the scores: binomial; of r², 2 r (1 − r²) / √n (Olkin and Finn 1995)."""
-    counts = [case.fact("num_validation_examples"), case.fact("num_examples")]
-    variance = sum(1 / count for count in counts if count) or 1.0
-    spread = score * (1 - score) if name == "accuracy" else 4 * max(score, 0.0) * (1 - score) ** 2
-    return math.sqrt(max(spread, 0.0) * variance)
 
 
 def _neighbours_agree(case: Case, right: float) -> bool:

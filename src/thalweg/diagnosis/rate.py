@@ -6,11 +6,13 @@ Asked only where the outcome is bad: a network at the edge of stability overshoo
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from thalweg.diagnosis.case import Case
-from thalweg.diagnosis.course import UNLEARNED
+from thalweg.diagnosis.course import UNLEARNED, WORTHWHILE
+from thalweg.diagnosis.curvature import signal
 from thalweg.diagnosis.noise import CHANCE, SURE, chance_of_median, scatter
 from thalweg.diagnosis.update import FEW, STILL, STRAIGHT, USUAL, WILD, Steps, largest_ratio, sound, steps
 from thalweg.records.finding import Finding
@@ -49,11 +51,13 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     is_thrown = thrown is not None and (lost or not course.learned > 0.5)
     restless = course.is_stuck and course.trivial is not None and taken.ratio > USUAL and _is_restless(case)
     wild = (course.is_stuck or course.is_worse or not course.learned > 0.5) and _is_wild(case)
-    if not (taken.overshoots or is_thrown or restless or wild or raised is not None):
+    about = "noise_floor" in outcomes and signal(case.facts) > 1
+    if not (taken.overshoots or is_thrown or restless or wild or about or raised is not None):
         return None
     far = course.is_long and taken.overshoots and course.gain == 0 and course.learned < UNLEARNED
+    costly = raised is not None and raised.stays and raised.rise > WORTHWHILE * course.top
     fled = is_thrown and "slow_convergence" in outcomes  # what was thrown far out may come back slowly
-    if not (far or fled) and not outcomes & {
+    if not (far or fled or costly) and not outcomes & {
         "diverging_loss",
         "plateau",
         "oscillating_loss",
@@ -74,13 +78,15 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence["suggested_learning_rate"] = _round(rate * factor)
     instead = f"; try {evidence['suggested_learning_rate']:.2g}" if "suggested_learning_rate" in evidence else ""
     if raised is not None:
-        since, seen = raised, f"since it was raised at step {raised} the loss is worse than before"
+        since, seen = raised.step, f"since it was raised at step {raised.step} the loss is worse than before"
     elif taken.overshoots:
         since, seen = taken.since, "steps land beyond the bottom they head for"
     elif is_thrown:
         since, seen = int(thrown or 1), "the first steps threw the loss up"
     elif wild:
         since, seen = 1, "the first steps moved the weights by a tenth of themselves or more"
+    elif about:
+        since, seen = 1, "batches show the way down, and steps of this length do not follow it"
     else:
         since, seen = 1, "the loss keeps jumping above what the same answer for every example would give"
     confidence = 0.9 if raised is not None or (taken.overshoots and (lost or taken.descent < 0)) else 0.75
@@ -95,8 +101,19 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     )
 
 
-def _raised(case: Case) -> int | None:
-    """The step at which the rate was raised several times over and from which on the loss has been worse; else None."""
+@dataclass(frozen=True, slots=True)
+class _Raise:
+    """A rate raised in one go, after which the loss has been worse: the first step at it, by how much, and whether the
+    rate has stayed up.
+    """
+
+    step: int
+    rise: float
+    stays: bool
+
+
+def _raised(case: Case) -> _Raise | None:
+    """The first raise of the rate, several times over, from which on the loss has surely been worse; else None."""
     at, rates = case.series("learning_rate")
     if len(rates) < 4:
         return None
@@ -109,10 +126,9 @@ def _raised(case: Case) -> int | None:
         if len(before) < 3 or not len(after):
             continue
         newest = after[-max(3, len(after) // 4) :]
-        if not np.isfinite(newest).all() or float(np.median(newest)) > float(before[-5:].mean()) + SURE * scatter(
-            before
-        ):
-            return int(at[jump + 1])
+        rise = float(np.median(newest)) - float(before[-5:].mean()) if np.isfinite(newest).all() else math.inf
+        if rise > SURE * scatter(before):
+            return _Raise(int(at[jump + 1]), rise, bool(rates[-1] > JUMP * rates[jump]))
     return None
 
 
