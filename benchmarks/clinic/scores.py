@@ -167,7 +167,8 @@ class Scores:
     alarm: float | None = None
     stuck: float | None = None
     by_sickness: dict[str, list[float]] = field(default_factory=dict)
-    """Number of the sickness -> sick runs, share with an alarm, share with the right cause first."""
+    """Number of the sickness -> sick runs, share with an alarm, share with the right cause first of those that have a
+    cause (a task that few units seldom learn, or none does by descent, has none)."""
     by_stuck: dict[str, list[float]] = field(default_factory=dict)
     misjudged: list[dict[str, Any]] = field(default_factory=list)
 
@@ -200,9 +201,11 @@ def score(scored: list[Run], said: list[Said]) -> Scores:
     found.stuck, found.by_stuck = _stuck(pairs)
     by_number = defaultdict(list)
     for r, s in sick:
-        by_number[r.of.sickness].append((bool(s.codes), is_first(r, told(s.codes, r.of.causes))))
+        by_number[r.of.sickness].append(
+            (bool(s.codes), is_first(r, told(s.codes, r.of.causes)) if r.of.causes else None)
+        )
     found.by_sickness = {
-        str(number): [len(of), share([a for a, _ in of]), share([b for _, b in of])]
+        str(number): [len(of), share([a for a, _ in of]), share([b for _, b in of if b is not None])]
         for number, of in sorted(by_number.items())
     }
     return found

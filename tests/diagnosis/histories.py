@@ -56,15 +56,16 @@ def training(
     weights: float = 8.0,
     validation: Course | None = None,
     accuracy: tuple[Course, Course] | None = None,
+    score: str = "accuracy",
     learning_rate: Course = lambda step: 0.05,
     seed: int = 0,
     **sampled_series: Course | float,
 ) -> History:
     """A training of so many steps: `loss` is its course, single batches scatter by `noise` of it.
 
-    `accuracy` has the courses of training and validation; `gradient` is the norm of the layers' gradients, of each or
-    of all; `sampled_series` are numbers or courses of series that are taken on sampled steps, with "__" for the "/"
-    before a layer.
+    `accuracy` has the courses of training and validation, by the name of `score`; `gradient` is the norm of the layers'
+    gradients, of each or of all; `sampled_series` are numbers or courses of series that are taken on sampled steps,
+    with "__" for the "/" before a layer.
     """
     draw = np.random.default_rng(seed)
     course = loss or falling()
@@ -97,7 +98,7 @@ def training(
             if validation is not None:
                 measured["validation_loss"] = validation(step) * float(1 + 0.02 * draw.standard_normal())
             if accuracy is not None:
-                names = ("accuracy", "validation_accuracy")
+                names = (score, f"validation_{score}")
                 measured |= {
                     name: of(step) + 0.01 * float(draw.standard_normal())
                     for name, of in zip(names, accuracy, strict=True)

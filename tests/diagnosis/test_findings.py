@@ -238,13 +238,28 @@ def of_noise(training_end: float, validation_end: float, agreement: float | None
 def test_labels_of_which_a_share_is_wrong_hold_training_back_and_not_validation() -> None:
     told = next(f for f in warnings(of_noise(0.66, 0.90, 0.45)) if f.code == "bad_labels")
     assert 0.25 < told.evidence["share_wrong"] < 0.35  # of a 0.3 that were drawn anew
-    assert "bad_labels" in codes(of_noise(0.66, 0.90, None))
+
+
+def test_targets_of_which_a_share_is_wrong() -> None:
+    """Of targets whose network explains 0.8 of the variance, 0.3 go to other examples: 0.7² 0.8 is left in training,
+    and 0.8 (1 − 0.3²) in validation; pairs of neighbours differ by 0.5, and those of which one is wrong by 2.
+    """
+    facts = {"loss": "mse", "task": "regression", "expected_initial_loss": 1.0, "num_validation_examples": 1000}
+
+    def made(neighbour_error: float) -> History:
+        known = facts | {"neighbour_error": neighbour_error}
+        return training(falling(0.6, start=1.1), score="r2", accuracy=(grown(0.39), grown(0.73)), facts=known)
+
+    told = next(f for f in warnings(made(0.49 * 0.5 + 0.51 * 2)) if f.code == "bad_labels")
+    assert 0.25 < told.evidence["share_wrong"] < 0.35
+    assert "bad_labels" not in codes(made(0.5))  # neighbours are as they should be: it is dropout
 
 
 @pytest.mark.parametrize(
     ("history", "why"),
     [
         (of_noise(0.82, 0.90, 0.45), "a tenth is what light dropout does"),
+        (of_noise(0.66, 0.90, None), "nobody knows what neighbours say, and dropout would do the same"),
         (of_noise(0.66, 0.90, 0.85), "neighbours agree more often than such labels could: it is augmentation"),
         (of_noise(0.66, 0.90, 0.45, num_validation_examples=12), "so few are measured that it may be chance"),
         (of_noise(0.15, 0.18, 0.45), "nothing was learned that could be held back"),

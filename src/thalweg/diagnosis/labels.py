@@ -3,11 +3,12 @@
 | what is wrong | seen by |
 |---|---|
 | all | neighbours agree as by chance, or validation never comes below the trivial loss while training learns |
-| a share p | the score in training stays behind that in validation: (score − chance) is 1 − p of what it is there |
+| a share p | the score in training stays behind that in validation, and neighbours agree no more than they can then |
 
-The second holds whatever the network, for as long as the wrong labels are not learned by heart: a label that was drawn
-anew is right by chance alone. Dropout and augmentation hold training back too. Where neighbours are known they tell:
-two labels of which each is right with 1 − p agree, beyond chance, in at most (1 − p)² of cases.
+A label that was drawn anew is right by chance alone. So as long as none is learned by heart, accuracy beyond chance is
+in training 1 − p of what it is in validation; and r² is (1 − p)/(1 + p) of it, for the best predictor of such targets is
+1 − p of the true one. Dropout and augmentation hold training back too, but not the neighbours: two labels each of which
+is right with 1 − p agree, beyond chance, in at most (1 − p)² of cases.
 """
 
 from __future__ import annotations
@@ -87,9 +88,10 @@ def _partly_wrong(case: Case) -> Finding | None:
     beyond = best.validation - measured.chance
     if not beyond > SOMETHING:
         return None
-    right = (best.training - measured.chance) / beyond
+    ratio = (best.training - measured.chance) / beyond
     error = measured.error(best.validation) / beyond
-    if not right < 1 - WRONG or not right + SURE * error < 1 - SURELY or _neighbours_agree(case, right):
+    right, surely = (_right(measured.name, ratio + more) for more in (0.0, SURE * error))
+    if not right < 1 - WRONG or not surely < 1 - SURELY or not _neighbours_differ(case, right):
         return None
     return Finding(
         "bad_labels",
@@ -108,10 +110,20 @@ def _partly_wrong(case: Case) -> Finding | None:
     )
 
 
-def _neighbours_agree(case: Case, right: float) -> bool:
-    """Whether nearest neighbours agree more often than labels could of which only this share is right."""
+def _right(score: str, ratio: float) -> float:
+    """The share of labels that are right, from the ratio of the scores."""
+    return ratio if score == "accuracy" else 2 * ratio / max(1 + ratio, 1e-9)
+
+
+def _neighbours_differ(case: Case, right: float) -> bool:
+    """Whether nearest neighbours are known, and agree no more often than labels of which this share is right."""
     agreement, chance = case.fact("neighbour_agreement"), case.fact("neighbour_chance")
-    if agreement is None or chance is None or not chance < 1:
+    squared = case.fact("neighbour_error")
+    if agreement is not None and chance is not None and chance < 1:
+        agree = (agreement - chance) / (1 - chance)
+        error = math.sqrt(agreement * (1 - agreement) / SAMPLE) / (1 - chance)
+    elif squared is not None and case.trivial is not None:  # of chance, it is twice the variance
+        agree, error = 1 - squared / (2 * case.trivial), 1 / math.sqrt(SAMPLE)
+    else:
         return False
-    error = math.sqrt(agreement * (1 - agreement) / SAMPLE) / (1 - chance)
-    return (agreement - chance) / (1 - chance) > max(right, 0.0) ** 2 + SURE * error
+    return agree < max(right, 0.0) ** 2 + SURE * error
