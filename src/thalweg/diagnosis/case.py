@@ -99,10 +99,10 @@ class Case:
 
     @cached_property
     def scores(self) -> Scores | None:
-        """A score that was measured on validation data, four times or more."""
+        """A score that was measured on validation data, twice or more."""
         for name in SCORES:
             validation = self.values(f"validation_{name}")
-            if len(validation) >= 4:
+            if len(validation) >= 2:
                 chance = 0.0 if name == "r2" else self.fact("largest_class_share") or math.nan
                 counts = self.fact("num_examples"), self.fact("num_validation_examples")
                 return Scores(name, self.values(name), validation, chance, *counts)

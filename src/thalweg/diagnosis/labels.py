@@ -6,9 +6,9 @@
 | a share p | the score in training stays behind that in validation, and neighbours agree no more than they can then |
 
 A label that was drawn anew is right by chance alone. So as long as none is learned by heart, accuracy beyond chance is
-in training 1 − p of what it is in validation; and r² is (1 − p)/(1 + p) of it, for the best predictor of such targets is
-1 − p of the true one. Dropout and augmentation hold training back too, but not the neighbours: two labels each of which
-is right with 1 − p agree, beyond chance, in at most (1 − p)² of cases.
+in training 1 − p of what it is in validation; and r² is (1 − p)/(1 + p) of it, for the best prediction of such targets
+is 1 − p of the true one. Dropout and augmentation hold training back too, but no neighbours: two labels, each right
+with 1 − p, agree beyond chance in at most (1 − p)² of cases.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _unrelated(case: Case, outcomes: set[str]) -> Finding | None:
 def _carries_over(case: Case) -> bool:
     """Whether a validation score above chance says so where the loss, which counts how sure answers are, does not."""
     measured = case.scores
-    if measured is None or measured.name != "accuracy":
+    if measured is None or measured.name != "accuracy" or len(measured.validation) < EVALUATIONS - 1:
         return False
     return measured.best.validation - measured.chance > SURE * measured.error(measured.chance)
 

@@ -71,7 +71,7 @@ def _gap(case: Case) -> float | None:
     so many points, or half of what training has beyond chance, which of few classes is less; else None.
     """
     scores = case.scores
-    if scores is None or len(scores.training) < 3:
+    if scores is None or len(scores.training) < 4:
         return None
     training, validation = float(np.median(scores.training[-3:])), float(np.median(scores.validation[-3:]))
     gap = training - validation
