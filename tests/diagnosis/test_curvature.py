@@ -133,6 +133,13 @@ def test_a_loss_that_stays_up_though_batches_show_the_way_down_is_a_rate_that_is
         assert "learning_rate_too_high" not in graded(history(FLAT, clear | hidden)), hidden
 
 
+def test_units_that_are_copies_of_others_began_so() -> None:
+    copies = MINIMUM | {"landscape_symmetric": ["0"], "expected_initial_loss": 0.7}
+    assert graded(history(FLAT, copies))["bad_initialization"] == "warning"
+    assert "bad_initialization" not in graded(history(FLAT, copies | {"landscape_step": 400}))  # too long ago
+    assert "bad_initialization" not in graded(history(FLAT, copies | {"expected_initial_loss": 3.5}))  # it learns
+
+
 def graded(made: History) -> dict[str, str]:
     return {finding.code: finding.severity for finding in engine.findings(made)}
 

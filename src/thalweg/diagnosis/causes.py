@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from thalweg.diagnosis import curvature
 from thalweg.diagnosis.case import Case
 from thalweg.diagnosis.noise import chance_of_median
 from thalweg.diagnosis.start import CUT_OFF
@@ -24,7 +25,7 @@ def findings(case: Case, outcomes: set[str], is_bad: bool) -> list[Finding]:
     """Causes for the outcomes that were seen; `is_bad` where the network has learned less than it ought to."""
     found = [_zero_start(case) or _standing_still(case), _random(case)]
     if is_bad:
-        found.append(_odd_scale(case))
+        found += [_odd_scale(case), _copies(case)]
     if outcomes:
         found.append(_stale(case, outcomes))
     return [finding for finding in found if finding is not None]
@@ -81,6 +82,24 @@ def _odd_scale(case: Case) -> Finding | None:
         place=worst,
         evidence={"scale": scales[worst], "layers": float(len(odd))},
         confidence=0.92,
+    )
+
+
+def _copies(case: Case) -> Finding | None:
+    """Units that have the weights of others when a look is taken: gradients keep alike what is, and make nothing so."""
+    layers = case.facts.get("landscape_symmetric") or []
+    if not layers or not curvature.is_valid(case.history, case.step):
+        return None
+    return Finding(
+        "bad_initialization",
+        "warning",
+        0,
+        f"At least half of the units of layer {layers[0]} have the weights of another one: they began alike, and no "
+        "gradient tells them apart.",
+        "Initialise weights at random (torch's default, or nn.init.kaiming_normal_).",
+        place=layers[0],
+        evidence={"layers": float(len(layers))},
+        confidence=0.9,
     )
 
 

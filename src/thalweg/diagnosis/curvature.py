@@ -185,7 +185,7 @@ def asks(history: History, verdict: Verdict, step: int) -> bool:
     if verdict.state == "diverged" or step < UPDATES or "epoch_loss" not in history.names:
         return False
     losses = history.series("epoch_loss")[1]
-    if len(losses) < EVALUATIONS or not np.isfinite(losses).all() or _is_valid(history, step, FRESH):
+    if len(losses) < EVALUATIONS or not np.isfinite(losses).all() or is_valid(history, step, FRESH):
         return False
     if not losses[-1] > LEFT * abs(Case(history).top):
         return False
@@ -196,7 +196,7 @@ def asks(history: History, verdict: Verdict, step: int) -> bool:
 
 def look(history: History, step: int) -> Look | None:
     """The newest look, where it still holds."""
-    if not _is_valid(history, step, AGED) or "epoch_loss" not in history.names:
+    if not is_valid(history, step) or "epoch_loss" not in history.names:
         return None
     case = Case(history)
     _, descent = sound(*case.series("descent_ratio"))
@@ -207,7 +207,7 @@ def look(history: History, step: int) -> Look | None:
     return Look(history.facts, abs(case.top), fallen, short, is_cut_off=any(newest) and not all(newest))
 
 
-def _is_valid(history: History, step: int, times: float) -> bool:
+def is_valid(history: History, step: int, times: float = AGED) -> bool:
     """Whether a look was taken by this step, at most so many times earlier; one from beyond is of an undone past."""
     taken = history.facts.get("landscape_step")
     return taken is not None and taken <= step <= times * taken
