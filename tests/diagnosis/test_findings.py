@@ -169,6 +169,36 @@ def test_a_rate_that_was_raised_and_stays_so_while_the_loss_is_worse() -> None:
     assert made(worse, lambda step: 1.0 if 500 < step < 700 else 0.05) == []  # as a warm restart
 
 
+def test_units_that_were_dead_before_the_first_step_are_not_the_work_of_the_rate() -> None:
+    wild: dict[str, Any] = {"loss": flat(), "update_ratio": lambda step: 0.5 if step < 60 else 1e-3}
+    killed = training(**wild, dead_share__1=1.0)
+    assert codes(killed)[0] == "learning_rate_too_high" and "dead_units" not in codes(killed)
+    born = training(**wild, dead_share__1=1.0, gradient={"0": 0.0, "2": 0.0, "4": 1.0})
+    assert {"dead_units", "learning_rate_too_high"} <= set(codes(born))
+
+
+@pytest.mark.parametrize(
+    ("rule", "rate", "both"),
+    [
+        ({"optimizer": "sgd", "momentum": 0.9}, 0.3, False),
+        ({"optimizer": "sgd", "momentum": 0.9}, 3.0, True),
+        ({"optimizer": "sgd", "momentum": 0.0}, 3.0, False),
+        ({"optimizer": "adam", "momentum": None, "beta1": 0.9, "beta2": 0.999}, 0.01, False),
+        ({"optimizer": "adam", "momentum": None, "beta1": 0.9, "beta2": 0.999}, 0.1, True),
+        ({"optimizer": "muon", "momentum": 0.0}, 3.0, False),
+    ],
+)
+def test_a_rate_beyond_all_that_is_usual_is_no_mere_consequence(rule: dict[str, Any], rate: float, both: bool) -> None:
+    layers = [{"name": name, "kind": "Linear", "scale": 6.0, "trainable": True} for name in ("0", "2", "4")]
+    sick = training(
+        lambda step: 2.3 * 1.02 ** min(step, 300),
+        descent_ratio=-0.5,
+        facts={**rule, "learning_rate": rate, "layers": layers, "initial_loss": 2.3},
+    )
+    assert "bad_initialization" in codes(sick)
+    assert ("learning_rate_too_high" in codes(sick)) == both
+
+
 #: A network that has learned, and less than copying the nearest neighbour's label would give.
 BEHIND: dict[str, Any] = {
     "loss": falling(0.9),

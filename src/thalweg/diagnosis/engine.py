@@ -125,8 +125,14 @@ def _follows(finding: Finding, other: Finding) -> bool:
         return True  # one answer for all has a nearer reason
     if finding.code not in EXPLAINS.get(other.code, ()):
         return False
-    if other.code == "learning_rate_too_high" and finding.step == 1 and finding.code in _FLOW - {"dead_units"}:
-        return False  # it was so before any step
+    if (
+        other.code == "learning_rate_too_high"
+        and finding.step <= (finding.code != "dead_units")
+        and finding.code in _FLOW
+    ):
+        return False  # it was so before any step; samples of dead units begin with the first
+    if finding.code == "learning_rate_too_high" and "usual" in finding.evidence and other.code != "stale_gradients":
+        return False  # it would be too high for any network
     if other.code == "bad_initialization" and finding.code == "learning_rate_too_high" and not _is_of_scale(other):
         return False
     if other.code in _SHUT and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:

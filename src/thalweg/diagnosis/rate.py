@@ -27,6 +27,10 @@ LEFT = 0.25
 STEEP = 0.5
 #: Scale below which weights begin at next to nothing, so that any first update is as large as they are.
 NO_SIZE = 0.02
+#: The largest usual rates: of Adam and its kin (1e-3 in their papers; Kingma and Ba 2015, section 6), and of plain
+#: descent, where with a momentum m each gradient counts 1/(1 − m) times (0.1 at 0.9 is what images are trained with; He
+#: et al. 2016). Ten times above, no weights and inputs of usual size bear it.
+ADAPTIVE, PLAIN = 5e-3, 1.0
 #: A batch of so few examples can be what makes a training noisy.
 SMALL = 8
 #: Batches of noise in one: below 1/10 of the noise scale most of a step is noise (McCandlish et al. 2018).
@@ -73,6 +77,8 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence["descent_ratio"] = taken.descent
     if np.isfinite(taken.ratio):
         evidence["update_ratio"] = taken.ratio
+    if (beyond := _beyond_usual(case, rate)) is not None:
+        evidence["usual"] = beyond
     factor = _shorter(case, taken)
     if np.isfinite(rate):
         evidence["suggested_learning_rate"] = _round(rate * factor)
@@ -99,6 +105,18 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence=evidence,
         confidence=confidence,
     )
+
+
+def _beyond_usual(case: Case, rate: float) -> float | None:
+    """The largest rate that is usual for the rule, where this one is ten times above it; else None."""
+    rule, momentum = str(case.facts.get("optimizer")), case.fact("momentum") or 0.0
+    if rule in ("adam", "adamw", "nadam", "radam", "rmsprop") and momentum == 0:
+        usual = ADAPTIVE
+    elif rule in ("sgd", "momentum", "nesterov"):
+        usual = PLAIN * (1 - min(momentum, 0.9))  # more of it is a fault of its own
+    else:
+        return None
+    return usual if rate >= 10 * usual else None
 
 
 @dataclass(frozen=True, slots=True)
