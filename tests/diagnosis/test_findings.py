@@ -244,6 +244,17 @@ def test_a_training_is_held_against_what_neighbours_say_can_be_attained(
     assert ("underfitting" in codes(case.history)) == sure
 
 
+def test_what_is_still_falling_is_held_against_less() -> None:
+    for accuracy, weak in ((0.72, False), (0.6, True)):
+        made = training(
+            lambda step: 2.3 - 1.4e-3 * step,
+            accuracy=(lambda step, a=accuracy: a, lambda step, a=accuracy: a),  # type: ignore[misc]
+            facts=BEHIND["facts"] | {"planned_steps": 1900},
+        )
+        assert (is_weak(Case(made), sure=False) is not None) == weak
+        assert is_weak(Case(made), sure=True) is None
+
+
 @pytest.mark.parametrize(("level", "weak", "sure"), [(0.25, False, False), (0.4, True, False), (0.6, True, True)])
 def test_so_is_a_regression(level: float, weak: bool, sure: bool) -> None:
     facts = {"loss": "mse", "task": "regression", "expected_initial_loss": 1.0, "neighbour_error": 0.4}

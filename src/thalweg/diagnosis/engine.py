@@ -125,12 +125,9 @@ def _follows(finding: Finding, other: Finding) -> bool:
         return True  # one answer for all has a nearer reason
     if finding.code not in EXPLAINS.get(other.code, ()):
         return False
-    if (
-        other.code == "learning_rate_too_high"
-        and finding.step <= (finding.code != "dead_units")
-        and finding.code in _FLOW
-    ):
-        return False  # it was so before any step; samples of dead units begin with the first
+    earliest = 0 if finding.code == "dead_units" else 1  # of dead units a sample at the first step is one after it
+    if other.code == "learning_rate_too_high" and finding.step <= earliest and finding.code in _FLOW:
+        return False  # it was so before any step
     if finding.code == "learning_rate_too_high" and "usual" in finding.evidence and other.code != "stale_gradients":
         return False  # it would be too high for any network
     if other.code == "bad_initialization" and finding.code == "learning_rate_too_high" and not _is_of_scale(other):

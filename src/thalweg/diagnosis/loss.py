@@ -219,9 +219,10 @@ def is_weak(case: Case, sure: bool) -> Weak | None:
     if course.trivial is None or not course.is_long:
         return None
     is_over = case.share_done is not None and case.share_done >= 1
-    if not is_over and (case.share_done is None or sure) and course.gain > 0:  # it will come down further
+    is_falling = not is_over and course.gain > 0  # it will come down further
+    if is_falling and (case.share_done is None or sure):
         return None
-    share = BADLY if sure else WELL
+    share = BADLY if sure or is_falling else WELL
     agreement, error = case.fact("neighbour_agreement"), case.fact("neighbour_error")
     if agreement is not None:
         return _weak_classes(case, agreement, share)
