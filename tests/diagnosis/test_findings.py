@@ -255,6 +255,36 @@ def test_what_is_still_falling_is_held_against_less() -> None:
         assert is_weak(Case(made), sure=True) is None
 
 
+def test_where_neighbours_are_nearly_always_right_less_is_forgiven() -> None:
+    facts = {"neighbour_agreement": 0.97, "neighbour_chance": 0.1, "num_validation_examples": 1000}
+    for accuracy, weak in (
+        (0.95, False),
+        (0.9, True),
+    ):  # more than nine tenths of what can be had, but not the neighbours'
+        made = behind(accuracy=(lambda step, a=accuracy: a, lambda step, a=accuracy: a), facts=facts)  # type: ignore[misc]
+        assert (is_weak(Case(made), sure=False) is not None) == weak
+
+
+def test_a_decay_that_pulls_as_hard_as_the_loss() -> None:
+    norm = 8 * 3**0.5  # of three layers; their gradients have about √3
+    for decay, off in ((0.03, False), (0.3, True)):
+        assert (decay * norm > 0.5 * 3**0.5) == off
+        assert ("optimizer_misconfigured" in codes(behind(facts={"weight_decay": decay}))) == off
+    apart = {"weight_decay": 0.3, "optimizer": "adamw"}  # it is no part of the gradient
+    assert "optimizer_misconfigured" not in codes(behind(facts=apart))
+
+
+def test_a_gradient_that_fades_at_the_start_and_has_evened_out_since() -> None:
+    made = training(flat(1.9), layers=DEEP, gradient=FADING)
+    evened = History()
+    evened.note(made.facts | BEHIND["facts"])
+    for name, column in made.to_dict().items():
+        for step, value in zip(column["steps"], column["values"], strict=True):
+            later = name.startswith("gradient_norm/") and step > 20
+            evened.append(StepRecord(step, step / 50, 0.0, {name: 1.0 if later else value}))
+    assert "vanishing_gradient" in codes(evened)
+
+
 @pytest.mark.parametrize(("level", "weak", "sure"), [(0.25, False, False), (0.4, True, False), (0.6, True, True)])
 def test_so_is_a_regression(level: float, weak: bool, sure: bool) -> None:
     facts = {"loss": "mse", "task": "regression", "expected_initial_loss": 1.0, "neighbour_error": 0.4}

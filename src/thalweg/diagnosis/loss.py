@@ -28,6 +28,8 @@ SAMPLE = 512
 #: Share of what can be attained, beyond chance, that a training which went well comes to; and below which it went badly
 #: whatever the reason, for not every network can attain it.
 WELL, BADLY = 0.9, 0.75
+#: Share that is nearly all of it: what falls short of that and is surely worse than the neighbours themselves, too.
+NEARLY = 0.95
 #: What the error of neighbours is known to, as a factor.
 KNOWN = 1.15
 
@@ -229,7 +231,9 @@ def is_weak(case: Case, sure: bool) -> Weak | None:
     if error is None or case.facts.get("loss") != "mse" or error > 0.9 * course.trivial:
         return None
     attainable = KNOWN * error / 2
-    bound = course.trivial - share * (course.trivial - attainable)
+    bound, nearly = (course.trivial - part * (course.trivial - attainable) for part in (share, NEARLY))
+    if share == WELL:
+        bound = min(bound, max(nearly, KNOWN * error))
     return Weak("a loss of", course.level, attainable) if course.level - SURE * course.error > bound else None
 
 
@@ -244,8 +248,10 @@ def _weak_classes(case: Case, agreement: float, share: float) -> Weak | None:
     measured, best = case.scores, _attainable(right, classes)
     if measured is not None:
         score = max(float(np.median(part[-3:])) for part in (measured.training, measured.validation) if len(part))
-        is_below = score - measured.chance < share * (best - measured.chance)
-        return Weak("an accuracy of", score, best) if is_below else None
+        bound, nearly = (measured.chance + part * (best - measured.chance) for part in (share, NEARLY))
+        if share == WELL:
+            bound = max(bound, min(nearly, right))
+        return Weak("an accuracy of", score, best) if score < bound else None
     assert course.trivial is not None
     wrong = 1 - best
     attainable = -best * math.log(best) - (wrong * math.log(wrong / (classes - 1)) if wrong > 0 else 0.0)

@@ -53,13 +53,31 @@ def _settings(case: Case) -> list[tuple[str, float, bool, str, str]]:
     if decay is not None and decay > 0:
         words = f"A weight decay of {decay:g} pulls the weights to zero faster than the loss holds them up."
         found.append(
-            ("weight_decay", decay, decay >= 0.05 and _shrank(case), words, "Use a weight decay of 1e-4 to 1e-2.")
+            (
+                "weight_decay",
+                decay,
+                (decay >= 0.05 and _shrank(case)) or _pulls(case, decay),
+                words,
+                "Use a weight decay of 1e-4 to 1e-2.",
+            )
         )
     return found
 
 
 def _memory(decay: float) -> str:
     return f"{1 / (1 - decay):,.0f}" if decay < 1 else "all"
+
+
+def _pulls(case: Case, decay: float) -> bool:
+    """Whether a decay that is added to the gradient, λ‖w‖, comes to half of it: where both are equal, nothing moves."""
+    if str(case.facts.get("optimizer")) == "adamw":
+        return False
+    norms = case.values("gradient_norm")
+    norms = norms[np.isfinite(norms)]
+    weights = [values[-1] for _, values in case.by_layer("weight_norm").values() if len(values)]
+    if not len(norms) or not weights:
+        return False
+    return decay * float(np.linalg.norm(weights)) > 0.5 * float(np.median(norms[-len(norms) // 3 :]))
 
 
 def _shrank(case: Case) -> bool:
