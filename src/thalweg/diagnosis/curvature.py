@@ -7,10 +7,11 @@ the training loss. The first line that holds decides:
     plateau           weights changed by their own size would change the loss by less than a tenth, to second order
     slow_convergence  it falls, and one step along gradient and curvature would gain twice what the last third did
     noise_floor       it does not fall, and that step would gain: the steps of single batches undo each other
-                      the same where it stands still on short steps, though a step would gain, far above neighbours
-    saddle_point      half of a layer's units do as others do; or it falls along the lowest curvature, not the gradient
-    local_minimum     none of these, nothing is learned, and a layer has no gradient at all
-    plateau           none of these, and nothing is learned
+    saddle_point      half of a layer's units do as others do
+    local_minimum     nothing is learned, at a minimum at which a layer has no gradient at all
+    plateau           nothing is learned, at any other minimum; a saddle or a slope is told as such
+    slow_convergence  far above neighbours, on a slope, with steps that have become short
+    saddle_point      it falls along the lowest curvature, not the gradient
     local_minimum     a minimum well above what nearest neighbours' answers would give, in a network of several layers
 
 The trivial loss is that of the best answer which is the same for all examples, or where it is not known the first loss.

@@ -7,7 +7,7 @@
 | `plateau` | nothing learned: the loss is at the trivial one, and no fall leads away from there |
 | `slow_convergence` | it falls so steadily that as many updates again would gain 5 % of the trivial loss |
 | `oscillating_loss` | single batches scatter far more than sampling explains, at a level that is not low |
-| `underfitting` | flat, and above what the labels of nearest neighbours alone would give |
+| `underfitting` | flat, and far from what can be attained by what nearest neighbours say |
 | `overfitting` | the validation loss has risen off its best by more than its noise, while the training loss fell |
 """
 
