@@ -160,15 +160,15 @@ OTHER_TASKS: dict[str, dict[str, tuple[float, tuple[Change, ...]]]] = {
             ),
         ),
     },
-    "ninety-to-ten": {
+    "ninety-to-ten": {  # scores by `references.py --reach ninety-to-ten`; of the points hardly any class can be told
         name: (reach, (change("imbalanced", share=0.1),))
         for name, reach in (
-            ("circle_mlp", 0.0),
-            ("blob_mlp", 0.0),
-            ("fashion_mlp", 0.0),
-            ("plain_cnn", 0.0),
-            ("residual_cnn", 0.0),
-            ("speech_gru", 0.0),
+            ("circle_mlp", 0.901),
+            ("blob_mlp", 0.908),
+            ("fashion_mlp", 0.986),
+            ("plain_cnn", 0.956),
+            ("residual_cnn", 0.985),
+            ("speech_gru", 0.992),
         )
     },
 }

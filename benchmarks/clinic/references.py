@@ -1,6 +1,10 @@
 """The learning rate of each healthy reference: the best of a small grid, kept in benchmarks/results/clinic_rates.json.
 
     python benchmarks/clinic/references.py [--data ../shared/data] [--only blob_mlp …] [--again]
+    python benchmarks/clinic/references.py --reach ninety-to-ten
+
+The second prints what a hard-healthy task allows: of the three rules at their rates the best score, which stands in
+hard_healthy.py.
 
 The score is that of the last tenth of the evaluations, mean over two seeds; of the rates
 within half a hundredth of the best the middle one is taken, so that a reference stands at no edge.
@@ -54,6 +58,20 @@ def tuned(name: str, rule: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def reach(title: str, folder: Path) -> dict[str, float]:
+    """Family -> the best mean score of the three rules on a hard-healthy task."""
+    from configurations import Configuration
+    from hard_healthy import table
+
+    found: dict[str, float] = {}
+    for c in (c for c in table() if c.title == title):
+        for rule in RULES:
+            same = Configuration(c.family, rule, c.kind, c.title, c.changes)
+            scores = [final(recorded(same.case(folder), seed)[1]["scores"]) for seed in SEEDS]
+            found[c.family] = max(found.get(c.family, -math.inf), round(statistics.fmean(scores), 3))
+    return found
+
+
 def rates() -> dict[str, dict[str, dict[str, Any]]]:
     return json.loads(FILE.read_text()) if FILE.exists() else {}
 
@@ -64,8 +82,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="FAMILY")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="RULE")
     parser.add_argument("--again", action="store_true", help="what is known, too")
+    parser.add_argument(
+        "--reach", metavar="TITLE", help="print what this hard-healthy task allows, and do nothing else"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.reach:
+        print(*reach(options.reach, options.data).items(), sep="\n")
+        return
     known = rates()
     for name in options.only:
         for rule in options.rules:

@@ -47,8 +47,9 @@ LATER = frozenset({
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 STUCK = {
     "saddle_point": "saddle", "local_minimum": "minimum", "plateau": "plateau", "slow_convergence": "slow",
-    "learning_rate_too_low": "slow",
+    "learning_rate_too_low": "slow", "noise_floor": "slow",
 }  # fmt: skip
+"""What is measured at the end is a slope, or none: whether short steps or noise keep a training there is not."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ class Scores:
     alarm: float | None = None
     stuck: float | None = None
     by_sickness: dict[str, list[float]] = field(default_factory=dict)
-    """Number of the sickness -> sick runs, share with an alarm, share with the right cause first."""
+    """Number of the sickness -> sick runs, share with an alarm, share with the right cause first of those that have a
+    cause (a task that few units seldom learn, or none does by descent, has none)."""
     by_stuck: dict[str, list[float]] = field(default_factory=dict)
     misjudged: list[dict[str, Any]] = field(default_factory=list)
 
@@ -200,9 +202,11 @@ def score(scored: list[Run], said: list[Said]) -> Scores:
     found.stuck, found.by_stuck = _stuck(pairs)
     by_number = defaultdict(list)
     for r, s in sick:
-        by_number[r.of.sickness].append((bool(s.codes), is_first(r, told(s.codes, r.of.causes))))
+        by_number[r.of.sickness].append(
+            (bool(s.codes), is_first(r, told(s.codes, r.of.causes)) if r.of.causes else None)
+        )
     found.by_sickness = {
-        str(number): [len(of), share([a for a, _ in of]), share([b for _, b in of])]
+        str(number): [len(of), share([a for a, _ in of]), share([b for _, b in of if b is not None])]
         for number, of in sorted(by_number.items())
     }
     return found

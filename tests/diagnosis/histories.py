@@ -55,13 +55,17 @@ def training(
     gradient: Mapping[str, float] | float = 1.0,
     weights: float = 8.0,
     validation: Course | None = None,
+    accuracy: tuple[Course, Course] | None = None,
+    score: str = "accuracy",
+    learning_rate: Course = lambda step: 0.05,
     seed: int = 0,
     **sampled_series: Course | float,
 ) -> History:
     """A training of so many steps: `loss` is its course, single batches scatter by `noise` of it.
 
-    `gradient` is the norm of the layers' gradients, of each or of all; `sampled_series` are numbers or courses of
-    series that are taken on sampled steps, with "__" for the "/" before a layer.
+    `accuracy` has the courses of training and validation, by the name of `score`; `gradient` is the norm of the layers'
+    gradients, of each or of all; `sampled_series` are numbers or courses of series that are taken on sampled steps,
+    with "__" for the "/" before a layer.
     """
     draw = np.random.default_rng(seed)
     course = loss or falling()
@@ -72,7 +76,7 @@ def training(
     for step in range(1, steps + 1):
         window.append(course(step) * float(1 + noise * draw.standard_normal()))
         if reported(step):
-            values = {"loss": float(np.mean(window)), "learning_rate": 0.05}
+            values = {"loss": float(np.mean(window)), "learning_rate": learning_rate(step)}
             if len(window) >= 5:
                 values["loss_spread"] = float(np.std(window))
             window.clear()
@@ -93,6 +97,12 @@ def training(
             measured = {"epoch_loss": course(step - 25)}
             if validation is not None:
                 measured["validation_loss"] = validation(step) * float(1 + 0.02 * draw.standard_normal())
+            if accuracy is not None:
+                names = (score, f"validation_{score}")
+                measured |= {
+                    name: of(step) + 0.01 * float(draw.standard_normal())
+                    for name, of in zip(names, accuracy, strict=True)
+                }
             history.evaluate(StepRecord(step, step / 50, step / 100, measured))
     return history
 

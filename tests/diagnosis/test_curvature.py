@@ -62,6 +62,16 @@ CASES = {
     "downhill, and falling fast": (np.linspace(2.0, 0.7, 30), SLOPE, None),
     "downhill on short steps, hidden by noise": (FLAT, SLOPE | {"short": True}, "slow_convergence"),
     "downhill by the choice of examples": (FLAT, SLOPE | {"landscape_gradient_error": 0.5}, None),
+    "far above neighbours, and hardly downhill on short steps": (
+        FLAT,
+        SLOPE | {"descent": 7e-3, "neighbour_loss": 0.05, "short": True},
+        "slow_convergence",
+    ),
+    "far above neighbours, and hardly downhill on long steps": (
+        FLAT,
+        SLOPE | {"descent": 7e-3, "neighbour_loss": 0.05},
+        "local_minimum",
+    ),
     "hardly downhill": (FLAT, SLOPE | {"descent": 0.01}, None),
 }
 
@@ -99,8 +109,39 @@ def test_it_is_the_verdict_and_a_finding(name: str) -> None:
     assert cause in found
     assert found[cause].advice
     # A loss that could come down faster is a fault only where it has hardly come down.
-    could_be_faster = cause in ("slow_convergence", "noise_floor") and "nothing learned" not in name
+    is_poor = "nothing learned" in name or "far above" in name
+    could_be_faster = cause in ("slow_convergence", "noise_floor") and not is_poor
     assert found[cause].severity == ("note" if could_be_faster else "warning")
+
+
+def test_a_training_that_has_ended_on_a_slope_far_above_neighbours_was_too_slow() -> None:
+    losses, far = np.linspace(0.95, 0.7, 30), SLOPE | {"descent": 0.02, "neighbour_loss": 0.05}
+    weak = {"neighbour_agreement": 0.95, "neighbour_chance": 0.3, "num_classes": 3}
+    assert "slow_convergence" not in graded(history(losses, far))  # it may yet arrive
+    assert graded(history(losses, far | {"ended_at": 1500}))["slow_convergence"] == "note"
+    assert graded(history(losses, far | weak | {"ended_at": 1500}))["slow_convergence"] == "warning"
+    near = far | {"neighbour_loss": 0.6}
+    assert "slow_convergence" not in graded(history(losses, near | {"ended_at": 1500}))
+
+
+def test_a_loss_that_stays_up_though_batches_show_the_way_down_is_a_rate_that_is_too_high() -> None:
+    weak = {"neighbour_agreement": 0.95, "neighbour_chance": 0.3, "num_classes": 3, "ended_at": 1500}
+    clear = SLOPE | weak | {"batch_size": 32, "learning_rate": 0.1}  # 32 / 300 (0.5 / 0.05)² = 11
+    told = graded(history(FLAT, clear))
+    assert told["learning_rate_too_high"] == "warning" and told["noise_floor"] == "warning"
+    for hidden in ({"batch_size": 2}, {"landscape_gradient_error": 0.2}):
+        assert "learning_rate_too_high" not in graded(history(FLAT, clear | hidden)), hidden
+
+
+def test_units_that_are_copies_of_others_began_so() -> None:
+    copies = MINIMUM | {"landscape_symmetric": ["0"], "expected_initial_loss": 0.7}
+    assert graded(history(FLAT, copies))["bad_initialization"] == "warning"
+    assert "bad_initialization" not in graded(history(FLAT, copies | {"landscape_step": 400}))  # too long ago
+    assert "bad_initialization" not in graded(history(FLAT, copies | {"expected_initial_loss": 3.5}))  # it learns
+
+
+def graded(made: History) -> dict[str, str]:
+    return {finding.code: finding.severity for finding in engine.findings(made)}
 
 
 def test_a_look_grows_old_and_one_of_an_undone_past_does_not_count() -> None:

@@ -85,6 +85,11 @@ def unlike(**words: Any) -> Callable[[], Words]:
     return lambda: {**healthy(), **words}
 
 
+class AlwaysDropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5)
+
+
 def eval_norm() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(4, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 3))
     model[1].eval()
@@ -153,7 +158,7 @@ RUNS: dict[str, Callable[[], Words]] = {
     "frozen_parameters": lambda: unlike(
         model=nn.Sequential(nn.Linear(4, 24), nn.ReLU(), Detached(), nn.Linear(24, 3))
     )(),
-    "wrong_mode": lambda: unlike(model=eval_norm())(),
+    "wrong_mode": lambda: unlike(model=nn.Sequential(nn.Linear(4, 24), nn.ReLU(), AlwaysDropout(), nn.Linear(24, 3)))(),
     "loss_output_mismatch": lambda: unlike(model=mlp(2, 24, nn.ReLU, 3, nn.Softmax(1)))(),
     "unscaled_inputs": lambda: unlike(
         data=scaled(rings(), 300, 500), validation_data=scaled(rings(300, 1), 300, 500), optimizer="momentum"
@@ -202,3 +207,29 @@ def test_the_healthy_training_has_nothing_above_a_note(rule: str, rate: float, t
     torch.manual_seed(0)
     run = trained({**healthy(), "optimizer": rule, "learning_rate": rate}, tmp_path / "run")
     assert [finding for finding in run.findings if finding.severity != "note"] == []
+
+
+def test_a_norm_that_is_kept_in_evaluation_and_does_no_harm_is_a_note(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    run = trained({**healthy(), "model": eval_norm()}, tmp_path / "run")
+    assert "wrong_mode" in [finding.code for finding in run.findings]
+    assert [finding.code for finding in run.findings if finding.severity != "note"] == []
+
+
+@pytest.mark.parametrize(("rule", "depth"), [("adamw", 1), ("adam", 2), ("momentum", 4)])
+def test_a_rate_of_ten_comes_before_the_units_that_it_killed(rule: str, depth: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    words = {**healthy(), "model": mlp(depth), "optimizer": rule, "learning_rate": 10.0}
+    run = trained(words, tmp_path / "run")
+    found = [finding.code for finding in run.findings if finding.severity != "note"]
+    assert found[0] == "learning_rate_too_high" and "dead_units" not in found
+
+
+def test_labels_of_which_a_third_is_wrong(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = rings(2000)
+    wrong = torch.rand(len(y), generator=drawn(2)) < 0.35
+    y[wrong] = torch.randint(3, (int(wrong.sum()),), generator=drawn(3))
+    words = {**healthy(), "data": (x, y), "validation_data": rings(1000, 1), "metrics": ("accuracy",)}
+    told = next(f for f in trained(words, tmp_path / "run").findings if f.code == "bad_labels")
+    assert told.severity == "warning" and 0.25 < told.evidence["share_wrong"] < 0.5

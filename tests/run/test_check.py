@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -164,7 +165,45 @@ def test_model_gradients_modes_and_random_state_are_left_alone() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_what_fit_refuses_is_refused_in_its_words() -> None:
+def holed() -> Tensor:
+    x = table()[0].clone()
+    x[7, 2] = torch.nan
+    return x
+
+
+def far_down() -> tuple[Tensor, Tensor]:
     x, y = table()
-    with pytest.raises(ValueError, match="differ in length"):
-        thalweg.check(dense(), (x, y[:-1]), "cross_entropy")
+    y = y.clone()
+    y[190] = -1
+    return x, y
+
+
+#: What fit refuses → model, data, loss, the code, and words of the sentence.
+REFUSED: dict[str, tuple[Any, Any, str, str, str]] = {
+    "lengths": (dense, lambda: (table()[0], table()[1][:-1]), "cross_entropy", "wrong_shape", "differ in length"),
+    "width": (dense, lambda: (table()[0][:, :3], table()[1]), "cross_entropy", "wrong_shape", r"layer '0' \(Linear\)"),
+    "broadcast": (dense, lambda: (table()[0], table()[0][:, :1]), "mse", "wrong_shape", "must be equal"),
+    "label too large": (dense, lambda: (table()[0], table()[1] + 1), "cross_entropy", "bad_labels", "label 3 .* 3 cl"),
+    "label far down": (dense, far_down, "cross_entropy", "bad_labels", "label -1 .*row 190"),
+    "labels not whole": (dense, lambda: (table()[0], table()[1] + 0.5), "cross_entropy", "bad_labels", "integers"),
+    "gap": (dense, lambda: (holed(), table()[1]), "cross_entropy", "non_finite", "the first is row 7"),
+    "frozen": (lambda: dense().requires_grad_(False), table, "cross_entropy", "frozen_parameters", "is frozen"),
+    "no probabilities": (dense, table, "categorical_cross_entropy", "loss_output_mismatch", "must be probabilities"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_fit_refuses_is_a_finding_in_its_words(case: str) -> None:
+    make, data, loss, code, words = REFUSED[case]
+    told = thalweg.check(make(), data(), loss)
+    assert [(finding.code, finding.severity) for finding in told] == [(code, "critical")]
+    assert re.search(words, told[0].sentence) and told[0].advice
+    with pytest.raises(ValueError, match=words):
+        thalweg.fit(make(), data(), loss, verbose=False)
+
+
+def test_what_is_no_question_about_a_training_is_raised() -> None:
+    with pytest.raises(ValueError, match="did you mean 'cross_entropy'"):
+        thalweg.check(dense(), table(), "cross_entrpy")
+    with pytest.raises(TypeError, match="is a string"):
+        thalweg.check(dense(), "table", "cross_entropy")

@@ -22,6 +22,8 @@ from thalweg.records.finding import Finding
 #: Decades from the last layers to the first by which a gradient has vanished; AUTOTRAINER asks for three of the first
 #: over the last layer alone, here the fall must go on through the layers as well.
 DECADES = 2.0
+#: Reports at the start: each of the first twenty steps is one.
+FIRST = 10
 #: Relative change of the loss by a relative change of a layer's weights from which on no usual step is small enough.
 STEEP = 100.0
 #: Times its usual size from which on a gradient has burst.
@@ -55,13 +57,12 @@ def _vanishing(case: Case) -> Finding | None:
     whole = np.isfinite(logs).all(axis=0)
     if whole.sum() < 5:
         return None
-    logs = logs[:, whole]
-    fall = np.median(logs[-third:], axis=0) - logs[:third].min(axis=0)
-    typical = np.median(logs, axis=1)
-    if chance_of_median(fall, DECADES, below=False) > 0.01 or going_together(typical) < min(
-        SURE, 0.8 * math.sqrt(len(layers))
-    ):
+    every = logs[:, whole]
+    # Of the whole training; else of its first reports, before what it learned can make up for it.
+    logs = next((part for part in (every, every[:, :FIRST]) if _fades(part, third)), every[:, :0])
+    if not logs.shape[1]:
         return None
+    fall, typical = _fall(logs, third), np.median(logs, axis=1)
     decades = float(np.median(fall))
     since = 1 if fall[0] > DECADES else int(case.series("gradient_norm")[0][whole][int(np.argmax(fall > DECADES))])
     first = layers[int(typical.argmin())]
@@ -77,6 +78,18 @@ def _vanishing(case: Case) -> Finding | None:
         evidence={"decades": decades, "layers": float(len(layers)), "smallest": 10 ** float(typical.min())},
         confidence=min(0.95, 0.5 + decades / 10),
     )
+
+
+def _fall(logs: Floats, third: int) -> Floats:
+    """Decades from the last third of the layers to the least of the first, at each report."""
+    fall: Floats = np.median(logs[-third:], axis=0) - logs[:third].min(axis=0)
+    return fall
+
+
+def _fades(logs: Floats, third: int) -> bool:
+    """Whether it falls by enough decades in nearly all of these reports, and in the order of the layers."""
+    is_far = chance_of_median(_fall(logs, third), DECADES, below=False) <= 0.01
+    return is_far and going_together(np.median(logs, axis=1)) >= min(SURE, 0.8 * math.sqrt(len(logs)))
 
 
 def _times(decades: float) -> str:

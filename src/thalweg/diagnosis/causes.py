@@ -1,22 +1,19 @@
-"""Causes that neither facts of before training nor the length of steps tell: labels, frozen layers, old gradients."""
+"""Causes that neither facts of before training nor the length of steps tell: frozen layers, old gradients."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from thalweg.diagnosis import curvature
 from thalweg.diagnosis.case import Case
-from thalweg.diagnosis.noise import SURE, chance_of_median
+from thalweg.diagnosis.noise import chance_of_median
 from thalweg.diagnosis.start import CUT_OFF
 from thalweg.diagnosis.update import FEW, steps
 from thalweg.records.finding import Finding
 
-#: Examples that the agreement of neighbours was counted over, at least.
-SAMPLE = 512
 #: Root mean square of weights times the root of their inputs: He's is 1.4, torch's own 0.6. Twice the one and a third
 #: of the other, over a few layers, is a signal gone.
 LARGE, SMALL = 2.8, 0.2
-#: A validation loss that never came below this share of the trivial one has learned nothing that carries over.
-NEVER = 0.97
 #: Share of a layer that is dead or flat from which on nothing gets through; and that of a gradient which says of the
 #: next layer that its own may have vanished below what a number holds.
 SHUT, UNDERFLOW = 0.98, 1e-12
@@ -26,9 +23,9 @@ SAME = 0.95
 
 def findings(case: Case, outcomes: set[str], is_bad: bool) -> list[Finding]:
     """Causes for the outcomes that were seen; `is_bad` where the network has learned less than it ought to."""
-    found = [_zero_start(case) or _standing_still(case), _random(case), _bad_labels(case, outcomes)]
+    found = [_zero_start(case) or _standing_still(case), _random(case)]
     if is_bad:
-        found.append(_odd_scale(case))
+        found += [_odd_scale(case), _copies(case)]
     if outcomes:
         found.append(_stale(case, outcomes))
     return [finding for finding in found if finding is not None]
@@ -88,6 +85,24 @@ def _odd_scale(case: Case) -> Finding | None:
     )
 
 
+def _copies(case: Case) -> Finding | None:
+    """Units that have the weights of others when a look is taken: gradients keep alike what is, and make nothing so."""
+    layers = case.facts.get("landscape_symmetric") or []
+    if not layers or not curvature.is_valid(case.history, case.step):
+        return None
+    return Finding(
+        "bad_initialization",
+        "warning",
+        0,
+        f"At least half of the units of layer {layers[0]} have the weights of another one: they began alike, and no "
+        "gradient tells them apart.",
+        "Initialise weights at random (torch's default, or nn.init.kaiming_normal_).",
+        place=layers[0],
+        evidence={"layers": float(len(layers))},
+        confidence=0.9,
+    )
+
+
 def _standing_still(case: Case) -> Finding | None:
     """Layers whose gradient is exactly zero in every report while others have one: nothing reaches them."""
     norms = {layer: values for layer, (_, values) in case.by_layer("gradient_norm").items()}
@@ -113,40 +128,6 @@ def _standing_still(case: Case) -> Finding | None:
         place=still[0],
         evidence={"layers": float(len(still)), "of": float(len(norms))},
         confidence=0.95 if first in still else 0.9,
-    )
-
-
-def _bad_labels(case: Case, outcomes: set[str]) -> Finding | None:
-    """Labels that have nothing to do with the inputs: neighbours disagree as by chance, and nothing carries over."""
-    course = case.course
-    validation = case.values("validation_loss")
-    agreement, chance = case.fact("neighbour_agreement"), case.fact("neighbour_chance")
-    if course.trivial is None:
-        return None
-    never = len(validation) >= 4 and float(np.nanmin(validation)) > NEVER * course.trivial
-    learned = course.learned > 0.1
-    by_chance = known = False
-    if agreement is not None and chance is not None:
-        known, by_chance = True, agreement < chance + SURE * (chance / SAMPLE) ** 0.5
-    if by_chance:
-        if not (never or "plateau" in outcomes):
-            return None
-    elif not (never and learned) or (known and "overfitting" in outcomes):  # learned by heart, and neighbours do agree
-        return None
-    evidence = {"trivial": course.trivial}
-    if len(validation):
-        evidence["best_validation_loss"] = float(np.nanmin(validation))
-    if agreement is not None and chance is not None:
-        evidence |= {"neighbour_agreement": agreement, "neighbour_chance": chance}
-    return Finding(
-        "bad_labels",
-        "warning",
-        0,
-        "The labels seem to have nothing to do with the inputs: what is learned of some examples says nothing about "
-        "others.",
-        "Look at a few examples with their labels; check that both were shuffled, sorted and cut in the same way.",
-        evidence=evidence,
-        confidence=0.9 if by_chance and never else 0.7,
     )
 
 

@@ -51,15 +51,16 @@ LOST_AGAIN = 0.2
 class Course:
     """The training loss in steps of about `BIN` updates: `steps`, `losses` `[bins]`, all finite.
 
-    `broken` is the first step whose loss was not finite; `trivial` as above, None where it is not known; `start` the
-    loss at the start; `singles` `[reports]` what single batches scatter by; `thrown` the step at which the loss was
-    first thrown far above its start, early on.
+    `broken` is the first step whose loss was not finite; `trivial` as above, None where it is not known; `top` the
+    yardstick; `start` the loss at the start; `singles` `[reports]` what single batches scatter by; `thrown` the step at
+    which the loss was first thrown far above its start, early on.
     """
 
     steps: Floats
     losses: Floats
     broken: int | None
     trivial: float | None
+    top: float
     start: float
     singles: Floats
     batch_size: float | None
@@ -91,11 +92,6 @@ class Course:
     def error(self) -> float:
         """The standard error of `level`."""
         return mean_error(self.newest)
-
-    @cached_property
-    def top(self) -> float:
-        """The yardstick: the trivial loss where it is known, else the start."""
-        return self.trivial if self.trivial is not None else self.start
 
     @cached_property
     def learned(self) -> float:
@@ -224,17 +220,17 @@ class Course:
 def course(case: Case) -> Course:
     """Read the loss of a case."""
     steps, values = case.series("loss")
-    trivial = case.fact("expected_initial_loss")
     broken = np.flatnonzero(~np.isfinite(values))
     sound = np.isfinite(values)
     at, losses = _binned(steps[sound], values[sound])
     _, singles = case.series("loss_spread")
-    start = _start(case, values)
+    trivial, start = case.trivial, case.start
     return Course(
         steps=at,
         losses=losses,
         broken=int(steps[broken[0]]) if len(broken) else None,
-        trivial=trivial if trivial is not None and trivial > 0 else None,
+        trivial=trivial,
+        top=case.top,
         start=start,
         singles=singles[np.isfinite(singles)],
         batch_size=case.fact("batch_size"),
@@ -250,14 +246,6 @@ def _thrown(steps: Floats, losses: Floats, usual: float) -> int | None:
         return None
     above = np.flatnonzero((steps <= max(50, steps[-1] / 10)) & (losses > THROWN * usual))
     return int(steps[above[0]]) if len(above) else None
-
-
-def _start(case: Case, values: Floats) -> float:
-    """The loss before it learned: what was measured before the first update, else the first report."""
-    told = case.fact("initial_loss")
-    if told is not None and math.isfinite(told):
-        return told
-    return float(values[0]) if len(values) else math.nan
 
 
 def _binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:

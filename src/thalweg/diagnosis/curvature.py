@@ -7,9 +7,11 @@ the training loss. The first line that holds decides:
     plateau           weights changed by their own size would change the loss by less than a tenth, to second order
     slow_convergence  it falls, and one step along gradient and curvature would gain twice what the last third did
     noise_floor       it does not fall, and that step would gain: the steps of single batches undo each other
-    saddle_point      half of a layer's units do as others do; or it falls along the lowest curvature, not the gradient
-    local_minimum     none of these, nothing is learned, and a layer has no gradient at all
-    plateau           none of these, and nothing is learned
+    saddle_point      half of a layer's units do as others do
+    local_minimum     nothing is learned, at a minimum at which a layer has no gradient at all
+    plateau           nothing is learned, at any other minimum; a saddle or a slope is told as such
+    slow_convergence  far above neighbours, on a slope, with steps that have become short
+    saddle_point      it falls along the lowest curvature, not the gradient
     local_minimum     a minimum well above what nearest neighbours' answers would give, in a network of several layers
 
 The trivial loss is that of the best answer which is the same for all examples, or where it is not known the first loss.
@@ -138,6 +140,8 @@ class Look:
             return "saddle_point"
         if not self.has_learned:
             return self._unlearned
+        if self.is_unfinished and self.steps_are_short:
+            return "slow_convergence"
         if self.escape > ESCAPE * self.loss and not self.stands_out:
             return "saddle_point"
         return "local_minimum" if self._is_poor else None
@@ -153,6 +157,11 @@ class Look:
         return {"saddle": "saddle_point", "slope": "slow_convergence"}.get(kind, "plateau")
 
     @property
+    def is_unfinished(self) -> bool:
+        """Whether it is no place to be stuck at, for one step would still gain, and far above what neighbours give."""
+        return self.facts["landscape_kind"] == "slope" and self._is_poor
+
+    @property
     def _is_poor(self) -> bool:
         """Whether there is a better place than this minimum: neighbours say so, and only several layers have others."""
         bound = self.facts.get("neighbour_loss")
@@ -161,14 +170,25 @@ class Look:
         return self.loss > max(POOR * bound, POOR_SHARE * self.trivial)
 
 
+def signal(facts: dict[str, Any]) -> float:
+    """|G|² over the variance of a batch's gradient, tr Σ / B: above 1, batches see more of the gradient than of noise.
+    A look on n examples knows tr Σ / n as the square of its standard error.
+    """
+    size, count = facts.get("batch_size"), facts.get("landscape_examples")
+    if not size or not count:
+        return 0.0
+    error = max(facts["landscape_gradient_error"], 1e-300)
+    return float(size / count * (facts["landscape_gradient"] / error) ** 2)
+
+
 def asks(history: History, verdict: Verdict, step: int) -> bool:
     """Whether a look at the curvature would say more than the curve does."""
     if verdict.state == "diverged" or step < UPDATES or "epoch_loss" not in history.names:
         return False
     losses = history.series("epoch_loss")[1]
-    if len(losses) < EVALUATIONS or not np.isfinite(losses).all() or _is_valid(history, step, FRESH):
+    if len(losses) < EVALUATIONS or not np.isfinite(losses).all() or is_valid(history, step, FRESH):
         return False
-    if not losses[-1] > LEFT * _trivial(history):
+    if not losses[-1] > LEFT * abs(Case(history).top):
         return False
     if verdict.state != "improving":
         return True
@@ -177,7 +197,7 @@ def asks(history: History, verdict: Verdict, step: int) -> bool:
 
 def look(history: History, step: int) -> Look | None:
     """The newest look, where it still holds."""
-    if not _is_valid(history, step, AGED) or "epoch_loss" not in history.names:
+    if not is_valid(history, step) or "epoch_loss" not in history.names:
         return None
     case = Case(history)
     _, descent = sound(*case.series("descent_ratio"))
@@ -185,10 +205,10 @@ def look(history: History, step: int) -> Look | None:
     short = is_tiny or steps(case).ratio < SHORT
     newest = [values[-1] for _, values in case.by_layer("gradient_norm").values() if len(values)]
     fallen = _fallen(history.series("epoch_loss")[1])
-    return Look(history.facts, _trivial(history), fallen, short, is_cut_off=any(newest) and not all(newest))
+    return Look(history.facts, abs(case.top), fallen, short, is_cut_off=any(newest) and not all(newest))
 
 
-def _is_valid(history: History, step: int, times: float) -> bool:
+def is_valid(history: History, step: int, times: float = AGED) -> bool:
     """Whether a look was taken by this step, at most so many times earlier; one from beyond is of an undone past."""
     taken = history.facts.get("landscape_step")
     return taken is not None and taken <= step <= times * taken
@@ -201,15 +221,6 @@ def _fallen(losses: Floats) -> float:
         return 0.0
     through = line(late)
     return -through.rise if through.is_falling else 0.0
-
-
-def _trivial(history: History) -> float:
-    """The loss of the best answer that is the same for all; else the first that was reported."""
-    told = history.facts.get("expected_initial_loss")
-    if isinstance(told, int | float) and told > 0:
-        return float(told)
-    first = history.series("loss")[1] if "loss" in history.names else history.series("epoch_loss")[1]
-    return float(np.abs(first[0]))
 
 
 _SENTENCES = {
@@ -232,11 +243,12 @@ _ADVICE = {
 }
 
 
-def sentence(found: Look) -> str:
+def sentence(found: Look, cause: str | None = None) -> str:
     """For a person, of a look that has a cause."""
-    assert found.cause is not None
+    cause = cause or found.cause
+    assert cause is not None
     bound = found.facts.get("neighbour_loss", math.nan)
-    return _SENTENCES[found.cause].format(loss=found.loss, descent=found.descent, fell=found.fell, bound=bound)
+    return _SENTENCES[cause].format(loss=found.loss, descent=found.descent, fell=found.fell, bound=bound)
 
 
 def evidence(found: Look) -> dict[str, float]:
@@ -248,7 +260,14 @@ def evidence(found: Look) -> dict[str, float]:
 def findings(history: History, step: int) -> list[Finding]:
     """The symptom that a look shows."""
     found = look(history, step)
-    if found is None or found.cause is None:
+    if found is None:
+        return []
+    cause = found.cause
+    if cause is None and found.is_unfinished and history.facts.get("ended_at") is not None:
+        cause = "slow_convergence"  # it falls and there is far to go; only of one that has ended is that too little
+    if cause is None:
         return []
     since, told = int(found.facts["landscape_step"]), evidence(found)
-    return [Finding(found.cause, "warning", since, sentence(found), _ADVICE[found.cause], "", told, 0.95)]
+    if cause == "slow_convergence" and found.is_unfinished and found.is_still:
+        told["neighbour_loss"] = float(found.facts["neighbour_loss"])
+    return [Finding(cause, "warning", since, sentence(found, cause), _ADVICE[cause], "", told, 0.95)]

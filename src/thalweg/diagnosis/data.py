@@ -14,13 +14,14 @@ from thalweg.records.finding import Finding
 from thalweg.records.history import History
 
 #: Root mean square of the inputs: curvature in the first layer, and with it the largest stable rate, goes with its
-#: square, so that 10 asks for a rate a hundred times smaller than standardised inputs do.
-LARGE, SMALL = 10.0, 0.01
+#: square, so that 10 asks for a rate a hundred times smaller than standardised inputs do, and 0.1 for as much a larger.
+LARGE, SMALL = 10.0, 0.1
 #: Scale of one feature over that of most, and the largest mean over it: the condition number of the first layer's
 #: curvature is about its square. Features that hardly vary do no harm: the border of a picture is full of them.
 DISPARITY, OFFSET = 100.0, 10.0
-#: Deviation of targets: the gradient is in their units, and so is the way that the last layer has to go.
-FAR, NEAR = 30.0, 0.003
+#: Deviation of targets: the gradient is in their units, and so is the way that the last layer has to go. Curvature in
+#: the layers before goes with its square, as with that of inputs.
+FAR, NEAR = 10.0, 0.1
 #: Share of the most frequent class, and what the rarest has of its fair share.
 MOST, RARE = 0.8, 0.1
 #: Examples whose neighbours were looked up, and standard deviations of chance that their agreement must exceed.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from thalweg.diagnosis import backward, before, causes, curvature, forward, loss, rate, usage
+from thalweg.diagnosis import backward, before, causes, curvature, forward, labels, loss, rate, rule, usage
 from thalweg.diagnosis.case import Case
 from thalweg.diagnosis.course import BEGUN
 from thalweg.records.finding import SYMPTOMS, Finding, ranked
@@ -57,27 +57,34 @@ def findings(history: History, begun: float = BEGUN) -> list[Finding]:
         return ranked([finding for finding in before.findings(history) if finding.severity != "note"])
     symptoms = loss.findings(case)
     outcomes = {finding.code for finding in symptoms if finding.severity != "note"}
-    is_bad = bool(outcomes - {"overfitting"}) or loss.is_weak(case, sure=False) is not None
+    is_weak = loss.is_weak(case, sure=False) is not None
+    is_bad = bool(outcomes - {"overfitting"}) or is_weak
     looked = curvature.findings(history, case.step) if "diverging_loss" not in outcomes else []
     if looked:  # tells apart what the loss alone does not
         symptoms = [finding for finding in symptoms if finding.code not in curvature.TOLD_APART]
         symptoms += [f if is_bad or _is_place(f, case) else replace(f, severity="note") for f in looked]
         outcomes |= {finding.code for finding in symptoms if finding.severity != "note"}
+        is_bad = is_bad or bool(outcomes - {"overfitting"})
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*before.findings(history), *usage.findings(case), *flow]
     if is_bad:
         one_answer = any(finding.code == "collapsed_output" for finding in flow)
         # Unequal classes keep a network from learning only by making one answer for all a good one.
         suspects = [_raised(f) if f.code != "class_imbalance" or one_answer else f for f in suspects]
-    suspects += rate.findings(case, outcomes) + causes.findings(case, outcomes, is_bad)
+    # Somewhat worse than its neighbours is no finding by itself; a cause with evidence of its own is.
+    asked = outcomes | ({"underfitting"} if is_weak else set())
+    suspects += rate.findings(case, asked) + causes.findings(case, asked, is_bad)
+    suspects += labels.findings(case, asked)
+    if is_bad:
+        suspects += rule.findings(case)
     return ranked(_explained(_once([*suspects, *symptoms])))
 
 
 def _is_place(finding: Finding, case: Case) -> bool:
-    """Whether a look tells a place to be stuck at that is bad by itself: a minimum was held against the neighbours'
-    answers; a network that has learned half does not owe what is left to a saddle.
+    """Whether a look tells a place to be stuck at that is bad by itself: it was held against the neighbours' answers; a
+    network that has learned half does not owe what is left to a saddle.
     """
-    if finding.code == "local_minimum":
+    if finding.code == "local_minimum" or "neighbour_loss" in finding.evidence:
         return True
     return finding.code in ("saddle_point", "plateau") and not case.course.learned > 0.5
 
@@ -120,8 +127,11 @@ def _follows(finding: Finding, other: Finding) -> bool:
         return True  # one answer for all has a nearer reason
     if finding.code not in EXPLAINS.get(other.code, ()):
         return False
-    if other.code == "learning_rate_too_high" and finding.step == 1 and finding.code in _FLOW - {"dead_units"}:
+    earliest = 0 if finding.code == "dead_units" else 1  # of dead units a sample at the first step is one after it
+    if other.code == "learning_rate_too_high" and finding.step <= earliest and finding.code in _FLOW:
         return False  # it was so before any step
+    if finding.code == "learning_rate_too_high" and "usual" in finding.evidence and other.code != "stale_gradients":
+        return False  # it would be too high for any network
     if other.code == "bad_initialization" and finding.code == "learning_rate_too_high" and not _is_of_scale(other):
         return False
     if other.code in _SHUT and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:

@@ -57,6 +57,8 @@ def _dead(case: Case) -> Finding | None:
     if worst is None or worst[1] <= HALF:
         return None
     layer, share, since, layers = worst
+    if _born_shut(case):
+        since = 0
     return Finding(
         "dead_units",
         "note",
@@ -68,6 +70,12 @@ def _dead(case: Case) -> Finding | None:
         evidence={"dead_share": share, "layers": float(layers)},
         confidence=min(0.95, 0.5 + share / 2),
     )
+
+
+def _born_shut(case: Case) -> bool:
+    """Whether no gradient came through to some layer at the first step already, before any update."""
+    firsts = [norms[0] for _, norms in (case.series(f"gradient_norm/{name}") for name in case.matrices) if len(norms)]
+    return len(firsts) > 1 and firsts[-1] > 0 and min(firsts[:-1]) == 0
 
 
 def _saturated(case: Case) -> Finding | None:

@@ -7,37 +7,31 @@
 | `plateau` | nothing learned: the loss is at the trivial one, and no fall leads away from there |
 | `slow_convergence` | it falls so steadily that as many updates again would gain 5 % of the trivial loss |
 | `oscillating_loss` | single batches scatter far more than sampling explains, at a level that is not low |
-| `underfitting` | flat, and above what the labels of nearest neighbours alone would give |
+| `underfitting` | flat, and far from what can be attained by what nearest neighbours say |
 | `overfitting` | the validation loss has risen off its best by more than its noise, while the training loss fell |
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from thalweg.diagnosis import overfitting
 from thalweg.diagnosis.case import Case
-from thalweg.diagnosis.noise import SURE, Floats, line, scatter
+from thalweg.diagnosis.noise import SURE, Floats
 from thalweg.records.finding import Finding
 
-#: Evaluations without which a validation curve has no noise to be measured by.
-EVALUATIONS = 6
-#: Share of the best validation loss, and of the trivial one, that a rise must come to: less than a healthy training's
-#: validation loss rises where the network becomes surer of what it gets wrong.
-RISE, RISE_OF_TRIVIAL = 0.20, 0.03
-#: A rise of so much more is overfitting by itself; by less only if the metric has come down too.
-RISEN = 1.0
-#: Gap between the metric in training and validation from which on most of what was learned holds for nothing else.
-GAP = 0.4
-METRICS = ("accuracy", "r2")
 #: Examples that the agreement of neighbours was counted over, at least.
 SAMPLE = 512
-#: By how much accuracy, in training or validation, may lie below the nearest neighbour's, with a reason at hand or
-#: without one: networks are better by some points wherever both were measured.
-NARROW, WIDE = 0.03, 0.15
-#: The same of losses.
-LOWER, HIGHER = 0.85, 1.15
+#: Share of what can be attained, beyond chance, that a training which went well comes to; and below which it went badly
+#: whatever the reason, for not every network can attain it.
+WELL, BADLY = 0.9, 0.75
+#: Share that is nearly all of it: what falls short of that and is surely worse than the neighbours themselves, too.
+NEARLY = 0.95
+#: What the error of neighbours is known to, as a factor.
+KNOWN = 1.15
 
 
 def findings(case: Case) -> list[Finding]:
@@ -54,9 +48,9 @@ def findings(case: Case) -> list[Finding]:
         found.append(_slow(case))
     elif course.is_swinging:
         found.append(_oscillating(case))
-    elif (bound := is_weak(case, sure=True)) is not None:
-        found.append(_underfitting(case, bound))
-    found.append(_overfitting(case))
+    elif (weak := is_weak(case, sure=True)) is not None:
+        found.append(_underfitting(case, weak))
+    found.append(overfitting.finding(case))
     return [finding for finding in found if finding is not None]
 
 
@@ -125,98 +119,125 @@ def _diverging(case: Case) -> Finding:
     )
 
 
+def _symptom(code: str, since: float, sentence: str, advice: str, sure: float, **evidence: float) -> Finding:
+    """A warning about the loss, with those of its numbers that are finite."""
+    return Finding(code, "warning", int(since), sentence, advice, evidence=_finite(evidence), confidence=sure)
+
+
 def _plateau(case: Case) -> Finding:
     course = case.course
-    return Finding(
+    return _symptom(
         "plateau",
-        "warning",
-        int(course.steps[0]),
+        course.steps[0],
         f"The loss stands at {course.level:.3g}, which is what answering the same for every example would give: "
         "the network has learned nothing yet.",
         "Look at what else was found here for the reason; if nothing, try another learning rate and initialisation.",
-        evidence=_finite({"level": course.level, "trivial": course.top, "error": course.error, "gain": course.gain}),
-        confidence=0.9 if course.trivial is not None else 0.7,
+        0.9 if course.trivial is not None else 0.7,
+        level=course.level,
+        trivial=course.top,
+        error=course.error,
+        gain=course.gain,
     )
 
 
 def _short(case: Case) -> Finding:
     course = case.course
-    return Finding(
+    return _symptom(
         "slow_convergence",
-        "warning",
         0,
         f"The training is over after {case.step} updates, with {100 * (1 - course.learned):.0f} % of the loss still "
         "there: that is too few to have learned much.",
         "Train for more epochs.",
-        evidence=_finite({"updates": float(case.step), "level": course.level, "trivial": course.top}),
-        confidence=0.8,
+        0.8,
+        updates=case.step,
+        level=course.level,
+        trivial=course.top,
     )
 
 
 def _slow(case: Case) -> Finding:
     course = case.course
-    return Finding(
+    return _symptom(
         "slow_convergence",
-        "warning",
-        int(course.steps[len(course.steps) // 2]),
+        course.steps[len(course.steps) // 2],
         f"The loss falls so slowly that {100 * (1 - course.learned):.0f} % of it is still there; as many steps again "
         f"would take away about {100 * course.gain:.0f} %.",
         "Raise the learning rate, or train longer.",
-        evidence=_finite(
-            {"level": course.level, "trivial": course.top, "learned": course.learned, "gain": course.gain}
-        ),
-        confidence=0.8,
+        0.8,
+        level=course.level,
+        trivial=course.top,
+        learned=course.learned,
+        gain=course.gain,
     )
 
 
 def _oscillating(case: Case) -> Finding:
     course = case.course
-    return Finding(
+    return _symptom(
         "oscillating_loss",
-        "warning",
-        int(course.steps[len(course.steps) // 2]),
+        course.steps[len(course.steps) // 2],
         f"The loss jumps from batch to batch {course.swing:.2g} times as far as chance in the choice of examples "
         "explains, and does not settle.",
         "Lower the learning rate, or take larger batches.",
-        evidence=_finite({"swing": course.swing, "level": course.level, "trivial": course.top}),
-        confidence=0.8,
+        0.8,
+        swing=course.swing,
+        level=course.level,
+        trivial=course.top,
     )
 
 
-def _underfitting(case: Case, bound: float) -> Finding:
+def _underfitting(case: Case, found: Weak) -> Finding:
     course = case.course
-    return Finding(
+    return _symptom(
         "underfitting",
-        "warning",
-        int(course.steps[len(course.steps) // 2]),
-        f"The training loss has stopped at {course.level:.3g}; copying the label of the most similar example would "
-        f"give about {bound:.3g}, so there is more to learn in these data.",
+        course.steps[len(course.steps) // 2],
+        f"The training has stopped at {found.what} {found.now:.3g}; by how alike neighbouring examples are, about "
+        f"{found.attainable:.3g} can be attained, so there is more to learn in these data.",
         "Use a larger network, train longer, or look at the other findings for what holds it back.",
-        evidence=_finite({"level": course.level, "neighbours_loss": bound, "trivial": course.top}),
-        confidence=0.7,
+        0.7,
+        level=course.level,
+        now=found.now,
+        attainable=found.attainable,
+        trivial=course.top,
     )
 
 
-def is_weak(case: Case, sure: bool) -> float | None:
-    """The loss that copying the target of the nearest neighbour would come to, where the training is worse than that;
-    else None. The neighbour errs at most twice as often as anything can (Cover and Hart 1967), so a network that was
-    trained well is better. `sure`: by a wide margin, as is asked where nothing else is wrong.
+@dataclass(frozen=True, slots=True)
+class Weak:
+    """A training that is worse than it ought to be: in `what` (accuracy or loss), where it stands, what can be had."""
+
+    what: str
+    now: float
+    attainable: float
+
+
+def is_weak(case: Case, sure: bool) -> Weak | None:
+    """Whether a training is worse than it ought to be, by what nearest neighbours say can be attained. Of many
+    examples the neighbour errs r = R (2 − R C/(C − 1)) times where the best of all answers errs R times, and its
+    squared error is twice that of the best (Cover and Hart 1967; Cover 1968). `sure`: far worse, as is asked where
+    nothing else is wrong.
     """
     course = case.course
     if course.trivial is None or not course.is_long:
         return None
     is_over = case.share_done is not None and case.share_done >= 1
-    if not is_over and (case.share_done is None or sure) and course.gain > 0:  # it will come down further
+    is_falling = not is_over and course.gain > 0  # it will come down further
+    if is_falling and (case.share_done is None or sure):
         return None
+    share = BADLY if sure or is_falling else WELL
     agreement, error = case.fact("neighbour_agreement"), case.fact("neighbour_error")
     if agreement is not None:
-        return _weak_classes(case, agreement, sure)
+        return _weak_classes(case, agreement, share)
     if error is None or case.facts.get("loss") != "mse" or error > 0.9 * course.trivial:
         return None
-    return error if course.level - SURE * course.error > (HIGHER if sure else LOWER) * error else None
+    attainable = KNOWN * error / 2
+    bound, nearly = (course.trivial - part * (course.trivial - attainable) for part in (share, NEARLY))
+    if share == WELL:
+        bound = min(bound, max(nearly, KNOWN * error))
+    return Weak("a loss of", course.level, attainable) if course.level - SURE * course.error > bound else None
 
 
-def _weak_classes(case: Case, agreement: float, sure: bool) -> float | None:
+def _weak_classes(case: Case, agreement: float, share: float) -> Weak | None:
     """By accuracy where that is measured. Else by the loss of a calibrated answer that is right with chance a and
     spreads the rest over C − 1 classes: H(a) + (1 − a) ln(C − 1).
     """
@@ -224,98 +245,28 @@ def _weak_classes(case: Case, agreement: float, sure: bool) -> float | None:
     right = agreement - SURE * math.sqrt(max(agreement * (1 - agreement), 1 / SAMPLE) / SAMPLE)
     if right <= (case.fact("neighbour_chance") or 1 / classes) + 0.1:
         return None
-    wrong = 1 - right
-    bound = -right * math.log(right) - (wrong * math.log(wrong / (classes - 1)) if wrong > 0 else 0.0)
-    measured = _metrics(case)
+    measured, best = case.scores, _attainable(right, classes)
     if measured is not None:
-        score = max(float(np.median(part[-3:])) for part in measured if len(part))
-        return bound if score < agreement - (WIDE if sure else NARROW) else None
+        score = max(float(np.median(part[-3:])) for part in (measured.training, measured.validation) if len(part))
+        bound, nearly = (measured.chance + part * (best - measured.chance) for part in (share, NEARLY))
+        if share == WELL:
+            bound = max(bound, min(nearly, right))
+        return Weak("an accuracy of", score, best) if score < bound else None
     assert course.trivial is not None
-    is_above = course.level - SURE * course.error > max((1.0 if sure else LOWER) * bound, 0.1 * course.trivial)
-    return bound if is_above else None
+    wrong = 1 - best
+    attainable = -best * math.log(best) - (wrong * math.log(wrong / (classes - 1)) if wrong > 0 else 0.0)
+    bound = max(course.trivial - share * (course.trivial - attainable), 0.1 * course.trivial)
+    return Weak("a loss of", course.level, attainable) if course.level - SURE * course.error > bound else None
 
 
-def _overfitting(case: Case) -> Finding | None:
-    """A rise of the validation loss off its best that its own noise does not explain, and that costs something; or a
-    metric that is far better in training than in validation.
+def _attainable(right: float, classes: float) -> float:
+    """How often the best answer is right where the nearest neighbour's is: r solved for R.
+
+    >>> round(_attainable(0.72, 3), 2)
+    0.84
     """
-    steps, values = case.series("validation_loss")
-    if len(values) < 4 or not np.isfinite(values).all():
-        return None
-    best = int(values.argmin())
-    end, noise = float(np.median(values[-3:])), scatter(values)
-    evidence = {"best": float(values[best]), "now": end, "noise": noise, "training_loss": case.course.level}
-    gap = _gap(case)
-    if gap is not None and gap > GAP and case.course.learned > 0.5:
-        return _by_heart(int(steps[best]), evidence | {"gap": gap}, 0.85)
-    after = values[best:]
-    if len(values) < EVALUATIONS or len(after) < 4 or not _training_fell(case, float(steps[best])):
-        return None
-    rise = end - float(values[best])
-    needed = max(RISE * abs(float(values[best])), RISE_OF_TRIVIAL * abs(case.course.top), SURE * noise)
-    if not (rise > needed and line(after).is_rising):
-        return None
-    costs = rise > RISEN * abs(float(values[best])) or _metric_fell(case) is not False
-    return _by_heart(int(steps[best]), evidence | {"rise": rise}, 0.9) if costs else None
-
-
-def _by_heart(step: int, evidence: dict[str, float], confidence: float) -> Finding:
-    if "gap" in evidence:
-        what = f"Of what is right in training, {100 * evidence['gap']:.0f} points in a hundred are wrong in validation"
-    else:
-        what = (
-            f"Since step {step} the network gets worse on validation data (loss {evidence['best']:.3g} to "
-            f"{evidence['now']:.3g}) and no worse on what it trains on"
-        )
-    return Finding(
-        "overfitting",
-        "warning",
-        step,
-        f"{what}: it learns examples by heart.",
-        "Use more data, augmentation, weight decay, dropout or a smaller network; fit hands over the weights of the "
-        "best validation.",
-        evidence=evidence,
-        confidence=confidence,
-    )
-
-
-def _metrics(case: Case) -> tuple[Floats, Floats] | None:
-    """A metric that is 1 where all is right, in training (may be empty) and validation; None where none was taken."""
-    for name in METRICS:
-        training, validation = case.values(name), case.values(f"validation_{name}")
-        if len(validation) >= 4:
-            return training, validation
-    return None
-
-
-def _gap(case: Case) -> float | None:
-    """By how much the metric is better in training than in validation, of late."""
-    measured = _metrics(case)
-    if measured is None or len(measured[0]) < 3:
-        return None
-    return float(np.median(measured[0][-3:]) - np.median(measured[1][-3:]))
-
-
-def _metric_fell(case: Case) -> bool | None:
-    """Whether the validation metric is surely below its best level; None where none was measured."""
-    measured = _metrics(case)
-    if measured is None:
-        return None
-    values = measured[1]
-    k = max(3, len(values) // 8)
-    means = np.convolve(values, np.ones(k) / k, "valid")
-    fall, noise = float(means.max() - means[-1]), scatter(values)
-    return fall > max(0.03, SURE * noise * math.sqrt(2 / k))
-
-
-def _training_fell(case: Case, since: float) -> bool:
-    """Whether the training loss is lower now than around the best validation, or at least no higher."""
-    name = "epoch_loss" if "epoch_loss" in case.names else "loss"
-    steps, values = case.series(name)
-    before, after = values[steps <= since], values[steps > since]
-    if not len(before) or not len(after):
-        return False
-    return float(np.median(after[-3:])) <= float(np.median(before[-2:])) * 1.02
+    share = classes / (classes - 1)
+    return 1 - (1 - math.sqrt(max(0.0, 1 - share * (1 - right)))) / share
 
 
 def _since(steps: Floats, holds: np.ndarray) -> float:

@@ -60,7 +60,8 @@ def _of_logits(facts: dict[str, Any], loss: str, function: str) -> tuple[str, st
     if function in ("relu", "tanh"):
         cut = "cannot be negative" if function == "relu" else "stay between -1 and 1"
         sentence = f"The network ends with a {function}, so the scores that the loss {loss} takes {cut}."
-        return sentence, _without(function), 0.9
+        # Of several classes the scores beside the right one may be zero, and it as large as it likes: that can do.
+        return sentence, _without(function), 0.65 if function == "relu" and loss == "cross_entropy" else 0.9
     error, low = facts.get("output_row_sum_error"), facts.get("output_low")
     if loss == "cross_entropy" and error is not None and low is not None and error < ROUNDING and low >= 0:
         sentence = "The outputs are probabilities, and the loss cross_entropy takes plain scores."

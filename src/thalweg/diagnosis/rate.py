@@ -1,4 +1,4 @@
-"""Whether the length of the steps is the reason: rate too high, too low, batch too small, a rule set oddly.
+"""Whether the length of the steps is the reason: rate too high, too low, batch too small.
 
 Asked only where the outcome is bad: a network at the edge of stability overshoots at every step and learns well.
 """
@@ -6,11 +6,13 @@ Asked only where the outcome is bad: a network at the edge of stability overshoo
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from thalweg.diagnosis.case import Case
-from thalweg.diagnosis.course import UNLEARNED
+from thalweg.diagnosis.course import UNLEARNED, WORTHWHILE
+from thalweg.diagnosis.curvature import signal
 from thalweg.diagnosis.noise import CHANCE, SURE, chance_of_median, scatter
 from thalweg.diagnosis.update import FEW, STILL, STRAIGHT, USUAL, WILD, Steps, largest_ratio, sound, steps
 from thalweg.records.finding import Finding
@@ -25,12 +27,14 @@ LEFT = 0.25
 STEEP = 0.5
 #: Scale below which weights begin at next to nothing, so that any first update is as large as they are.
 NO_SIZE = 0.02
+#: The largest usual rates: of Adam and its kin (1e-3 in their papers; Kingma and Ba 2015, section 6), and of plain
+#: descent, where with a momentum m each gradient counts 1/(1 − m) times (0.1 at 0.9 is what images are trained with; He
+#: et al. 2016). Ten times above, no weights and inputs of usual size bear it.
+ADAPTIVE, PLAIN = 5e-3, 1.0
 #: A batch of so few examples can be what makes a training noisy.
 SMALL = 8
 #: Batches of noise in one: below 1/10 of the noise scale most of a step is noise (McCandlish et al. 2018).
 NOISY = 10.0
-#: A time constant of 100 updates or more: what was right 100 updates ago is still gone after.
-HEAVY = 0.99
 
 
 def findings(case: Case, outcomes: set[str]) -> list[Finding]:
@@ -39,7 +43,7 @@ def findings(case: Case, outcomes: set[str]) -> list[Finding]:
     if not outcomes - {"overfitting"}:
         quiet = [_too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
         return [finding for finding in quiet if finding is not None]
-    found = [_misconfigured(case, taken), _too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
+    found = [_too_high(case, taken, outcomes), _too_low(case, taken, outcomes)]
     found.append(_batch_too_small(case, taken, outcomes))
     return [finding for finding in found if finding is not None]
 
@@ -50,11 +54,14 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     thrown, raised = course.thrown, _raised(case)
     is_thrown = thrown is not None and (lost or not course.learned > 0.5)
     restless = course.is_stuck and course.trivial is not None and taken.ratio > USUAL and _is_restless(case)
-    wild = (course.is_stuck or course.is_worse) and _is_wild(case)
-    if not (taken.overshoots or is_thrown or restless or wild or raised is not None):
+    wild = (course.is_stuck or course.is_worse or not course.learned > 0.5) and _is_wild(case)
+    about = "noise_floor" in outcomes and signal(case.facts) > 1
+    if not (taken.overshoots or is_thrown or restless or wild or about or raised is not None):
         return None
     far = course.is_long and taken.overshoots and course.gain == 0 and course.learned < UNLEARNED
-    if not far and not outcomes & {
+    costly = raised is not None and raised.stays and raised.rise > WORTHWHILE * course.top
+    fled = is_thrown and "slow_convergence" in outcomes  # what was thrown far out may come back slowly
+    if not (far or fled or costly) and not outcomes & {
         "diverging_loss",
         "plateau",
         "oscillating_loss",
@@ -70,18 +77,22 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence["descent_ratio"] = taken.descent
     if np.isfinite(taken.ratio):
         evidence["update_ratio"] = taken.ratio
+    if (beyond := _beyond_usual(case, rate)) is not None:
+        evidence["usual"] = beyond
     factor = _shorter(case, taken)
     if np.isfinite(rate):
         evidence["suggested_learning_rate"] = _round(rate * factor)
     instead = f"; try {evidence['suggested_learning_rate']:.2g}" if "suggested_learning_rate" in evidence else ""
     if raised is not None:
-        since, seen = raised, f"since it was raised at step {raised} the loss is worse than before"
+        since, seen = raised.step, f"since it was raised at step {raised.step} the loss is worse than before"
     elif taken.overshoots:
         since, seen = taken.since, "steps land beyond the bottom they head for"
     elif is_thrown:
         since, seen = int(thrown or 1), "the first steps threw the loss up"
     elif wild:
         since, seen = 1, "the first steps moved the weights by a tenth of themselves or more"
+    elif about:
+        since, seen = 1, "batches show the way down, and steps of this length do not follow it"
     else:
         since, seen = 1, "the loss keeps jumping above what the same answer for every example would give"
     confidence = 0.9 if raised is not None or (taken.overshoots and (lost or taken.descent < 0)) else 0.75
@@ -96,8 +107,31 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     )
 
 
-def _raised(case: Case) -> int | None:
-    """The step at which the rate was raised several times over and from which on the loss has been worse; else None."""
+def _beyond_usual(case: Case, rate: float) -> float | None:
+    """The largest rate that is usual for the rule, where this one is ten times above it; else None."""
+    rule, momentum = str(case.facts.get("optimizer")), case.fact("momentum") or 0.0
+    if rule in ("adam", "adamw", "nadam", "radam", "rmsprop") and momentum == 0:
+        usual = ADAPTIVE
+    elif rule in ("sgd", "momentum", "nesterov"):
+        usual = PLAIN * (1 - min(momentum, 0.9))  # more of it is a fault of its own
+    else:
+        return None
+    return usual if rate >= 10 * usual else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Raise:
+    """A rate raised in one go, after which the loss has been worse: the first step at it, by how much, and whether the
+    rate has stayed up.
+    """
+
+    step: int
+    rise: float
+    stays: bool
+
+
+def _raised(case: Case) -> _Raise | None:
+    """The first raise of the rate, several times over, from which on the loss has surely been worse; else None."""
     at, rates = case.series("learning_rate")
     if len(rates) < 4:
         return None
@@ -110,10 +144,9 @@ def _raised(case: Case) -> int | None:
         if len(before) < 3 or not len(after):
             continue
         newest = after[-max(3, len(after) // 4) :]
-        if not np.isfinite(newest).all() or float(np.median(newest)) > float(before[-5:].mean()) + SURE * scatter(
-            before
-        ):
-            return int(at[jump + 1])
+        rise = float(np.median(newest)) - float(before[-5:].mean()) if np.isfinite(newest).all() else math.inf
+        if rise > SURE * scatter(before):
+            return _Raise(int(at[jump + 1]), rise, bool(rates[-1] > JUMP * rates[jump]))
     return None
 
 
@@ -232,66 +265,6 @@ def _batch_too_small(case: Case, taken: Steps, outcomes: set[str]) -> Finding | 
         evidence=evidence,
         confidence=0.7,
     )
-
-
-def _misconfigured(case: Case, taken: Steps) -> Finding | None:
-    """A rule whose settings are far off what its own proof or practice asks for."""
-    for name, value, bad, sentence, advice in _settings(case):
-        if bad:
-            return Finding(
-                "optimizer_misconfigured",
-                "warning",
-                0,
-                sentence,
-                advice,
-                place=name,
-                evidence={name: value},
-                confidence=0.85,
-            )
-    return None
-
-
-def _settings(case: Case) -> list[tuple[str, float, bool, str, str]]:
-    """(setting, value, whether it is off, sentence, advice) of every setting that is known."""
-    momentum, beta1, beta2 = case.fact("momentum"), case.fact("beta1"), case.fact("beta2")
-    eps, decay, rate = case.fact("eps"), case.fact("weight_decay"), case.fact("learning_rate") or 0.0
-    found = []
-    if momentum is not None:
-        words = f"A momentum of {momentum:g} carries each gradient on for {_memory(momentum)} updates."
-        found.append(("momentum", momentum, momentum >= HEAVY, words, "Use a momentum of 0.9."))
-    if beta1 is not None:
-        words = f"beta1 = {beta1:g} carries each gradient on for {_memory(beta1)} updates."
-        found.append(("beta1", beta1, beta1 >= HEAVY, words, "Use beta1 = 0.9."))
-    if beta1 is not None and beta2 is not None:  # Zhang et al. 2022: Adam converges where beta1 < sqrt(beta2) < 1
-        words = (
-            f"beta2 = {beta2:g} forgets sizes faster than beta1 = {beta1:g} forgets directions: Adam may not converge."
-        )
-        found.append(("beta2", beta2, beta1**2 >= beta2, words, "Use beta2 = 0.999."))
-    if eps is not None and beta2 is not None:
-        words = f"eps = {eps:g} is larger than the gradients it divides by, so that the rule no longer adapts."
-        found.append(("eps", eps, eps >= 1e-2, words, "Use eps = 1e-8."))
-        words = f"eps = {eps:g} lets a gradient of almost nothing make a full step of {rate:g}."
-        found.append(("eps", eps, eps < 1e-12 and rate >= 1e-2, words, "Use eps = 1e-8 and a learning rate of 1e-3."))
-    if decay is not None and decay > 0:
-        words = f"A weight decay of {decay:g} pulls the weights to zero faster than the loss holds them up."
-        found.append(
-            ("weight_decay", decay, decay >= 0.05 and _shrank(case), words, "Use a weight decay of 1e-4 to 1e-2.")
-        )
-    return found
-
-
-def _memory(decay: float) -> str:
-    return f"{1 / (1 - decay):,.0f}" if decay < 1 else "all"
-
-
-def _shrank(case: Case) -> bool:
-    """Whether the weights of most layers have gone down to less than half of what they were."""
-    ratios = [
-        values[-1] / values[0]
-        for layer, (_, values) in case.by_layer("weight_norm").items()
-        if layer in set(case.matrices) and len(values) > 2 and values[0] > 0
-    ]
-    return bool(ratios) and float(np.median(ratios)) < 0.5
 
 
 def _round(value: float) -> float:

@@ -102,17 +102,19 @@ def _frozen(facts: dict[str, Any]) -> Finding | None:
 
 
 def _in_eval(facts: dict[str, Any]) -> Finding | None:
+    """What stays in evaluation mode when told to train was made to: often meant, as a norm that is not to move."""
     names = facts.get("modules_in_eval") or []
     if not names:
         return None
     return Finding(
         "wrong_mode",
-        "warning",
+        "note",
         0,
         f"{names[0]}"
         + (f" and {len(names) - 1} more stay" if len(names) > 1 else " stays")
         + " in evaluation mode while the model trains.",
-        "Look for a train() of the model that does not reach it, or an eval() in its forward.",
+        "Leave it if that is meant; else look for a train() of the model that does not reach it, or an eval() in its "
+        "forward.",
         names[0],
         evidence={"modules": float(len(names))},
         confidence=0.9,

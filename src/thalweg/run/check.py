@@ -25,6 +25,7 @@ from thalweg.step.backward import objective
 from thalweg.step.data import Batch, cast, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
+from thalweg.step.refusal import Refusal
 from thalweg.step.whole import Step
 from thalweg.tensors.devices import free_bytes
 from thalweg.tensors.seeds import untouched
@@ -37,6 +38,14 @@ RATES = (1e-3, 1e-2)
 LEARNED = 0.5
 #: Copies of the weights that training with Adam needs: themselves, gradients, two moments.
 COPIES = 4
+#: What to do about what `fit` refuses, beside what its sentence says.
+REFUSED = {
+    "wrong_shape": "Print the shapes of x, of y and of the model's output: the first axis is the examples.",
+    "bad_labels": "Number the classes from 0 up, as whole numbers, and give the last layer an output for each.",
+    "non_finite": "Look at where the value came from: a division by zero, a logarithm, a gap in the table.",
+    "frozen_parameters": "Call requires_grad_(True) on what is to learn.",
+    "loss_output_mismatch": "Take the loss that belongs to the output, or change the last layer.",
+}
 
 
 def check(
@@ -44,10 +53,11 @@ def check(
 ) -> list[Finding]:
     """Look a training over before it begins, the gravest finding first.
 
-    Looked at are the scale of inputs and targets, classes, validation examples that are in the training data too; the
-    pairing of loss and output; the first loss against its expected value, weights that begin alike, parameters that no
-    gradient reaches, modules stuck in evaluation mode; the memory that training takes; and whether a copy of the model
-    can learn 32 examples by heart. Model, data and random state are left as they are. Takes seconds.
+    Looked at are shapes, the range of labels and values that are not finite; the scale of inputs and targets, classes,
+    validation examples that are in the training data too; the pairing of loss and output; the first loss against its
+    expected value, weights that begin alike, parameters that no gradient reaches, modules stuck in evaluation mode; the
+    memory that training takes; and whether a copy of the model can learn 32 examples by heart. Model, data and random
+    state are left as they are. Takes seconds.
 
     Args:
         model: a `torch.nn.Module`, as `fit` takes it.
@@ -57,10 +67,11 @@ def check(
         batch_size: of the training to come; decides its memory.
 
     Returns:
-        Findings; a sound training has none above a note.
+        Findings; a sound training has none above a note. What `fit` would refuse, shapes that do not fit or labels
+        out of range, is a critical one in its words, and then the only one: nothing else can be looked at.
 
     Raises:
-        ValueError: what `fit` refuses, in its words: shapes, label ranges, values that are not finite.
+        ValueError: no data, or a loss that is not known.
         TypeError: a form that is not understood.
 
     >>> x, y = torch.randn(64, 4), torch.arange(64) % 3
@@ -79,7 +90,10 @@ def check(
     )
     with ExitStack() as stack:
         stack.enter_context(untouched())
-        prepared = prepare(stack, model, data, loss, settings)
+        try:
+            prepared = prepare(stack, model, data, loss, settings)
+        except Refusal as refusal:
+            return [_refused(refusal)]
         step = Step(prepared.forward, prepared.loss, prepared.chosen.update)
         history = History()
         history.note(facts(step, prepared.chosen, settings))
@@ -91,6 +105,11 @@ def check(
         if (stuck := _by_heart(prepared, batch, history)) is not None:
             found = _explained(found, stuck)
     return ranked(found)
+
+
+def _refused(refusal: Refusal) -> Finding:
+    """What `fit` would raise."""
+    return Finding(refusal.code, "critical", 0, f"This cannot be trained: {refusal}.", REFUSED[refusal.code])
 
 
 def _explained(found: list[Finding], stuck: Finding) -> list[Finding]:

@@ -15,6 +15,7 @@ from thalweg.step.batches import Batches
 from thalweg.step.data import Arrays, Batch, Data, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
+from thalweg.step.refusal import Refusal
 from thalweg.step.targets import IGNORED
 from thalweg.tensors.named import assign, copied, leaves
 from thalweg.tensors.seeds import untouched
@@ -39,15 +40,17 @@ def check_model(forward: Forward) -> None:
         ValueError: there are no parameters, all are frozen, or some are not finite.
     """
     if not any(True for _ in forward.model.parameters()):
-        raise ValueError("the model has no parameters: there is nothing to train")
+        raise Refusal("frozen_parameters", "the model has no parameters: there is nothing to train")
     parameters = forward.parameters()
     if not parameters:
-        raise ValueError(
-            "nothing to train: every parameter of the model is frozen; set requires_grad_(True) on those to train"
+        raise Refusal(
+            "frozen_parameters",
+            "nothing to train: every parameter of the model is frozen; set requires_grad_(True) on those to train",
         )
     for name, p in parameters.items():
         if not bool(torch.isfinite(p).all()):
-            raise ValueError(f"parameter {name!r} holds NaN or Inf before training; initialise the model anew")
+            words = f"parameter {name!r} holds NaN or Inf before training; initialise the model anew"
+            raise Refusal("non_finite", words)
 
 
 def check_values(data: Data, name: str) -> None:
@@ -71,7 +74,8 @@ def _name_bad_rows(t: Tensor, where: str) -> None:
     if not len(bad):
         return
     count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
-    raise ValueError(f"{where} holds NaN or Inf in {count}, the first is row {int(bad[0])}; remove or fill them")
+    words = f"{where} holds NaN or Inf in {count}, the first is row {int(bad[0])}; remove or fill them"
+    raise Refusal("non_finite", words)
 
 
 def trial(forward: Forward, loss: Loss | None, batches: Batches) -> None:
@@ -110,7 +114,11 @@ def _said_of_a_trial(rows: int) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{error} (seen on a trial of {rows} examples)") from error
+        raise Refusal(_code(error), f"{error} (seen on a trial of {rows} examples)") from error
+
+
+def _code(error: ValueError) -> str:
+    return error.code if isinstance(error, Refusal) else "loss_output_mismatch"
 
 
 def check_loss(loss: Loss, output: Any, target: Any) -> None:
@@ -149,7 +157,7 @@ def _check_labels(loss: Loss, y: Tensor, output: Tensor) -> None:
         try:
             loss.check(output[:1], y[row : row + 1].to(output.device))
         except ValueError as error:
-            raise ValueError(f"{error} (seen in row {row} of y)") from error
+            raise Refusal(_code(error), f"{error} (seen in row {row} of y)") from error
 
 
 @contextmanager
@@ -171,7 +179,7 @@ def _named_failure(model: nn.Module, batch: Batch) -> Iterator[None]:
 def _explained(error: Exception, entered: list[tuple[str, nn.Module, Any]], batch: Batch) -> Exception:
     shapes = ", ".join(f"{list(t.shape)} {_plain(t)}" for t in leaves(batch[0]))
     if not entered:
-        return ValueError(f"the model cannot be called with inputs of shape {shapes}: {_first_line(error)}")
+        return Refusal("wrong_shape", f"the model cannot be called with inputs of shape {shapes}: {_first_line(error)}")
     name, module, args = entered[-1]
     got = ", ".join(f"{list(t.shape)} {_plain(t)}" for t in leaves(args)) or shapes
     weight = next((f", its weight is {list(p.shape)} {_plain(p)}" for p in module.parameters(recurse=False)), "")
@@ -179,7 +187,7 @@ def _explained(error: Exception, entered: list[tuple[str, nn.Module, Any]], batc
     hint = ""
     if any(not t.is_floating_point() for t in leaves(args)) and "dtype" in str(error):
         hint = "; give inputs as floats, e.g. x.astype('float32')"
-    return ValueError(f"{layer} cannot take inputs of shape {got}{weight}: {_first_line(error)}{hint}")
+    return Refusal("wrong_shape", f"{layer} cannot take inputs of shape {got}{weight}: {_first_line(error)}{hint}")
 
 
 def _plain(t: Tensor) -> str:

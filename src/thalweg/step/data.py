@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from thalweg.step.refusal import Refusal
 from thalweg.tensors.named import leaves, mapped
 
 #: Inputs and targets of a batch; the target is None where the model makes its own loss.
@@ -159,7 +160,7 @@ def _arrays(data: Any, dtype: torch.dtype) -> Arrays:
         x_rows = len(arrays)
         y_rows = [len(t) for t in leaves(arrays.y)]
         what = f"x has {x_rows} rows and y has {y_rows[0]}" if y_rows and y_rows[0] != x_rows else f"rows: {lengths}"
-        raise ValueError(f"x and y differ in length ({what}); give one target for each example")
+        raise Refusal("wrong_shape", f"x and y differ in length ({what}); give one target for each example")
     return arrays
 
 
@@ -189,7 +190,7 @@ def _tensor(array: Any, name: str) -> Tensor:
     try:
         values = np.asarray(array)
     except ValueError as error:
-        raise ValueError(f"{name} is ragged ({error}); give rows of one shape") from error
+        raise Refusal("wrong_shape", f"{name} is ragged ({error}); give rows of one shape") from error
     if values.dtype.kind not in "fiub":
         raise TypeError(f"{name} holds {values.dtype}, not numbers; encode it as numbers first")
     if values.dtype.byteorder not in "=|" or not values.flags.writeable or any(s < 0 for s in values.strides):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thalweg.step.refusal import Refusal
 from thalweg.step.targets import (
     IGNORED,
     Classes,
@@ -170,7 +171,8 @@ def _binary_cross_entropy() -> Loss:
     def check(target: Tensor) -> None:
         if target.numel() and not (bool((target >= 0).all()) and bool((target <= 1).all())):
             low, high = target.min().item(), target.max().item()
-            raise ValueError(f"binary_cross_entropy takes targets from 0 to 1, got values from {low:.4g} to {high:.4g}")
+            words = f"binary_cross_entropy takes targets from 0 to 1, got values from {low:.4g} to {high:.4g}"
+            raise Refusal("bad_labels", words)
 
     expects = "logits: raw scores, no sigmoid"
     return _of_elements("binary_cross_entropy", expects, F.binary_cross_entropy_with_logits, check)
@@ -206,9 +208,10 @@ def _kl_divergence() -> Loss:
     def inspect(output: Any, target: Any) -> None:
         check_tensors("kl_divergence", output, target)
         if output.shape != target.shape or output.ndim < 2:
-            raise ValueError(
+            raise Refusal(
+                "wrong_shape",
                 f"kl_divergence takes log-probabilities and probabilities of one shape [batch, ..., classes], got "
-                f"{list(output.shape)} and {list(target.shape)}"
+                f"{list(output.shape)} and {list(target.shape)}",
             )
         check_log_probabilities("kl_divergence", output)
         check_probabilities("the target", target, -1)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg.step.refusal import Refusal
+
 IGNORED = -100
 """Index targets of this value count for nothing, as in `torch.nn.functional.cross_entropy`."""
 
@@ -48,9 +50,10 @@ class Classes:
             return output, _indices(output, target)
         if len(scores) == 2 and labels == (scores[0], 1):
             return output, _indices(output, target).squeeze(1)
-        raise ValueError(
+        raise Refusal(
+            "wrong_shape",
             f"the target's shape {list(labels)} does not fit the output's {list(scores)}: expected class indices "
-            f"{list(scores[:-1])}, or class probabilities {list(scores)}"
+            f"{list(scores[:-1])}, or class probabilities {list(scores)}",
         )
 
     def _soft(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,8 +76,9 @@ def matched(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if target.shape != output.shape:
         scores, values = output.shape, target.shape
         if {len(scores), len(values)} != {1, 2} or scores[0] != values[0] or output.numel() != target.numel():
-            raise ValueError(
-                f"the target's shape {list(values)} does not fit the output's {list(scores)}: they must be equal"
+            raise Refusal(
+                "wrong_shape",
+                f"the target's shape {list(values)} does not fit the output's {list(scores)}: they must be equal",
             )
         target = target.reshape(scores)
     return output, target if target.dtype is output.dtype else target.to(output.dtype)
@@ -100,8 +104,9 @@ def check_finite(target: Any) -> None:
     if isinstance(target, Tensor):
         if target.is_floating_point() and not bool((finite := target.isfinite()).all()):
             place = _first(~finite)
-            raise ValueError(
-                f"the target holds {target[tuple(place)].item()} at position {_at(place)}: remove or mend it"
+            raise Refusal(
+                "non_finite",
+                f"the target holds {target[tuple(place)].item()} at position {_at(place)}: remove or mend it",
             )
     elif isinstance(target, tuple | list | dict):
         for part in target.values() if isinstance(target, dict) else target:
@@ -113,9 +118,10 @@ def check_classes(loss: str, output: Tensor, target: Tensor, ignored: int = IGNO
     axis = 1 if output.ndim > 1 else 0
     num_classes = output.shape[axis]
     if num_classes < 2:
-        raise ValueError(
+        raise Refusal(
+            "loss_output_mismatch",
             f"{loss} needs an output of at least two classes, got {list(output.shape)}: use binary_cross_entropy "
-            "for one unit"
+            "for one unit",
         )
     if target.is_floating_point():
         check_probabilities("the target", target, axis)
@@ -124,32 +130,36 @@ def check_classes(loss: str, output: Tensor, target: Tensor, ignored: int = IGNO
     if bool(wrong.any()):
         place = _first(wrong)
         label = target[tuple(place)].item()
-        raise ValueError(
+        raise Refusal(
+            "bad_labels",
             f"label {label} at position {_at(place)} is out of range: the output has {num_classes} "
-            f"classes, so labels run from 0 to {num_classes - 1} ({ignored} is ignored)"
+            f"classes, so labels run from 0 to {num_classes - 1} ({ignored} is ignored)",
         )
 
 
 def check_probabilities(name: str, p: Tensor, axis: int) -> None:
     """Refuse negative values and sums that are not one."""
+    code = "bad_labels" if name == "the target" else "loss_output_mismatch"
     if bool((negative := p < 0).any()):
         place = _first(negative)
-        raise ValueError(f"{name} must be probabilities, got {p[tuple(place)].item():.4g} at position {_at(place)}")
+        raise Refusal(code, f"{name} must be probabilities, got {p[tuple(place)].item():.4g} at position {_at(place)}")
     total = p.sum(axis)
     if bool((off := ~((total - 1).abs() <= _SUM_TOLERANCE)).any()):
         place = _first(off)
-        raise ValueError(
+        raise Refusal(
+            code,
             f"{name} must be probabilities that sum to one over the classes, got a sum of "
-            f"{total[tuple(place)].item():.4g} at position {_at(place)}"
+            f"{total[tuple(place)].item():.4g} at position {_at(place)}",
         )
 
 
 def check_log_probabilities(loss: str, output: Tensor) -> None:
     """Refuse outputs above zero."""
     if output.numel() and (largest := output.max().item()) > 1e-4:  # log_softmax itself rounds to a little above 0
-        raise ValueError(
+        raise Refusal(
+            "loss_output_mismatch",
             f"{loss} expects log-probabilities, none above 0, but the output reaches {largest:.4g}: "
-            "end the model with log_softmax, or use cross_entropy"
+            "end the model with log_softmax, or use cross_entropy",
         )
 
 
@@ -171,7 +181,7 @@ def check_ctc(output: Any, target: Any) -> None:
             raise ValueError(f"ctc takes whole {name} lengths [{batch}], got {lengths.dtype} {list(lengths.shape)}")
         if batch and not (int(lengths.min()) >= 0 and int(lengths.max()) <= longest):
             low, high = int(lengths.min()), int(lengths.max())
-            raise ValueError(f"ctc: {name} lengths run from 0 to {longest} here, got {low} to {high}")
+            raise Refusal("bad_labels", f"ctc: {name} lengths run from 0 to {longest} here, got {low} to {high}")
     if batch and not bool((label_lengths.to(input_lengths.device) <= input_lengths).any()):
         raise ValueError(
             f"ctc: every label is longer than its input (output {list(output.shape)}): none can be aligned"
@@ -179,15 +189,18 @@ def check_ctc(output: Any, target: Any) -> None:
     inside = torch.arange(labels.shape[1], device=labels.device) < label_lengths.to(labels.device).unsqueeze(1)
     wrong = labels[inside & ((labels < 1) | (labels >= num_classes))]
     if wrong.numel():
-        raise ValueError(f"ctc: labels run from 1 to {num_classes - 1} (0 is the blank), got {wrong[0].item()}")
+        raise Refusal(
+            "bad_labels", f"ctc: labels run from 1 to {num_classes - 1} (0 is the blank), got {wrong[0].item()}"
+        )
 
 
 def _indices(output: Tensor, target: Tensor) -> Tensor:
     if target.is_floating_point() or target.is_complex():
         dtype = str(target.dtype).removeprefix("torch.")
-        raise ValueError(
+        raise Refusal(
+            "bad_labels",
             f"the target {list(target.shape)} for the output {list(output.shape)} must be class indices, got {dtype}: "
-            "convert the labels to integers, or give class probabilities of the output's shape"
+            "convert the labels to integers, or give class probabilities of the output's shape",
         )
     return target if target.dtype is torch.int64 else target.long()
 
@@ -197,7 +210,8 @@ def _probability_axis(target: Tensor) -> int:
     for axis in (-1, 1):
         if bool(((target.sum(axis) - 1).abs() <= _SUM_TOLERANCE).all()):
             return axis
-    raise ValueError(f"class probabilities {list(target.shape)} must sum to one on the last axis or on axis 1")
+    words = f"class probabilities {list(target.shape)} must sum to one on the last axis or on axis 1"
+    raise Refusal("bad_labels", words)
 
 
 def _first(wrong: Tensor) -> list[int]:
