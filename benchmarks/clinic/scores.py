@@ -47,7 +47,7 @@ LATER = frozenset({
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0)
 STUCK = {
     "saddle_point": "saddle", "local_minimum": "minimum", "plateau": "plateau", "slow_convergence": "slow",
-    "learning_rate_too_low": "slow", "noise_floor": "slow",
+    "learning_rate_too_low": "slow",
 }  # fmt: skip
 """What is measured at the end is a slope, or none: whether short steps or noise keep a training there is not."""
 
