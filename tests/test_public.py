@@ -41,6 +41,12 @@ def test_the_words_of_gradients_are_no_modules() -> None:
     assert all(getattr(room, word).__doc__ for word in room.__all__)
 
 
+def test_rooms_with_words_of_their_own() -> None:
+    code = "import thalweg; print(thalweg.optim.KFAC.__name__, thalweg.gradients.spectrum.__name__)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["KFAC", "spectrum"]
+
+
 def loaded(statement: str) -> set[str]:
     """The top-level packages that a statement brings in, in a process of its own."""
     code = f"{statement}\nimport sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"

@@ -98,7 +98,13 @@ _WORDS = {
 __all__ = [*sorted(_WORDS), "__version__"]
 
 
+_ROOMS = ("gradients", "optim")
+"""Rooms with words of their own: `thalweg.optim.KFAC`."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"thalweg.{name}")
     if name not in _WORDS:
         raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
     word = getattr(import_module(f"thalweg.{_WORDS[name]}"), name)

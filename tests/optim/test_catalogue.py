@@ -9,6 +9,8 @@ from thalweg.optim.catalogue import RULES, build
 FUSED = ["sgd", "momentum", "nesterov", "adagrad", "adam", "adamw"]
 OTHERS = ["rmsprop", "adadelta", "adamax", "nadam", "radam", "adafactor", "asgd", "rprop"]
 NAMES = [*FUSED, *OTHERS]
+OURS = ["lbfgs", "kfac", "gauss_newton"]
+"""Which evaluate the loss by themselves."""
 
 
 def network():
@@ -26,7 +28,7 @@ def groups(optimizer, model):
 
 
 def test_the_names_of_the_interface():
-    assert set(RULES) == set(NAMES)
+    assert set(RULES) == {*NAMES, *OURS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,7 +150,18 @@ def test_options():
     assert build("momentum", network().named_parameters(), options={"momentum": 0.5}).defaults["momentum"] == 0.5
 
 
-@pytest.mark.parametrize("name", ["adma", "lbfgs", "soap", "muon", "kfac", "gauss_newton"])
+@pytest.mark.parametrize("name", OURS)
+def test_rules_that_need_the_loss_are_made_of_it(name):
+    model = network()
+    optimizer = build(name, model.named_parameters(), 0.5, model=model, loss="mse")
+    assert type(optimizer) is RULES[name].make
+    assert optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["initial_lr"] == 0.5
+    low, high = RULES[name].range
+    assert low < RULES[name].learning_rate < high
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("name", ["adma", "soap", "muon"])
 def test_unknown_rule(name):
     with pytest.raises(ValueError, match=f"unknown optimizer '{name}'.*Known are: sgd, momentum"):
         build(name, network().named_parameters())

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thalweg.gradients.outputs import Map, loss_hessian
+from thalweg.gradients.pieces import as_float
 from thalweg.step.losses import Loss, resolve
 from thalweg.step.targets import IGNORED, Classes, matched
 
@@ -71,6 +73,70 @@ def columns(
     sign = _signs(z, axis, generator) if output.ndim > 2 else 1.0
     for k in range(z.shape[axis] if z.ndim > 1 else 1):
         yield z, _column(p, c, known, axis, k) * sign
+
+
+def bend(output: Tensor, target: Any, loss: Any, u: Tensor) -> Tensor:
+    """uᵀ (∂²J/∂z²) u, a scalar: in closed form for the three losses, else by differentiating twice.
+
+    Args:
+        output: [batch, …] as the loss takes it.
+        target: what the loss takes.
+        loss: a name, function or module.
+        u: a change of the outputs, in their shape.
+    """
+    known = family(loss)
+    if not known:
+        with torch.enable_grad():
+            (hu,) = loss_hessian(resolve(loss), output.detach().requires_grad_(), target)([u])
+        return (u * hu).sum(dtype=torch.float64)
+    z, c, axis = _terms(output, target, loss, known)
+    is_placed = known == "cross_entropy" and isinstance(loss, str | Loss)
+    z, u = as_float(z.detach()), as_float(Classes()(u, target)[0] if is_placed else u.reshape(z.shape))
+    if known == "mse":
+        return (2 * c * u.square()).sum(dtype=torch.float64)
+    p = _predicted(z, known, axis)
+    if known == "binary_cross_entropy":
+        return (c * p * (1 - p) * u.square()).sum(dtype=torch.float64)
+    mean = (p * u).sum(axis, keepdim=True)
+    return (c * p * (u - mean).square()).sum(dtype=torch.float64)
+
+
+def curved(output: Any, target: Any, loss: Any) -> Map | None:
+    """The map u ↦ ∂²J/∂z² u in closed form, u in the form of the outputs; None where it is not known here."""
+    known = family(loss)
+    if not known or not isinstance(output, Tensor) or output.ndim == 0:
+        return None
+    z, c, axis = _terms(output, target, loss, known)
+    if z.shape != output.shape:
+        return None
+    p = _predicted(z.detach(), known, axis)
+    if known == "cross_entropy":
+        weight = c * p
+        return lambda u: [weight * (u[0] - (p * u[0]).sum(axis, keepdim=True))]
+    weight = 2 * c if known == "mse" else c * p * (1 - p)
+    return lambda u: [weight * u[0]]
+
+
+def blocks(output: Tensor, target: Any, loss: Any) -> Tensor | None:
+    """∂²J/∂z² example by example, for one row of outputs an example; None where it is not known here.
+
+    Returns:
+        [batch, outputs, outputs], or its diagonal [batch, outputs] where there is nothing beside it.
+    """
+    known = family(loss)
+    if not known or output.ndim > 2 or output.ndim == 0:
+        return None
+    z, c, axis = _terms(output, target, loss, known)
+    if z.shape != output.shape:
+        return None
+    p = _predicted(as_float(z.detach()), known, axis)
+    if known == "mse":
+        return (2 * c).expand_as(p).reshape(len(p), -1)
+    if known == "binary_cross_entropy":
+        return (c * p * (1 - p)).reshape(len(p), -1)
+    if p.ndim != 2:
+        return None
+    return c.unsqueeze(-1) * (torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1))
 
 
 def family(loss: Any) -> str:

@@ -62,6 +62,8 @@ class KroneckerFactors:
     rows: slice
     """The rows of weight and bias that are meant: all, but for the projections of attention."""
     bias_rows: slice
+    num_rows: int = 0
+    """Rows that A is a mean over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +292,7 @@ class _Sum:
             self.rows = slice(self.rows.start, self.rows.start + out)
         if self.names[1] is not None:
             bias_rows = slice(self.bias_row, self.bias_row + len(self.G))
-        return KroneckerFactors(self.A.div_(self.num_rows), self.G, *self.names, self.rows, bias_rows)
+        return KroneckerFactors(self.A.div_(self.num_rows), self.G, *self.names, self.rows, bias_rows, self.num_rows)
 
 
 def gram(blocks: Iterable[Tensor], with_bias: bool = False) -> Tensor:

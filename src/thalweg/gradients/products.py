@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from thalweg.gradients.columns import curved
 from thalweg.gradients.outputs import DRAWN, NATURAL, Map, derivative, fisher_of_outputs, loss_hessian, require_second
 from thalweg.gradients.taps import uncompiled
 from thalweg.step.backward import BatchLoss
@@ -203,7 +204,7 @@ class Curvature:
         terms = self.loss.num_terms(tree, y)
         output = mapped(lambda t: t.detach().requires_grad_(t.requires_grad), tree)
         if self.matrix in ("ggn", "fisher"):
-            bend = loss_hessian(self.loss, output, y)
+            bend = curved(output, y, self.loss) or loss_hessian(self.loss, output, y)
         else:
             drawn = self.sampling.draws if self.matrix == "monte_carlo_fisher" else 0
             source = seeds.generator(self.sampling.seed, "fisher", index, device=self.device)

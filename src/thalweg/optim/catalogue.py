@@ -1,4 +1,4 @@
-"""Update rules by name: name → optimizer of `torch.optim`, with the learning rate and range of each.
+"""Update rules by name: name → optimizer of `torch.optim` or of this room, with the learning rate and range of each.
 
 Letters: θ parameters, g gradient, α learning rate, λ weight decay, t number of the update from 1.
 """
@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from thalweg.optim.gauss_newton import GaussNewton
+from thalweg.optim.kfac import KFAC
+from thalweg.optim.lbfgs import LBFGS
+from thalweg.step.batches import automatic_size
 from thalweg.step.losses import unknown
 
 
@@ -33,6 +37,12 @@ class Rule:
     """What differs from torch's own defaults."""
     has_fused: bool = False
     """A fused kernel exists on cpu, cuda and mps."""
+    of_model: bool = False
+    """Made of (model, loss, …) instead of parameters."""
+    is_searched: bool = True
+    """Whether `"auto"` looks for a rate; not where it is a share of a step whose length the rule finds."""
+    batch_size: Callable[[int | None], int | None] = automatic_size
+    """Examples in all → what `batch_size="auto"` means; None is all of them."""
 
 
 _SGD, _ROBBINS = torch.optim.SGD, "Robbins & Monro 1951"
@@ -137,6 +147,35 @@ RULES: dict[str, Rule] = {
         "Each step size grows by 1.2 while g keeps its sign and halves when it turns; for whole batches.",
         "Riedmiller & Braun 1993",
     ),
+    "lbfgs": Rule(
+        LBFGS,
+        1.0,
+        (0.03, 3.0),
+        "d = −H⁻¹g from the last pairs of θ and g; θ ← θ + td, t by line search from α on; for whole batches.",
+        "Liu & Nocedal 1989",
+        is_searched=False,
+        batch_size=lambda count: None,
+    ),
+    "kfac": Rule(
+        KFAC,
+        1.0,
+        (0.03, 3.0),
+        "D = G⁻¹gA⁻¹, layer by layer; θ ← θ − αβD, β the best for the Gauss–Newton model of the loss.",
+        "Martens & Grosse 2015",
+        of_model=True,
+        is_searched=False,
+        batch_size=lambda count: max(128, automatic_size(count)),
+    ),
+    "gauss_newton": Rule(
+        GaussNewton,
+        1.0,
+        (0.03, 3.0),
+        "(JᵀHJ + λI)d = −g; θ ← θ + td, t = α or what of it lowers the loss; λ by Levenberg–Marquardt.",
+        "Martens 2010; Marquardt 1963",
+        of_model=True,
+        is_searched=False,
+        batch_size=lambda count: None if count is not None and count <= 2048 else 1024,
+    ),
 }
 
 AUTO = "adamw"
@@ -150,6 +189,8 @@ def build(
     named_parameters: Iterable[tuple[str, Tensor]],
     learning_rate: float | str = "auto",
     options: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    loss: Any = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of a name over the parameters that require a gradient.
 
@@ -163,6 +204,8 @@ def build(
         learning_rate: a number, or "auto" for the rule's own.
         options: further arguments of the torch class; and "groups", a dict of name patterns (`fnmatch`; the first
             that matches counts) to what differs there: {"head.*": {"learning_rate": 0.01, "weight_decay": 0.0}}.
+        model: what rules that evaluate the loss by themselves are made of.
+        loss: the same.
 
     Raises:
         ValueError: an unknown rule, a rate out of range, a pattern that matches nothing, or nothing to train.
@@ -182,13 +225,22 @@ def build(
     parameters = {word: p for word, p in named_parameters if p.requires_grad}
     if not parameters:
         raise ValueError("nothing to train: no parameter requires a gradient")
+    rate = rule.learning_rate if learning_rate == "auto" else _rate(learning_rate)
+    arguments = {word: _argument(value) for word, value in given.items()}
+    if rule.of_model:
+        if patterns:
+            raise ValueError(f"{name} makes its own groups of parameters: leave groups out of its options")
+        made: Any = rule.make
+        return _begun(made(model, loss, lr=rate, **arguments))
     is_split = rule.make is torch.optim.AdamW and given.get("weight_decay") != 0
     groups = _groups(parameters, patterns, is_split)
-    arguments = {word: _argument(value) for word, value in given.items()}
-    rate = rule.learning_rate if learning_rate == "auto" else _rate(learning_rate)
-    optimizer = rule.make(groups, lr=rate, **{**_kernel(rule, parameters, given), **arguments})  # type: ignore[call-arg]
-    for built in optimizer.param_groups:
-        built["initial_lr"] = built["lr"]
+    return _begun(rule.make(groups, lr=rate, **{**_kernel(rule, parameters, given), **arguments}))  # type: ignore[call-arg]
+
+
+def _begun(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Each group knows the rate that schedules multiply."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
     return optimizer
 
 
@@ -198,7 +250,8 @@ def options_of(name: str) -> list[str]:
     >>> "momentum" in options_of("sgd"), "momentum" in options_of("adamw")
     (True, False)
     """
-    return [word for word in inspect.signature(RULES[name].make).parameters if word not in ("params", "lr")]
+    given = ("params", "lr", "model", "loss")
+    return [word for word in inspect.signature(RULES[name].make).parameters if word not in given]
 
 
 def _groups(parameters: dict[str, Tensor], patterns: Mapping[str, Any], is_split: bool) -> list[dict[str, Any]]:
@@ -231,7 +284,7 @@ def _kernel(rule: Rule, parameters: dict[str, Tensor], given: Mapping[str, Any])
     is_floating = all(parameter.is_floating_point() for parameter in parameters.values())
     if rule.has_fused and is_floating and devices <= set(_FUSED_DEVICES):
         return {"fused": True}
-    return {"foreach": True} if devices == {"cuda"} else {}
+    return {"foreach": True} if devices == {"cuda"} and rule.make.__module__.startswith("torch.") else {}
 
 
 def _rate(value: Any) -> float:

@@ -96,18 +96,20 @@ def _assembled(
     limits, total = _limits(settings, batches)
     metrics = resolve_metrics(settings.metrics, loss.name if loss is not None else None)
     _check_measured(settings, metrics, loss is not None, validation is not None)
-    optimizer = _optimizer(forward, settings)
+    optimizer = _optimizer(forward, loss, settings)
+    _check_clipping(optimizer, settings)
     chosen = Chosen(
         batches=batches,
         validation=validation,
         optimizer=optimizer,
         update=Update(optimizer, Clip(settings.clip_norm, settings.clip_value)),
-        schedule=schedules.build(settings.schedule, optimizer, total, batches.per_epoch),
+        schedule=schedules.build(_schedule(settings, batches), optimizer, total, batches.per_epoch),
         metrics=metrics,
         average=_average(forward, settings, batches, total),
         limits=limits,
         has_norm=has_norm,
-        anneals=settings.schedule in ANNEALING or (settings.schedule == "auto" and total is not None),
+        anneals=_schedule(settings, batches) in ANNEALING
+        or (_schedule(settings, batches) == "auto" and total is not None),
         decided={},
     )
     chosen.decided = _decided(forward, loss, settings, chosen, total)
@@ -120,6 +122,8 @@ def _notes(settings: Settings, batches: Batches, has_norm: bool) -> list[str]:
     notes, order = [], batches.order
     if isinstance(batches.data, Stream) and settings.batch_size != "auto":
         notes.append("The data brings batches of its own: batch_size was not used.")
+    if settings.optimizer == "lbfgs" and order.batch_size is not None:
+        notes.append("L-BFGS takes what differs between two batches for curvature: batch_size='full' is meant for it.")
     if has_norm and (order.accumulate > 1 or order.batch_size is None):
         notes.append(
             "Batch norm normalises each micro-batch by itself, so the gradient differs from that of the whole batch."
@@ -173,7 +177,10 @@ def _order(data: Data, settings: Settings, keep_single: bool) -> Order:
             raise ValueError('batch_size="full" needs arrays or a Dataset: an iterable brings batches of its own')
         size = None
     elif settings.batch_size == "auto":
-        size = automatic_size(count)
+        rule = catalogue.RULES.get(settings.optimizer) if isinstance(settings.optimizer, str) else None
+        size = automatic_size(count) if rule is None else rule.batch_size(count)
+        if size is None and count is None:
+            raise ValueError(f"{settings.optimizer} takes all data in one batch: give arrays or a Dataset")
     else:
         assert isinstance(settings.batch_size, int)
         size = settings.batch_size if count is None else min(settings.batch_size, count)
@@ -224,13 +231,28 @@ def _check_measured(settings: Settings, metrics: Metrics, has_outputs: bool, has
             raise ValueError(unknown("target", name, known))
 
 
-def _optimizer(forward: Forward, settings: Settings) -> Optimizer:
+def _check_clipping(optimizer: Optimizer, settings: Settings) -> None:
+    """Refuse to clip the gradients of a rule that compares them with the loss.
+
+    Raises:
+        ValueError: clipping was asked for.
+    """
+    if (settings.clip_norm or settings.clip_value) is not None and not getattr(optimizer, "clips", True):
+        name = settings.optimizer if isinstance(settings.optimizer, str) else type(optimizer).__name__
+        raise ValueError(
+            f"{name} goes no further than the loss falls, and a clipped gradient is not the loss's: leave clip_norm "
+            "and clip_value out"
+        )
+
+
+def _optimizer(forward: Forward, loss: Loss | None, settings: Settings) -> Optimizer:
     given = settings.optimizer
     if isinstance(given, Optimizer):
         return _own_optimizer(given, forward, settings)
     if not isinstance(given, str):
         raise TypeError(f"optimizer takes a rule's name or a torch.optim.Optimizer, got {given!r}")
-    return catalogue.build(given, forward.parameters().items(), settings.learning_rate, settings.optimizer_options)
+    named, rate, options = forward.parameters().items(), settings.learning_rate, settings.optimizer_options
+    return catalogue.build(given, named, rate, options, forward.model, loss)
 
 
 def _own_optimizer(given: Optimizer, forward: Forward, settings: Settings) -> Optimizer:
@@ -271,7 +293,7 @@ def _decided(
         "optimizer": "adamw" if rule == "auto" else rule,
         "loss": loss.name if loss is not None else None,
         "learning_rate": chosen.optimizer.param_groups[0]["initial_lr"],
-        "schedule": _schedule_name(settings, total),
+        "schedule": _schedule_name(_schedule(settings, batches), total),
         "batch_size": _batch_size(batches),
         "device": str(batches.device),
         "plan": None,
@@ -285,12 +307,27 @@ def _decided(
     }
 
 
-def _schedule_name(settings: Settings, total: int | None) -> str:
-    if not isinstance(settings.schedule, str):
+def _schedule(settings: Settings, batches: Batches) -> Any:
+    """The schedule that was asked for; where a rule finds the length of its steps on all the data, "auto" is none.
+
+    Raises:
+        ValueError: L-BFGS, and another schedule than a constant one.
+    """
+    if settings.optimizer == "lbfgs" and settings.schedule not in ("auto", "constant"):
+        raise ValueError(
+            "lbfgs finds the length of each step by a line search, which a schedule would mislead: leave schedule out"
+        )
+    is_full = not isinstance(batches.data, Stream) and batches.order.batch_size is None
+    own = settings.optimizer == "lbfgs" or (settings.optimizer == "gauss_newton" and is_full)
+    return "constant" if own and settings.schedule == "auto" else settings.schedule
+
+
+def _schedule_name(schedule: Any, total: int | None) -> str:
+    if not isinstance(schedule, str):
         return "own schedule"
-    if settings.schedule == "auto":
+    if schedule == "auto":
         return "warm-up, then constant" if total is None else "warm-up, then cosine"
-    return settings.schedule
+    return schedule
 
 
 def _batch_size(batches: Batches) -> int | str:

@@ -77,8 +77,9 @@ def is_long(chosen: Chosen, total: int) -> bool:
 
 
 def is_open(settings: Settings) -> bool:
-    """Whether the rate was left open; an optimizer of the user's own brings one."""
-    return settings.learning_rate == "auto" and isinstance(settings.optimizer, str)
+    """Whether the rate was left open; an optimizer of the user's own brings one, and some rules find their steps."""
+    named = isinstance(settings.optimizer, str) and catalogue.RULES.get(settings.optimizer)
+    return settings.learning_rate == "auto" and isinstance(settings.optimizer, str) and (not named or named.is_searched)
 
 
 def _is_once(chosen: Chosen) -> bool:

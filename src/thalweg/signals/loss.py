@@ -19,11 +19,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from thalweg.step.forward import Forward
-from thalweg.step.refusals import attributes_kept
-from thalweg.tensors.named import assign, copied
-from thalweg.tensors.seeds import as_found
-
 #: Losses below which their scatter is left unsaid: of four, a standard deviation is off by 40 %.
 FEWEST = 5
 #: Roundings of the loss that g · Δ must exceed, or the ratio of the two is one of rounding errors; and the loss whose
@@ -42,23 +37,6 @@ def loss_spread(losses: Sequence[float]) -> dict[str, float]:
         return {}
     mean = sum(losses) / count
     return {"loss_spread": math.sqrt(sum((loss - mean) ** 2 for loss in losses) / (count - 1))}
-
-
-class Moment:
-    """What a forward pass draws from, reads and changes beside the weights: random state, buffers, attributes."""
-
-    def __init__(self, forward: Forward) -> None:
-        trained = {id(p) for p in forward.parameters().values()}
-        self._put_back_random = as_found()
-        self._state = {name: t for name, t in forward.state().items() if id(t) not in trained}
-        self._values = copied(self._state)
-        self._put_back_attributes = attributes_kept(forward.model)
-
-    def put_back(self) -> None:
-        """All is as it was then."""
-        self._put_back_random()
-        assign(self._state, self._values)
-        self._put_back_attributes()
 
 
 def along(gradients: Sequence[Tensor | None], moves: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from thalweg.signals.cadence import is_awaited, is_sampled
 from thalweg.signals.layers import Layers
 from thalweg.step.forward import Forward
 from thalweg.step.kinds import kind_of
+from thalweg.step.moment import Moment
 from thalweg.step.whole import Step
 
 
@@ -52,7 +53,7 @@ class Signals:
     def take(self, step: Step, number: int, batch: Any, watcher: Any = None) -> Tensor:
         """Make a step that is reported, or awaited by one that is sampled; returns its loss."""
         is_repeated = is_sampled(number) and step.can_repeat
-        found = loss.Moment(self._model) if is_repeated else None
+        found = Moment(self._model) if is_repeated else None
         with self.taking(number, batch):
             value = step(batch, self, watcher)
         if found is not None and "promised" in self._held:
@@ -109,9 +110,9 @@ class Signals:
                 self._held["promised"] = loss.along(self._gradients, moved)
             self._gradients = None
 
-    def _repeat(self, step: Step, batch: Any, found: loss.Moment, value: Tensor) -> None:
+    def _repeat(self, step: Step, batch: Any, found: Moment, value: Tensor) -> None:
         """Take the loss of the same batch once more, by the same function; nothing of it stays."""
-        now = loss.Moment(self._model)
+        now = Moment(self._model)
         found.put_back()
         try:
             after = step.again(batch)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.signals.loss import Moment
 from thalweg.step.backward import objective
 from thalweg.step.data import Batch
 from thalweg.step.kinds import Kind, class_axis
+from thalweg.step.moment import Moment
 from thalweg.step.whole import Step
 from thalweg.tensors.named import leaves
 

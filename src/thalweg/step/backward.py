@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from thalweg.step.batches import Parts
 from thalweg.step.data import Batch, num_examples
 from thalweg.step.forward import Forward
 
@@ -42,6 +43,19 @@ def objective(forward: Forward, loss: BatchLoss | None, batch: Batch) -> tuple[T
         return forward.own_loss(x, y), None
     output = forward(x)
     return loss(output, y), output
+
+
+def gradient(forward: Forward, loss: BatchLoss | None, batch: Any, watcher: Watcher | None = None) -> Tensor:
+    """Add the gradient over a batch, or over all of its micro-batches, to `.grad`; returns the loss over it."""
+    if type(batch) is Parts:
+        return accumulate(forward, loss, batch, watcher)
+    value, output = objective(forward, loss, batch)
+    if forward.is_keras and (added := forward.added_loss()) is not None:
+        value = value + added
+    value.backward()  # type: ignore[no-untyped-call]
+    if watcher is not None and output is not None:
+        watcher.update(output, batch[1])
+    return value.detach()
 
 
 def accumulate(

@@ -27,6 +27,8 @@ from thalweg.step.update import Probe, Update
 from thalweg.step.whole import Step
 from thalweg.tensors.named import leaves
 
+OWN_STEP = "Steps run eagerly: the rule evaluates the loss by itself."
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -86,7 +88,9 @@ class PlannedStep(Step):
             self._undo.enter_context(allocator.kept())
         self._undo.callback(torch.set_num_threads, self._threads)
         self.follow(self.plan)
-        if self.asked.plan is None and is_cpu and self.asked.by_clock:
+        if self.update.needs_batch or self.update.needs_closure:
+            self.settle(replace(self.plan, compiled_after=None), "" if OWN_STEP in self.plan.notes else OWN_STEP)
+        elif self.asked.plan is None and is_cpu and self.asked.by_clock:
             self._planner = Planner(self)
         elif self.plan.compiled_after is None:
             self.settle()

@@ -65,7 +65,7 @@ HOOKS = (
 def is_recordable(update: Update) -> bool:
     """Whether a rule is nothing but operations on tensors, as far as can be told before trying."""
     optimizer = update.optimizer
-    if update.needs_closure:
+    if update.needs_closure or update.needs_batch:
         return False
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     if any(hooks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,31 @@ class Update:
     def needs_closure(self) -> bool:
         """Whether the rule evaluates the loss by itself, several times a step, as L-BFGS does."""
         return type(self.optimizer).__name__ == "LBFGS"
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether the rule takes gradient and curvature of a batch by itself, as K-FAC and Gauss–Newton do."""
+        return hasattr(self.optimizer, "descend")
+
+    def with_batch(self, batch: Any, probe: Probe | None = None, watcher: Any = None) -> Tensor:
+        """One step of a rule that is a method `descend(batch, graded, watcher) -> loss`.
+
+        It calls `graded`, where that is not None, when the gradients are in `.grad`: they are probed and clipped there.
+        """
+
+        def graded() -> None:
+            if probe is not None:
+                probe.before(self.parameters)
+                probe.gradients(self.parameters)
+            self.clip_gradients()
+
+        needs_gradients = probe is not None or self.clip != Clip()
+        rule: Any = self.optimizer
+        loss: Tensor = rule.descend(batch, graded if needs_gradients else None, watcher)
+        if probe is not None:
+            probe.after(self.parameters)
+        self.optimizer.zero_grad()
+        return loss
 
     def with_closure(self, gradients: Callable[[], Tensor], probe: Probe | None = None) -> Tensor:
         """One step of a rule that wants to re-evaluate; the loss at its first evaluation, which is what is probed."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thalweg.step import keras
-from thalweg.step.backward import BatchLoss, Watcher, accumulate, objective, value
+from thalweg.step.backward import BatchLoss, Watcher, gradient, value
 from thalweg.step.batches import Parts
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
@@ -28,7 +28,9 @@ class Step:
 
     def __call__(self, batch: Batch | Parts, probe: Probe | None = None, watcher: Watcher | None = None) -> Tensor:
         """Make one update; returns the loss on the batch before it, a detached scalar."""
-        if self.update.needs_closure:
+        if self.update.needs_batch:
+            loss = self.update.with_batch(batch, probe, watcher)
+        elif self.update.needs_closure:
             loss = self.update.with_closure(lambda: self.gradients(batch, watcher), probe)
         else:
             loss = self.gradients(batch, watcher)
@@ -55,17 +57,6 @@ class Step:
     def gradients(self, batch: Any, watcher: Watcher | None = None) -> Tensor:
         """Forward, loss, backward: adds the gradient to the parameters' `.grad` and returns the loss."""
         if self.arithmetic is None:
-            return self._gradients(batch, watcher)
+            return gradient(self.forward, self.loss, batch, watcher)
         with torch.autocast(next(iter(self.update.parameters)).device.type, self.arithmetic):
-            return self._gradients(batch, watcher)
-
-    def _gradients(self, batch: Any, watcher: Watcher | None) -> Tensor:
-        if type(batch) is Parts:
-            return accumulate(self.forward, self.loss, batch, watcher)
-        loss, output = objective(self.forward, self.loss, batch)
-        if self.forward.is_keras and (added := self.forward.added_loss()) is not None:
-            loss = loss + added
-        loss.backward()  # type: ignore[no-untyped-call]
-        if watcher is not None and output is not None:
-            watcher.update(output, batch[1])
-        return loss.detach()
+            return gradient(self.forward, self.loss, batch, watcher)

@@ -1,0 +1,122 @@
+"""Who takes part: each rule made of a model, a loss and a rate; in the middle of its grid the rate its authors name.
+
+A rule whose package is absent says so in its cells. Peers run in the environment that environments.sh makes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PEERS = Path(os.environ.get("THALWEG_PEERS", Path(__file__).resolve().parents[3] / "thalweg-peers"))
+"""Where environments.sh put the peers' environment: beside the checkout."""
+POINTS = 7
+"""Of the grid of rates: half decades about the middle."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A rule."""
+
+    title: str
+    make: Callable[[nn.Module, str, float], Any]
+    """(model, name of the loss, rate) → optimizer."""
+    rate: float
+    way: str = "gradient"
+    """How it is driven: "gradient", "closure" or "batch"."""
+    is_full: bool = False
+    """It takes all examples in every step."""
+    package: str | None = None
+    ours: bool = False
+
+    @property
+    def rates(self) -> list[float]:
+        """The grid: a half decade from one to the next."""
+        return [float(f"{self.rate * 10 ** ((i - POINTS // 2) / 2):.4g}") for i in range(POINTS)]
+
+    @property
+    def python(self) -> Path:
+        return Path(sys.executable) if self.ours or self.package is None else PEERS / "rules" / "bin" / "python"
+
+
+def _split(model: nn.Module) -> tuple[list[Any], list[Any]]:
+    """Matrices inside, and the rest: first and last layer, vectors."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [name for name, p in named if p.ndim == 2]
+    inner = set(matrices[1:-1])
+    return [p for name, p in named if name in inner], [p for name, p in named if name not in inner]
+
+
+class Both:
+    """Two optimizers as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+
+def _muon(model: nn.Module, loss: str, rate: float) -> Any:
+    inner, rest = _split(model)
+    adamw = torch.optim.AdamW(rest, rate, fused=True)
+    if not inner:
+        return adamw
+    return Both(torch.optim.Muon(inner, rate, adjust_lr_fn="match_rms_adamw"), adamw)
+
+
+def _ours(name: str) -> Callable[[nn.Module, str, float], Any]:
+    def make(model: nn.Module, loss: str, rate: float) -> Any:
+        from thalweg.optim import catalogue
+
+        return catalogue.build(name, model.named_parameters(), rate, model=model, loss=loss)
+
+    return make
+
+
+def _of(name: str, **options: Any) -> Callable[[nn.Module, str, float], Any]:
+    def make(model: nn.Module, loss: str, rate: float) -> Any:
+        import pytorch_optimizer
+
+        return getattr(pytorch_optimizer, name)(model.parameters(), lr=rate, **options)
+
+    return make
+
+
+def _torch(name: str, **options: Any) -> Callable[[nn.Module, str, float], Any]:
+    return lambda model, loss, rate: getattr(torch.optim, name)(model.parameters(), lr=rate, **options)
+
+
+ENTRANTS = {
+    "kfac": Entrant("thalweg K-FAC", _ours("kfac"), 1.0, "batch", ours=True),
+    "gauss_newton": Entrant("thalweg Gauss–Newton", _ours("gauss_newton"), 1.0, "batch", ours=True),
+    "lbfgs": Entrant("thalweg L-BFGS", _ours("lbfgs"), 1.0, "closure", is_full=True, ours=True),
+    "adamw": Entrant("torch AdamW, fused", _torch("AdamW", fused=True), 1e-3),
+    "nadamw": Entrant("torch NadamW", _torch("NAdam", decoupled_weight_decay=True, weight_decay=0.01), 2e-3),
+    "momentum": Entrant("torch SGD, momentum 0.9", _torch("SGD", momentum=0.9, fused=True), 0.03),
+    "torch-lbfgs": Entrant(
+        "torch L-BFGS, strong Wolfe", _torch("LBFGS", line_search_fn="strong_wolfe"), 1.0, "closure", is_full=True
+    ),
+    "torch-muon": Entrant("torch Muon, AdamW beside", _muon, 1e-3),
+    "soap": Entrant("pytorch_optimizer SOAP", _of("SOAP"), 3e-3, package="pytorch_optimizer"),
+    "shampoo": Entrant(
+        "pytorch_optimizer Shampoo, every 10th", _of("Shampoo", preconditioning_compute_steps=10), 1e-2,
+        package="pytorch_optimizer",
+    ),
+    "schedule-free": Entrant(
+        "pytorch_optimizer Schedule-Free AdamW", _of("ScheduleFreeAdamW"), 2.5e-3, package="pytorch_optimizer"
+    ),
+    "prodigy": Entrant("pytorch_optimizer Prodigy", _of("Prodigy"), 1.0, package="pytorch_optimizer"),
+}  # fmt: skip
