@@ -1,1 +1,20 @@
-"""Update rules by name, learning-rate schedules, weight averages."""
+"""Update rules by name, learning-rate schedules, weight averages; and the rules that torch.optim lacks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thalweg.optim.muon import Muon as Muon
+    from thalweg.optim.soap import SOAP as SOAP
+
+_WORDS = {"Muon": "muon", "SOAP": "soap"}
+
+__all__ = sorted(_WORDS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WORDS:
+        raise AttributeError(f"module 'thalweg.optim' has no attribute {name!r}")
+    return getattr(import_module(f"thalweg.optim.{_WORDS[name]}"), name)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from thalweg.optim.matrices import MatrixRule
+from thalweg.optim.muon import Muon
+from thalweg.optim.soap import SOAP
 from thalweg.step.losses import unknown
 
 
@@ -137,6 +140,20 @@ RULES: dict[str, Rule] = {
         "Each step size grows by 1.2 while g keeps its sign and halves when it turns; for whole batches.",
         "Riedmiller & Braun 1993",
     ),
+    "soap": Rule(
+        SOAP,
+        1e-3,
+        (1e-5, 3e-2),
+        "AdamW in the eigenbasis of GGᵀ and GᵀG for each matrix whose basis costs little; AdamW for all others.",
+        "Vyas et al. 2024, algorithm 3",
+    ),
+    "muon": Rule(
+        Muon,
+        1e-3,
+        (1e-5, 3e-2),
+        "W ← W − 0.2 α √max(m, n) O, O the momentum made orthogonal, rows of one size; AdamW for what is no matrix.",
+        "Jordan et al. 2024; Li et al. 2025, algorithm 1",
+    ),
 }
 
 AUTO = "adamw"
@@ -150,6 +167,7 @@ def build(
     named_parameters: Iterable[tuple[str, Tensor]],
     learning_rate: float | str = "auto",
     options: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of a name over the parameters that require a gradient.
 
@@ -163,6 +181,7 @@ def build(
         learning_rate: a number, or "auto" for the rule's own.
         options: further arguments of the torch class; and "groups", a dict of name patterns (`fnmatch`; the first
             that matches counts) to what differs there: {"head.*": {"learning_rate": 0.01, "weight_decay": 0.0}}.
+        model: whose parameters they are, for rules that treat embeddings or the output layer by themselves.
 
     Raises:
         ValueError: an unknown rule, a rate out of range, a pattern that matches nothing, or nothing to train.
@@ -182,8 +201,9 @@ def build(
     parameters = {word: p for word, p in named_parameters if p.requires_grad}
     if not parameters:
         raise ValueError("nothing to train: no parameter requires a gradient")
-    is_split = rule.make is torch.optim.AdamW and given.get("weight_decay") != 0
-    groups = _groups(parameters, patterns, is_split)
+    is_split = issubclass(rule.make, torch.optim.AdamW | MatrixRule) and given.get("weight_decay") != 0
+    apart = rule.make.apart(model) if issubclass(rule.make, MatrixRule) and model is not None else set()
+    groups = _groups(parameters, patterns, is_split, apart)
     arguments = {word: _argument(value) for word, value in given.items()}
     rate = rule.learning_rate if learning_rate == "auto" else _rate(learning_rate)
     optimizer = rule.make(groups, lr=rate, **{**_kernel(rule, parameters, given), **arguments})  # type: ignore[call-arg]
@@ -201,21 +221,27 @@ def options_of(name: str) -> list[str]:
     return [word for word in inspect.signature(RULES[name].make).parameters if word not in ("params", "lr")]
 
 
-def _groups(parameters: dict[str, Tensor], patterns: Mapping[str, Any], is_split: bool) -> list[dict[str, Any]]:
-    """Parameters by the first pattern that matches and by whether they decay, each group in the model's order."""
-    groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
+def _groups(
+    parameters: dict[str, Tensor], patterns: Mapping[str, Any], is_split: bool, apart: Collection[Tensor]
+) -> list[dict[str, Any]]:
+    """Parameters by the first pattern that matches, by whether they decay and by whether they are for AdamW alone, each
+    group in the model's order.
+    """
+    groups: dict[tuple[str | None, bool, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
         options = {} if pattern is None else patterns[pattern]
         decays = not is_split or parameter.ndim >= 2 or "weight_decay" in options
-        if (pattern, decays) not in groups:
+        key = pattern, decays, parameter in apart and "adamw" not in options
+        if key not in groups:
             group = {word: _argument(value) for word, value in options.items()}
             if "learning_rate" in group:
                 group["lr"] = _rate(group.pop("learning_rate"))
-            groups[pattern, decays] = {"params": [], **group, **({} if decays else {"weight_decay": 0.0})}
-        groups[pattern, decays]["params"].append(parameter)
+            groups[key] = {"params": [], **group, **({} if decays else {"weight_decay": 0.0})}
+            groups[key] |= {"adamw": True} if key[2] else {}
+        groups[key]["params"].append(parameter)
     for pattern in patterns:
-        if not any(pattern == matched for matched, _ in groups):
+        if not any(pattern == matched for matched, *_ in groups):
             raise ValueError(
                 f"the group {pattern!r} matches no trainable parameter that an earlier group has not taken; "
                 f"the parameters are {', '.join(parameters)}"

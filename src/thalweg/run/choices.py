@@ -214,7 +214,8 @@ def _optimizer(forward: Forward, settings: Settings) -> Optimizer:
         return _own_optimizer(given, forward, settings)
     if not isinstance(given, str):
         raise TypeError(f"optimizer takes a rule's name or a torch.optim.Optimizer, got {given!r}")
-    return catalogue.build(given, forward.parameters().items(), settings.learning_rate, settings.optimizer_options)
+    options = settings.optimizer_options
+    return catalogue.build(given, forward.parameters().items(), settings.learning_rate, options, forward.model)
 
 
 def _own_optimizer(given: Optimizer, forward: Forward, settings: Settings) -> Optimizer:

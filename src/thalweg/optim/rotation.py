@@ -1,0 +1,110 @@
+"""Adam in a rotated basis, on stacks of matrices: the parts of SOAP (`soap.py`, whose letters these are)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.optim.bases import eigenbasis, turned
+from thalweg.optim.stacks import Stack, size
+
+FLOOR = 1e-3
+"""r: of the root mean square of √V̂, what is added to each."""
+ASPECT = 4
+"""How many times as long as the other a side may be and have a basis."""
+LONGEST = {"cpu": 1024}
+"""The longest side that gets a basis; 4096 on other devices."""
+SIDES = ("left", "right")
+
+
+def sides(p: nn.Parameter) -> tuple[str, ...]:
+    """The sides of a matrix that may have a basis."""
+    m, n = size(p)
+    longest = LONGEST.get(p.device.type, 4096)
+    if min(m, n) > longest:
+        return ()
+    if max(m, n) <= longest and max(m, n) <= ASPECT * min(m, n):
+        return SIDES
+    return ("left",) if m < n else ("right",)
+
+
+def used(stack: Stack) -> list[str]:
+    """The sides that have a basis."""
+    return [side for side in SIDES if side in stack.tensors]
+
+
+def settled(kept: Mapping[str, Any], chosen: Iterable[str]) -> tuple[dict[str, Tensor], bool]:
+    """The bases of some sides and what AdamW has kept, brought into them; and whether a decomposition failed."""
+    M, V = kept["exp_avg"].flatten(1), kept["exp_avg_sq"].flatten(1)
+    sums, found, failed = {"left": V.sum(1), "right": V.sum(0)}, {}, False
+    for side in chosen:
+        values, Q, failure = eigenbasis(kept[side].unsqueeze(0))
+        found[f"{side}_basis"], sums[side] = Q[0], values[0]
+        M = Q[0].mT @ M if side == "left" else M @ Q[0]
+        failed |= failure
+    rows = sums["left"] / sums["left"].sum().clamp_min(torch.finfo(V.dtype).tiny)
+    return found | {"momentum": M.contiguous(), "variance": torch.outer(rows, sums["right"])}, failed
+
+
+def direction(stack: Stack, G: Tensor) -> Tensor:
+    """Take in a gradient `[matrices, m, n]` and return the step U against it."""
+    (β1, β2), t = stack.group["betas"], stack.step
+    M, V = stack.tensors["momentum"], stack.tensors["variance"]
+    arithmetic = torch.bfloat16 if stack.kept[0]["choice"].endswith("bfloat16") else M.dtype
+    bases = {side: stack.cast(f"{side}_basis", arithmetic) for side in used(stack)}
+    G = projected(G.to(arithmetic), bases).to(M.dtype)
+    M.lerp_(G, 1 - β1)
+    V.mul_(β2).addcmul_(G, G, value=1 - β2)
+    root = (1 - β2**t) ** 0.5  # the corrections for t, taken out of the tensors
+    U = M / damped(V, stack.group["eps"] * root)
+    return projected(U.mul_(root / (1 - β1**t)).to(arithmetic), bases, back=True).to(M.dtype)
+
+
+def damped(V: Tensor, ε: float) -> Tensor:
+    """√V + ε + r·rms, the root mean square that of each matrix's √V."""
+    return V.sqrt().add_(V.mean((-2, -1), keepdim=True).sqrt_().mul_(FLOOR).add_(ε))
+
+
+def projected(G: Tensor, bases: Mapping[str, Tensor], back: bool = False) -> Tensor:
+    """QₗᵀG Qᵣ, or back: Qₗ G Qᵣᵀ; a side without a basis stays."""
+    if "left" in bases:
+        G = product(bases["left"] if back else bases["left"].mT, G)
+    if "right" in bases:
+        G = product(G, bases["right"].mT if back else bases["right"])
+    return G
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Of two stacks; a single pair is multiplied faster as matrices than as a batch."""
+    return a @ b if len(a) > 1 else (a[0] @ b[0]).unsqueeze(0)
+
+
+def learn(stack: Stack, G: Tensor) -> None:
+    """Statistics of rows and columns."""
+    β = stack.group["betas"][1] ** stack.group["statistics_period"]
+    for side in used(stack):
+        g = G if side == "left" else G.mT
+        stack.tensors[side].baddbmm_(g, g.mT, beta=β, alpha=1 - β)
+
+
+def refresh(stack: Stack, due: Mapping[str, slice]) -> bool:
+    """Turn the bases of some matrices, and what lies in them; whether a decomposition failed."""
+    failed = False
+    for side, part in due.items():
+        F, Q = stack.tensors[side][part], stack.tensors[f"{side}_basis"][part]
+        if not len(F):
+            continue
+        new = turned(F, Q, stack.group["tolerance"])
+        failed |= new.failed
+        if not new.rows:
+            continue
+        rows = torch.arange(len(stack.parameters), device=F.device)[part][new.rows]
+        turn = Q[new.rows].mT @ new.basis  # from the old basis to the new one
+        M, V = (stack.tensors[name] if side == "left" else stack.tensors[name].mT for name in ("momentum", "variance"))
+        M[rows] = turn.mT @ M[rows]
+        V[rows] = V[rows].gather(1, new.order.unsqueeze(-1).expand(-1, -1, V.shape[-1]))
+        Q[new.rows] = new.basis
+    return failed
