@@ -6,6 +6,7 @@ eigenvalues. A decomposition that fails leaves the basis as it is: a stale basis
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,13 +60,14 @@ def turned(F: Tensor, Q: Tensor, tolerance: float) -> Turned:
     Off is ‖QᵀFQ − diag‖ / ‖F‖ (Frobenius), as in Eschenhagen et al. 2025, "Purifying Shampoo", section 4; since
     ‖QᵀFQ‖ = ‖F‖, the diagonal is enough to know it. Columns are sorted by diag QᵀFQ before. It reads back to the host.
     """
+    trace = F.diagonal(dim1=-2, dim2=-1).sum(-1)
+    F = F / trace.clamp_min(torch.finfo(F.dtype).tiny)[:, None, None]  # its square has the range of a square
     FQ = F @ Q
     diagonal = (Q * FQ).sum(-2)
-    total = F.square().sum((-2, -1))
-    off = 1 - diagonal.square().sum(-1) / total
+    off = 1 - diagonal.square().sum(-1) / F.square().sum((-2, -1))
     rows, failed = [], False
-    for row, (share, size) in enumerate(torch.stack([off, total], -1).tolist()):
-        if not size < float("inf"):
+    for row, (share, size) in enumerate(torch.stack([off, trace], -1).tolist()):
+        if not size < math.inf:
             failed = True
         elif size and share > tolerance**2:
             rows.append(row)

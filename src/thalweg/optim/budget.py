@@ -79,7 +79,7 @@ def decided(
         allowed = sides(matrices[shapes[shape][0]][1])
         if not set(choice.sides) <= set(allowed):
             raise ValueError(
-                f"choices gives {shape} {choice.words!r}, and it can have {' and '.join(allowed) or 'none'}"
+                f"{shape} cannot have {choice.words!r}: its sides are {' and '.join(allowed) or 'too long'}"
             )
     left = {shape: members for shape, members in shapes.items() if shape not in found}
     if limit is None:

@@ -68,17 +68,16 @@ class MatrixRule(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._active = None
+        self._active, self._stacks, self._fused = None, [], []
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch does it, but that state keeps the dtype in which it was saved: float32 beside bfloat16 weights."""
+        """As torch does it, but state comes back as it was saved: float32 beside bfloat16 weights, words as words."""
         super().load_state_dict(state_dict)
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
         ours = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(saved, ours, strict=True):
             for name, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][name] = value.detach().to(p.device, copy=True)
+                self.state[p][name] = value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
