@@ -62,8 +62,8 @@ def turned(F: Tensor, Q: Tensor, tolerance: float) -> Turned:
     """
     trace = F.diagonal(dim1=-2, dim2=-1).sum(-1)
     F = F / trace.clamp_min(torch.finfo(F.dtype).tiny)[:, None, None]  # its square has the range of a square
-    FQ = F @ Q
-    diagonal = (Q * FQ).sum(-2)
+    QF = Q.mT @ F  # rows are the columns of F Q, side by side in memory as LAPACK wants columns
+    diagonal = (Q.mT * QF).sum(-1)
     off = 1 - diagonal.square().sum(-1) / F.square().sum((-2, -1))
     rows, failed = [], False
     for row, (share, size) in enumerate(torch.stack([off, trace], -1).tolist()):
@@ -72,8 +72,8 @@ def turned(F: Tensor, Q: Tensor, tolerance: float) -> Turned:
         elif size and share > tolerance**2:
             rows.append(row)
     order = diagonal.argsort(-1, descending=True)[rows]
-    sorted_FQ = FQ[rows].gather(-1, order.unsqueeze(-2).expand(-1, F.shape[-1], -1))
-    basis, found = _qr(sorted_FQ) if rows else (sorted_FQ, [])
+    FQ = QF[rows].gather(1, order.unsqueeze(-1).expand(-1, -1, F.shape[-1])).mT
+    basis, found = _qr(FQ) if rows else (FQ, [])
     if not all(found):
         good = [i for i, is_found in enumerate(found) if is_found]
         rows, order, basis, failed = [rows[i] for i in good], order[good], basis[good], True
@@ -81,9 +81,9 @@ def turned(F: Tensor, Q: Tensor, tolerance: float) -> Turned:
 
 
 def _qr(A: Tensor) -> tuple[Tensor, list[bool]]:
-    """Orthogonal factors, and which of them could be found."""
+    """Orthogonal factors, and which of them could be found; the other factors are not made."""
     try:
-        Q = torch.linalg.qr(A)[0]
+        Q = torch.linalg.householder_product(*torch.geqrf(A))
     except RuntimeError:
         if len(A) == 1:
             return A, [False]

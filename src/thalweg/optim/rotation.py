@@ -14,7 +14,7 @@ from thalweg.optim.stacks import Stack, size
 FLOOR = 1e-3
 """r: of the root mean square of √V̂, what is added to each."""
 ASPECT = 4
-"""How many times as long as the other a side may be and have a basis."""
+"""A side that is so many times as long as the other has no basis."""
 LONGEST = {"cpu": 1024}
 """The longest side that gets a basis; 4096 on other devices."""
 SIDES = ("left", "right")
@@ -26,7 +26,7 @@ def sides(p: nn.Parameter) -> tuple[str, ...]:
     longest = LONGEST.get(p.device.type, 4096)
     if min(m, n) > longest:
         return ()
-    if max(m, n) <= longest and max(m, n) <= ASPECT * min(m, n):
+    if max(m, n) <= longest and max(m, n) < ASPECT * min(m, n):
         return SIDES
     return ("left",) if m < n else ("right",)
 
@@ -49,18 +49,23 @@ def settled(kept: Mapping[str, Any], chosen: Iterable[str]) -> tuple[dict[str, T
     return found | {"momentum": M.contiguous(), "variance": torch.outer(rows, sums["right"])}, failed
 
 
-def direction(stack: Stack, G: Tensor) -> Tensor:
-    """Take in a gradient `[matrices, m, n]` and return the step U against it."""
+def direction(stack: Stack, G: Tensor) -> tuple[Tensor, float]:
+    """Take in a gradient `[matrices, m, n]`; the step U against it, but for a factor, and this factor."""
     (β1, β2), t = stack.group["betas"], stack.step
     M, V = stack.tensors["momentum"], stack.tensors["variance"]
-    arithmetic = torch.bfloat16 if stack.kept[0]["choice"].endswith("bfloat16") else M.dtype
-    bases = {side: stack.cast(f"{side}_basis", arithmetic) for side in used(stack)}
-    G = projected(G.to(arithmetic), bases).to(M.dtype)
+    multiplied = arithmetic(stack)
+    bases = {side: stack.cast(f"{side}_basis", multiplied) for side in used(stack)}
+    G = projected(G.to(multiplied), bases).to(M.dtype)
     M.lerp_(G, 1 - β1)
     V.mul_(β2).addcmul_(G, G, value=1 - β2)
     root = (1 - β2**t) ** 0.5  # the corrections for t, taken out of the tensors
     U = M / damped(V, stack.group["eps"] * root)
-    return projected(U.mul_(root / (1 - β1**t)).to(arithmetic), bases, back=True).to(M.dtype)
+    return projected(U.to(multiplied), bases, back=True).to(M.dtype), root / (1 - β1**t)
+
+
+def arithmetic(stack: Stack) -> torch.dtype:
+    """What projections are multiplied in."""
+    return torch.bfloat16 if stack.kept[0]["choice"].endswith("bfloat16") else stack.tensors["momentum"].dtype
 
 
 def damped(V: Tensor, ε: float) -> Tensor:
@@ -102,9 +107,9 @@ def refresh(stack: Stack, due: Mapping[str, slice]) -> bool:
         if not new.rows:
             continue
         rows = torch.arange(len(stack.parameters), device=F.device)[part][new.rows]
-        turn = Q[new.rows].mT @ new.basis  # from the old basis to the new one
         M, V = (stack.tensors[name] if side == "left" else stack.tensors[name].mT for name in ("momentum", "variance"))
-        M[rows] = turn.mT @ M[rows]
+        old, fresh, m = (t.to(arithmetic(stack)) for t in (Q[new.rows], new.basis, M[rows]))
+        M[rows] = product(product(fresh.mT, old), m).to(M.dtype)
         V[rows] = V[rows].gather(1, new.order.unsqueeze(-1).expand(-1, -1, V.shape[-1]))
         Q[new.rows] = new.basis
     return failed

@@ -15,7 +15,7 @@ weight decay, t steps. Vyas et al. 2024, "SOAP", algorithm 3 (β 0.95, f 10). Wh
 - For the first `start` steps all is plain AdamW; then an eigendecomposition. V starts there as λᵢcⱼ/Σc, with λ the
   eigenvalues of rows and c those of columns: the sums that V must have, and no more than is known.
 - r = 10⁻³: where a gradient has no part at all, √V̂ is rounding noise, which ε alone would blow up to full steps.
-- One side only where the other is long (aspect above 4, or more than `LONGEST`): the short one, as in section 6.
+- One side only where the other is long (4 times as long or more, or above `LONGEST`): the short one, as in section 6.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class SOAP(MatrixRule):
 
     def _move(self, stack: Stack, number: int) -> None:
         G = stack.gradients()
-        stack.apply(direction(stack, G), 1.0)
+        stack.apply(*direction(stack, G))
         if (stack.step + number) % stack.group["statistics_period"] == 0:
             learn(stack, G)
         self._warn(refresh(stack, self._due(stack, number)))
