@@ -176,30 +176,36 @@ def test_a_stack_is_the_loop_over_its_matrices():
 
 def test_a_basis_that_fits_is_left_and_one_that_does_not_is_turned():
     generator = torch.Generator().manual_seed(0)
-    Q = torch.linalg.qr(torch.randn(2, 5, 5, generator=generator, dtype=torch.float64))[0]
+    Q = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64))[0]
     values = torch.tensor([5.0, 4, 3, 2, 1], dtype=torch.float64)
     F = Q @ torch.diag(values) @ Q.mT
-    wrong = torch.stack([Q[0], torch.eye(5, dtype=torch.float64)])
-    new = bases.turned(F, wrong, 0.1)
-    assert new.rows == [1]
-    assert not new.failed
-    Q1 = wrong[1]
-    for _ in range(200):
-        Q1 = bases.turned(F[1:], Q1[None], 1e-7).basis[0]
-        if not bases.turned(F[1:], Q1[None], 1e-7).rows:
-            break
-    D = Q1.T @ F[1] @ Q1
-    assert (D - torch.diag(values)).abs().max() < 1e-6
+    assert bases.turned(F, Q, 0.1) is None
+    found, turns = torch.eye(5, dtype=torch.float64), 0
+    while (new := bases.turned(F, found, 1e-6)) is not None:
+        turns, found = turns + 1, new[1]
+    assert 5 < turns < 200
+    assert (found.T @ F @ found - torch.diag(values)).abs().max() < 1e-4
+
+
+def test_the_order_of_columns_is_that_of_falling_eigenvalues():
+    F = torch.diag(torch.tensor([1.0, 3.0, 2.0]).double())
+    F[0, 1] = F[1, 0] = 0.1
+    order, basis = bases.turned(F, torch.eye(3, dtype=torch.float64), 0.0)
+    assert order.tolist() == [1, 2, 0]
+    assert basis.abs().argmax(0).tolist() == [1, 2, 0]
 
 
 def test_eigenvectors_of_a_rank_of_one_and_of_nothing():
     v = torch.tensor([3.0, 4.0, 0.0])
-    F = torch.stack([torch.outer(v, v), torch.zeros(3, 3)])
-    values, Q, failed = bases.eigenbasis(F)
-    assert not failed
-    assert values[0].tolist() == pytest.approx([25, 0, 0], abs=1e-5)
+    values, Q = bases.eigenbasis(torch.outer(v, v))
+    assert values.tolist() == pytest.approx([25, 0, 0], abs=1e-5)
     assert (Q.mT @ Q - torch.eye(3)).abs().max() < 1e-6
-    assert bases.turned(F[1:], Q[1:], 0.0).rows == []
+    assert bases.turned(torch.zeros(3, 3), Q, 0.0) is None
+    for broken in (torch.full((3, 3), torch.nan), torch.full((3, 3), torch.inf)):
+        with pytest.raises(bases.NoBasis):
+            bases.eigenbasis(broken)
+        with pytest.raises(bases.NoBasis):
+            bases.turned(broken, Q, 0.0)
 
 
 @pytest.mark.parametrize("broken", ["eigh", "householder_product"])

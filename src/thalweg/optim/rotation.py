@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.optim.bases import eigenbasis, turned
+from thalweg.optim.bases import NoBasis, eigenbasis, turned
 from thalweg.optim.stacks import Stack, size
 
 FLOOR = 1e-3
@@ -41,10 +41,12 @@ def settled(kept: Mapping[str, Any], chosen: Iterable[str]) -> tuple[dict[str, T
     M, V = kept["exp_avg"].flatten(1), kept["exp_avg_sq"].flatten(1)
     sums, found, failed = {"left": V.sum(1), "right": V.sum(0)}, {}, False
     for side in chosen:
-        values, Q, failure = eigenbasis(kept[side].unsqueeze(0))
-        found[f"{side}_basis"], sums[side] = Q[0], values[0]
-        M = Q[0].mT @ M if side == "left" else M @ Q[0]
-        failed |= failure
+        try:
+            sums[side], Q = eigenbasis(kept[side])
+        except NoBasis:
+            failed, Q = True, torch.eye(len(kept[side])).to(kept[side])
+        found[f"{side}_basis"] = Q
+        M = Q.mT @ M if side == "left" else M @ Q
     rows = sums["left"] / sums["left"].sum().clamp_min(torch.finfo(V.dtype).tiny)
     return found | {"momentum": M.contiguous(), "variance": torch.outer(rows, sums["right"])}, failed
 
@@ -99,17 +101,18 @@ def refresh(stack: Stack, due: Mapping[str, slice]) -> bool:
     """Turn the bases of some matrices, and what lies in them; whether a decomposition failed."""
     failed = False
     for side, part in due.items():
-        F, Q = stack.tensors[side][part], stack.tensors[f"{side}_basis"][part]
-        if not len(F):
-            continue
-        new = turned(F, Q, stack.group["tolerance"])
-        failed |= new.failed
-        if not new.rows:
-            continue
-        rows = torch.arange(len(stack.parameters), device=F.device)[part][new.rows]
-        M, V = (stack.tensors[name] if side == "left" else stack.tensors[name].mT for name in ("momentum", "variance"))
-        old, fresh, m = (t.to(arithmetic(stack)) for t in (Q[new.rows], new.basis, M[rows]))
-        M[rows] = product(product(fresh.mT, old), m).to(M.dtype)
-        V[rows] = V[rows].gather(1, new.order.unsqueeze(-1).expand(-1, -1, V.shape[-1]))
-        Q[new.rows] = new.basis
+        for i in range(len(stack.parameters))[part]:
+            Q, M, V = (stack.tensors[name][i] for name in (f"{side}_basis", "momentum", "variance"))
+            try:
+                new = turned(stack.tensors[side][i], Q, stack.group["tolerance"])
+            except NoBasis:
+                failed = True
+                continue
+            if new is None:
+                continue
+            order, basis = new
+            old, fresh, m = (t.to(arithmetic(stack)) for t in (Q, basis, M))
+            M.copy_((fresh.mT @ old) @ m if side == "left" else m @ (old.mT @ fresh))
+            V.copy_(V.index_select(0 if side == "left" else 1, order))
+            Q.copy_(basis)
     return failed
