@@ -6,10 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from thalweg.optim.cautious import CautiousDecay as CautiousDecay
     from thalweg.optim.muon import Muon as Muon
+    from thalweg.optim.schedule_free import ScheduleFree as ScheduleFree
     from thalweg.optim.soap import SOAP as SOAP
 
-_WORDS = {"Muon": "muon", "SOAP": "soap"}
+_WORDS = {"CautiousDecay": "cautious", "Muon": "muon", "SOAP": "soap", "ScheduleFree": "schedule_free"}
 
 __all__ = sorted(_WORDS)
 

@@ -73,12 +73,12 @@ class SOAP(MatrixRule):
     Raises:
         ValueError: an option out of its range, a parameter of complex numbers, nothing to train.
 
-    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     >>> optimizer = SOAP(model, lr=0.01, budget=None, start=1)
     >>> model(torch.randn(32, 8)).square().mean().backward()
     >>> optimizer.step()
     >>> optimizer.choices
-    {'16x8': 'both', '4x16': 'both'}
+    {'16x8': 'both', '8x16': 'both'}
     """
 
     def __init__(
