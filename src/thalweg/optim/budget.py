@@ -140,26 +140,29 @@ class _Shape:
     def _price(self, chosen: tuple[str, ...], bfloat16: bool) -> Choice:
         if (chosen, bfloat16) not in self._priced:
             choice = Choice(chosen, bfloat16)
-            taken = self._seconds(choice) / len(self.kept)
-            self._priced[chosen, bfloat16] = replace(choice, seconds=taken)
+            self._priced[chosen, bfloat16] = replace(choice, seconds=self._seconds(choice) / len(self.kept))
         return self._priced[chosen, bfloat16]
 
     def _seconds(self, choice: Choice) -> float:
-        """Of a step of all, timed on copies: what is in them does not matter."""
-        group, device = {**self.group, "tolerance": 0.0}, self.parameters[0].device
-        G = torch.stack([gradient(p).flatten(1) for p in self.parameters]).to(self._dtype)
-        kept = []
-        for state, g in zip(self.kept, G, strict=True):
-            bases = {f"{side}_basis": torch.eye(len(state[side])).to(state[side]) for side in choice.sides}
-            factors = {side: state[side] for side in choice.sides}
-            kept.append({"step": 1, "choice": choice.words, "momentum": g, "variance": g.square(), **factors, **bases})
-        stack = Stack.of(group, self.parameters, kept, [name for name in kept[0] if name not in ("step", "choice")])
-        time = seconds(partial(direction, stack, G), device)
-        time += seconds(partial(learn, stack, G), device) / group["statistics_period"]
+        """Of a step of all, timed on copies: what is in them does not matter. A rate of 0 moves nothing."""
+        stack, device = self._copy(choice), self.parameters[0].device
+        G = stack.gradients()
+        time = seconds(lambda: stack.apply(*direction(stack, stack.gradients())), device)
+        time += seconds(partial(learn, stack, G), device) / self.group["statistics_period"]
         for side in choice.sides:
             one = seconds(partial(refresh, stack, {side: slice(0, 1)}), device)
-            time += one * len(self.kept) / group["period"]
+            time += one * len(self.kept) / self.group["period"]
         return time
+
+    def _copy(self, choice: Choice) -> Stack:
+        group = {**self.group, "tolerance": 0.0, "lr": 0.0}
+        kept = []
+        for state, p in zip(self.kept, self.parameters, strict=True):
+            bases = {f"{side}_basis": torch.eye(len(state[side])).to(state[side]) for side in choice.sides}
+            factors = {side: state[side] for side in choice.sides}
+            G = gradient(p).flatten(1).to(self._dtype)
+            kept.append({"step": 1, "choice": choice.words, "momentum": G, "variance": G.square(), **factors, **bases})
+        return Stack.of(group, self.parameters, kept, [name for name in kept[0] if name not in ("step", "choice")])
 
     def is_harmless(self, choice: Choice) -> bool:
         """Whether the first matrix's normalised gradient is nearly the same with projections in bfloat16."""
@@ -167,6 +170,7 @@ class _Shape:
         bases = {side: state[f"{side}_basis"].unsqueeze(0) for side in choice.sides}
         G = gradient(self.parameters[0]).flatten(1).to(self._dtype).unsqueeze(0)
         rounded = projected(G.bfloat16(), {side: Q.bfloat16() for side, Q in bases.items()}).to(G.dtype)
-        exact, scale = projected(G, bases), damped(state["variance"].unsqueeze(0), self.group["eps"])
+        V = state["variance"].unsqueeze(0)
+        exact, scale = projected(G, bases), damped(V, V.mean((-2, -1), keepdim=True), self.group["eps"])
         away = torch.linalg.vector_norm((rounded - exact) / scale)
         return bool(away <= HARMLESS * torch.linalg.vector_norm(exact / scale))

@@ -14,7 +14,7 @@ blown up.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from functools import partial
 from typing import Any
 
@@ -119,9 +119,12 @@ class Muon(MatrixRule):
     def _move(self, stack: Stack, number: int) -> None:
         B, v = stack.tensors["momentum"], stack.tensors["row_variance"]
         μ, β2 = stack.group["momentum"], stack.group["betas"][1]
-        G = stack.gradients()
-        B.lerp_(G, 1 - μ)
-        O = orthogonal(torch.lerp(G, B, μ), stack.kept[0]["arithmetic"])  # noqa: E741
+        U = prepared(B.shape, B, stack.kept[0]["arithmetic"])
+        for piece in stack.pieces():
+            G, b = stack.gradients(piece), B[piece]
+            b.lerp_(G, 1 - μ)
+            U[piece].copy_(torch.lerp(G, b, μ))
+        O = orthogonal(U)  # noqa: E741
         squares = torch.linalg.vector_norm(O, dim=-1, keepdim=True, dtype=v.dtype).square_().div_(O.shape[-1])
         v.lerp_(squares, 1 - β2)
         # Rows are divided by √v and the whole by what that does to its norm. A row that never had a gradient stays 0.
@@ -129,27 +132,34 @@ class Muon(MatrixRule):
         factors = v.clamp_min(least).rsqrt_()
         sizes = squares.sum(-2, keepdim=True), (squares * factors.square()).sum(-2, keepdim=True)
         factors *= (sizes[0] / sizes[1].clamp_min(least)).sqrt_()
-        stack.apply(O.to(v.dtype).mul_(factors), 0.2 * max(B.shape[-2:]) ** 0.5)
+        stack.apply(O, 0.2 * max(B.shape[-2:]) ** 0.5, factors)
 
 
 # ── the nearest orthogonal matrix ────────────────────────────────────────────────────────────────────────────────────
 
 
-def orthogonal(U: Tensor, arithmetic: str = "exact") -> Tensor:
-    """`[matrices, m, n]` with the singular vectors of U and all singular values near 1; bfloat16 if it was made so.
+def prepared(shape: torch.Size, like: Tensor, arithmetic: str) -> Tensor:
+    """Room for what is to be made orthogonal, the shorter of m and n leading in memory; in bfloat16 if so asked."""
+    many, m, n = shape
+    room = (many, m, n) if m <= n else (many, n, m)
+    X = torch.empty(room, dtype=torch.bfloat16 if arithmetic == "bfloat16" else like.dtype, device=like.device)
+    return X if m <= n else X.mT
+
+
+def orthogonal(U: Tensor) -> Tensor:
+    """`[matrices, m, n]` with the singular vectors of U and all singular values near 1. What is in U is lost.
 
     Values below 0.003 of the bound on the largest become less than 0.78: a null space stays one. A matrix of norm below
     1e-12 is taken for zero.
 
     Args:
-        U: `[matrices, m, n]`.
-        arithmetic: "exact", or "bfloat16" for the products.
+        U: `[matrices, m, n]`, in the dtype that products are taken in; as `prepared` lays it out, to be fast.
     """
     m, n = U.shape[-2:]
-    X = (U if m <= n else U.mT).to(torch.bfloat16 if arithmetic == "bfloat16" else U.dtype).contiguous()
+    X = (U if m <= n else U.mT).contiguous()
     # One matrix by itself is multiplied faster as a matrix than as a batch.
     X = _iterated(X) if len(X) > 1 else _iterated(X[0])[None]
-    return X if m <= n else X.mT.contiguous()
+    return X if m <= n else X.mT
 
 
 def _iterated(X: Tensor) -> Tensor:
@@ -161,28 +171,26 @@ def _iterated(X: Tensor) -> Tensor:
     touched. For √c to be in T already, X is held times γ, with γ⁴ = ρc and ρ = γ′/γ for γ′ of the next iteration: the
     last leaves γ = 1. The first iteration finds X at κ = γ/√s of what it should be, and makes up for it in T and d.
     """
+    multiply = torch.bmm if X.ndim == 3 else torch.mm
+    m = X.shape[-2]
+    A, P, other = X.new_empty(*X.shape[:-1], m), X.new_empty(*X.shape[:-1], m), torch.empty_like(X)
+    diagonals = [square.diagonal(dim1=-2, dim2=-1) for square in (A, P)]
     for step, (γ, ρ, (a, b, c)) in enumerate(_SCALED):
-        A = X @ X.mT
-        d = ρ * (a - b * b / (4 * c))
+        multiply(X, X.mT, out=A)
+        d: float | Tensor = ρ * (a - b * b / (4 * c))
+        e: float | Tensor = γ * γ * b / (2 * c)
         if step == 0:
             s = torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=wide(A.dtype)).mul_(MARGIN)
             s.clamp_min_(1e-24)
             κ = γ * s.rsqrt()
             root = (κ * (ρ * c)).sqrt_()
             A.mul_((root / s).to(A.dtype))
-            _diagonal(A).add_((root * (b / (2 * c)))[..., 0].to(A.dtype))
-            P = A @ A
-            _diagonal(P).add_((κ * d)[..., 0].to(A.dtype))
-        else:
-            _diagonal(A).add_(γ * γ * b / (2 * c))
-            P = A @ A
-            _diagonal(P).add_(d)
-        X = P @ X
+            d, e = ((κ * d)[..., 0]).to(A.dtype), ((root * (b / (2 * c)))[..., 0]).to(A.dtype)
+        diagonals[0].add_(e)
+        multiply(A, A, out=P)
+        diagonals[1].add_(d)
+        X, other = multiply(P, X, out=other), X
     return X
-
-
-def _diagonal(A: Tensor) -> Tensor:
-    return A.diagonal(dim1=-2, dim2=-1)
 
 
 def _scaled() -> list[tuple[float, float, tuple[float, float, float]]]:
@@ -203,9 +211,9 @@ def faster(parameters: list[nn.Parameter]) -> str:
     first = parameters[0]
     if first.dtype == torch.float64 or torch.are_deterministic_algorithms_enabled():
         return "exact"
-    U = torch.ones(len(parameters), *size(first), device=first.device)
-    U.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    times: Mapping[str, float] = {
-        word: seconds(partial(orthogonal, U, word), U.device) for word in ("exact", "bfloat16")
-    }
+    shape, like = torch.Size((len(parameters), *size(first))), torch.empty(0, device=first.device)
+    times = {}
+    for word in ("exact", "bfloat16"):
+        U = prepared(shape, like, word).fill_(1.0)
+        times[word] = seconds(partial(orthogonal, U), U.device)
     return min(times, key=times.__getitem__)

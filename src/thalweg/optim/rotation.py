@@ -57,12 +57,18 @@ def direction(stack: Stack, G: Tensor) -> tuple[Tensor, float]:
     M, V = stack.tensors["momentum"], stack.tensors["variance"]
     multiplied = arithmetic(stack)
     bases = {side: stack.cast(f"{side}_basis", multiplied) for side in used(stack)}
-    G = projected(G.to(multiplied), bases).to(M.dtype)
-    M.lerp_(G, 1 - β1)
-    V.mul_(β2).addcmul_(G, G, value=1 - β2)
+    G = projected(G.to(multiplied), bases)
+    means = torch.zeros(len(V), 1, 1, dtype=V.dtype, device=V.device)
+    for piece in stack.pieces():
+        g = G[piece].to(M.dtype)
+        M[piece].lerp_(g, 1 - β1)
+        v = V[piece].mul_(β2).addcmul_(g, g, value=1 - β2)
+        means[piece[0]] += v.sum((-2, -1), keepdim=True)
+    means /= V[0].numel()
     root = (1 - β2**t) ** 0.5  # the corrections for t, taken out of the tensors
-    U = M / damped(V, stack.group["eps"] * root)
-    return projected(U.to(multiplied), bases, back=True).to(M.dtype), root / (1 - β1**t)
+    for piece in stack.pieces():
+        G[piece] = M[piece] / damped(V[piece], means[piece[0]], stack.group["eps"] * root)
+    return projected(G, bases, back=True), root / (1 - β1**t)
 
 
 def arithmetic(stack: Stack) -> torch.dtype:
@@ -70,9 +76,9 @@ def arithmetic(stack: Stack) -> torch.dtype:
     return torch.bfloat16 if stack.kept[0]["choice"].endswith("bfloat16") else stack.tensors["momentum"].dtype
 
 
-def damped(V: Tensor, ε: float) -> Tensor:
-    """√V + ε + r·rms, the root mean square that of each matrix's √V."""
-    return V.sqrt().add_(V.mean((-2, -1), keepdim=True).sqrt_().mul_(FLOOR).add_(ε))
+def damped(V: Tensor, mean: Tensor, ε: float) -> Tensor:
+    """√V + ε + r·rms, for rms the root of each matrix's mean V `[matrices, 1, 1]`."""
+    return V.sqrt().add_(mean.sqrt().mul_(FLOOR).add_(ε))
 
 
 def projected(G: Tensor, bases: Mapping[str, Tensor], back: bool = False) -> Tensor:

@@ -63,7 +63,7 @@ class SOAP(MatrixRule):
         tolerance: a basis is turned where it is off by more than this (0: always).
         start: steps of plain AdamW.
         budget: what all that AdamW does not do may cost, as a share of the time between two steps (forward, backward,
-            data). After `start` steps the products and decompositions are timed once, and each shape gets both sides,
+            data), in which this thread computes. After `start` steps the products and decompositions are timed once, and each shape gets both sides,
             one, or none. None, or `torch.use_deterministic_algorithms(True)`: no clock decides, every shape gets what
             it can have, in its own dtype.
         choices: what a shape gets, by words, instead of a decision: {"512x784": "both bfloat16", "512x512": "left",

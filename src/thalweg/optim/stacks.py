@@ -5,7 +5,7 @@ A parameter `[out, in, …]` is the matrix `[out, in·…]`. `state[p]` holds vi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,10 @@ from torch.optim.adamw import adamw
 
 from thalweg.optim.averages import wide
 
+PIECE = 1 << 16
+"""Entries of a piece: of float32 and four tensors a megabyte, half of a core's cache."""
+Piece = tuple[slice, slice]
+"""Matrices of a stack, and rows of each."""
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -81,19 +85,41 @@ class Stack:
             self.casts[name] = version, made
         return made
 
-    def gradients(self) -> Tensor:
-        """`[matrices, m, n]`, in the dtype of what is kept."""
-        rows = [gradient(p).flatten(1) for p in self.parameters]
+    def pieces(self) -> Iterator[Piece]:
+        """Matrices, and rows of them, that together fit a processor's cache: what is done to each one thing after
+        another never leaves it. Elsewhere all at once.
+        """
+        p, many = self.parameters[0], len(self.parameters)
+        m, n = size(p)
+        if p.device.type != "cpu":
+            yield slice(0, many), slice(0, m)
+        elif m * n <= PIECE:
+            step = PIECE // (m * n)
+            yield from ((slice(i, i + step), slice(0, m)) for i in range(0, many, step))
+        else:
+            step = max(1, PIECE // n)
+            yield from ((slice(i, i + 1), slice(r, r + step)) for i in range(many) for r in range(0, m, step))
+
+    def gradients(self, piece: Piece = (slice(None), slice(None))) -> Tensor:
+        """`[matrices, m, n]` of a piece, in the dtype of what is kept."""
+        which, part = piece
+        rows = [gradient(p)[part].flatten(1) for p in self.parameters[which]]
         gradients = torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
         return gradients.to(wide(gradients.dtype))
 
-    def apply(self, update: Tensor, factor: float) -> None:
-        """W ← (1 − αλ) W − α·factor·U, for U `[matrices, m, n]`."""
+    def apply(self, update: Tensor, factor: float, rows: Tensor | None = None) -> None:
+        """W ← (1 − αλ) W − α·factor·U, for U `[matrices, m, n]` of any dtype, its rows times `[matrices, m, 1]`."""
         rate, decay = self.group["lr"], self.group["weight_decay"]
-        for p, u in zip(self.parameters, update.unbind(), strict=True):
-            if decay:
-                p.mul_(1 - rate * decay)
-            p.add_(u.view(p.shape), alpha=-rate * factor)
+        for which, part in self.pieces():
+            U = update[which, part]
+            U = torch.empty(U.shape, dtype=wide(self.parameters[0].dtype), device=U.device).copy_(U)
+            if rows is not None:
+                U.mul_(rows[which, part])
+            for p, u in zip(self.parameters[which], U.unbind(), strict=True):
+                W = p[part]
+                if decay:
+                    W.mul_(1 - rate * decay)
+                W.add_(u.view(W.shape), alpha=-rate * factor)
 
 
 @dataclass(slots=True)
