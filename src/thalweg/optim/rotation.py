@@ -13,8 +13,11 @@ from thalweg.optim.stacks import Stack, size
 
 FLOOR = 1e-3
 """r: of the root mean square of √V̂, what is added to each."""
-ASPECT = 4
-"""A side that is so many times as long as the other has no basis."""
+ASPECT = 16
+"""A side that is so many times as long as the other has no basis: each gradient tells of few of its directions. Not
+less: in an autoencoder whose layers have aspects of 4 and 8, half of the gain came from the long sides. Where they are
+too dear, the budget leaves them out.
+"""
 LONGEST = {"cpu": 1024}
 """The longest side that gets a basis; 4096 on other devices."""
 SIDES = ("left", "right")

@@ -15,7 +15,7 @@ weight decay, t steps. Vyas et al. 2024, "SOAP", algorithm 3 (β 0.95, f 10). Wh
 - For the first `start` steps all is plain AdamW; then an eigendecomposition. V starts there as λᵢcⱼ/Σc, with λ the
   eigenvalues of rows and c those of columns: the sums that V must have, and no more than is known.
 - r = 10⁻³: where a gradient has no part at all, √V̂ is rounding noise, which ε alone would blow up to full steps.
-- One side only where the other is long (4 times as long or more, or above `LONGEST`): the short one, as in section 6.
+- One side only where the other is long (`ASPECT` times as long or more, or above `LONGEST`): the short one.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class SOAP(MatrixRule):
         tolerance: a basis is turned where it is off by more than this (0: always).
         start: steps of plain AdamW.
         budget: what all that AdamW does not do may cost, as a share of the time between two steps (forward, backward,
-            data), in which this thread computes. After `start` steps the products and decompositions are timed once, and each shape gets both sides,
-            one, or none. None, or `torch.use_deterministic_algorithms(True)`: no clock decides, every shape gets what
-            it can have, in its own dtype.
+            data) in which this thread computes. After `start` steps the products and decompositions are timed once, and
+            each shape gets both sides, one, or none. None, or `torch.use_deterministic_algorithms(True)`: no clock
+            decides, every shape gets what it can have, in its own dtype. `inf`: the same, in the faster arithmetic.
         choices: what a shape gets, by words, instead of a decision: {"512x784": "both bfloat16", "512x512": "left",
             "10x512": "none"}. What was decided stands in `choices` of the optimizer and in `state[p]["choice"]`, so
             that a resumed run goes on with it and another can be told the same.
