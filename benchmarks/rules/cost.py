@@ -1,7 +1,7 @@
 """What a step of SOAP and of Muon costs beside the same rule elsewhere, and what each rule keeps in memory.
 
     python -m pip install -r benchmarks/rules/requirements.txt
-    taskset -c 0 python benchmarks/rules/cost.py [--blocks 9] [--quick]
+    taskset -c 0 python benchmarks/rules/cost.py [--blocks 7] [--quick]
 
 Three networks are trained, each contender with a copy of its own, on the same batches; only `optimizer.step()` is
 timed, in processor time of one thread, ten steps a block so that work done every tenth step is in each. After the first
@@ -10,7 +10,7 @@ reference; the spread is the middle half of the ratios.
 
 - SOAP, with whatever sides and arithmetic are fastest (`budget=inf`): at most 0.33 of pytorch_optimizer's SOAP at the
   same rate, betas, period (10). Beside it, for what the parts bring: all in the weights' dtype, statistics in every
-  step, no basis left as it is (`exact`).
+  step, no basis left as it is (`exact`); and no basis on sides four times as long as the other (`short sides`).
 - Muon: at most 0.5 of torch's with AdamW (fused) for what torch's does not take. torch's has five iterations, ours four
   of other coefficients.
 - What SOAP adds to AdamW's step with its default budget, as a share of forward and backward: at most its promise, 0.25,
@@ -162,6 +162,14 @@ def exact(model: nn.Module) -> SOAP:
     return SOAP(model, RATE, budget=None, statistics_period=1, tolerance=0.0)
 
 
+def short(model: nn.Module) -> SOAP:
+    """One basis, on the short side, where a side is four times as long as the other or longer."""
+    shapes = [(p.shape[0], p.numel() // p.shape[0]) for p in model.parameters() if p.ndim > 1]
+    left = {f"{m}x{n}": "left" for m, n in shapes if n >= 4 * m > 4}
+    right = {f"{m}x{n}": "right" for m, n in shapes if m >= 4 * n > 4}
+    return SOAP(model, RATE, budget=math.inf, choices=left | right)
+
+
 def peer_soap(model: nn.Module) -> list[Any]:
     from pytorch_optimizer import load_optimizer  # type: ignore
 
@@ -185,6 +193,7 @@ CONTENDERS: dict[str, Callable[[nn.Module], list[Any]]] = {
     "SOAP (pytorch_optimizer)": peer_soap,
     "SOAP (thalweg)": lambda model: [SOAP(model, RATE, budget=math.inf)],
     "SOAP (thalweg, exact)": lambda model: [exact(model)],
+    "SOAP (thalweg, short sides)": lambda model: [short(model)],
     "SOAP (thalweg, default budget)": lambda model: [SOAP(model, RATE)],
     "Muon (torch)": peer_muon,
     "Muon (thalweg)": lambda model: [Muon(model, RATE)],
@@ -192,6 +201,7 @@ CONTENDERS: dict[str, Callable[[nn.Module], list[Any]]] = {
 RATIOS = [
     ("SOAP (thalweg)", "SOAP (pytorch_optimizer)", 0.33),
     ("SOAP (thalweg, exact)", "SOAP (pytorch_optimizer)", None),
+    ("SOAP (thalweg, short sides)", "SOAP (pytorch_optimizer)", None),
     ("Muon (thalweg)", "Muon (torch)", 0.5),
 ]
 PROMISE, MARGIN = 0.25, 0.05
@@ -291,7 +301,7 @@ def line(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=9, help="blocks of ten steps")
+    parser.add_argument("--blocks", type=int, default=7, help="blocks of ten steps")
     parser.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -305,6 +305,25 @@ def test_what_was_decided_by_clock_can_be_told_again():
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
+def test_a_closure_is_part_of_the_time_between_two_steps(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("thalweg.optim.soap.now", lambda device: clock[0])
+    model = network()
+    optimizer = SOAP(model, budget=0.25)
+
+    def closure():
+        clock[0] += 5.0
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 8)).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(9):
+        optimizer.step(closure)
+        clock[0] += 1.0
+    assert list(optimizer._gaps) == [6.0] * 8
+
+
 @pytest.mark.parametrize("share", [0.0, 1e9])
 def test_a_budget_of_nothing_buys_nothing_and_one_of_everything_all(share):
     model = network()
@@ -352,6 +371,7 @@ def test_choices_read_as_they_are_written(words):
         ({"start": 1}, "budget=None lets no clock decide"),
         ({"choices": {"5x7": "all"}}, "a choice is"),
         ({"lr": -1.0}, "lr is a number of 0 or more"),
+        ({"lr": torch.tensor(0.1)}, "lr is a number of 0 or more"),
         ({"betas": (0.9, 1.0)}, "betas lies in"),
     ],
 )

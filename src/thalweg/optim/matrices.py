@@ -155,7 +155,7 @@ class MatrixRule(Optimizer):
 def _check(defaults: dict[str, Any]) -> None:
     """Raises ValueError: an option out of its range."""
     for name in ("lr", "weight_decay", "eps"):
-        if not 0 <= defaults[name] < math.inf:
+        if isinstance(defaults[name], Tensor) or not 0 <= defaults[name] < math.inf:
             raise ValueError(f"{name} is a number of 0 or more, got {defaults[name]!r}")
     for name in ("betas", "momentum"):
         values = defaults.get(name, 0.0)

@@ -129,10 +129,14 @@ class SOAP(MatrixRule):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Move every parameter that has a gradient; returns what `closure` returns, if one is given."""
-        device = self.param_groups[0]["params"][0].device
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        device = next(p.device for group in self.param_groups for p in group["params"])
         if self._left_at is not None:
             self._gaps.append(now(device) - self._left_at)
-        loss = super().step(closure)
+        super().step()
         self._left_at = None
         if self._young:
             self._learn()
