@@ -52,6 +52,17 @@ def test_singular_values_come_out_near_one_with_their_vectors(shape):
     assert ((found - 1).abs() < 0.22)[is_large].all()
 
 
+@pytest.mark.parametrize("arithmetic", ["exact", "bfloat16"])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-11, 1e-9, 1e-3, 1e6, 1e8])
+def test_gradients_of_any_size_give_steps_of_bounded_size(size, arithmetic):
+    """Where squares of squares leave the range of float32, nothing is to be divided by what is left of them."""
+    U = muon.prepared(torch.Size((1, 24, 32)), torch.empty(0), arithmetic).copy_(drawn(1, 24, 32) * size)
+    values = torch.linalg.svdvals(muon.orthogonal(U)[0].double())
+    assert values.max() < 1.3
+    assert size < 1e-8 or values.max() > 0.9
+    assert size > 1e-15 or values.max() < 1e-3
+
+
 @pytest.mark.parametrize("shape", [(1, 64, 96), (2, 96, 64)])
 def test_bfloat16_is_near_the_exact_one(shape):
     U = drawn(*shape).float()

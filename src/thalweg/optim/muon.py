@@ -39,6 +39,9 @@ factor 1.01). What comes out lies in [0.78, 1.22]; Jordan's five iterations give
 MARGIN = 1.02
 """By which the bound on the largest singular value is kept above what rounding may hide of it (Polar Express, 4.4)."""
 
+LEAST = 1e-7
+"""The norm of a momentum from which it counts in full, as in torch: a network that has learnt all comes to rest."""
+
 
 class Muon(MatrixRule):
     """Orthogonalised momentum for matrices, AdamW for all other parameters.
@@ -149,8 +152,8 @@ def prepared(shape: torch.Size, like: Tensor, arithmetic: str) -> Tensor:
 def orthogonal(U: Tensor) -> Tensor:
     """`[matrices, m, n]` with the singular vectors of U and all singular values near 1. What is in U is lost.
 
-    Values below 0.003 of the bound on the largest become less than 0.78: a null space stays one. A matrix of norm below
-    1e-12 is taken for zero.
+    Values below 0.003 of the bound on the largest become less than 0.78: a null space stays one. So do all of a matrix
+    whose norm is far below `LEAST`.
 
     Args:
         U: `[matrices, m, n]`, in the dtype that products are taken in; as `prepared` lays it out, to be fast.
@@ -181,7 +184,7 @@ def _iterated(X: Tensor) -> Tensor:
         e: float | Tensor = γ * γ * b / (2 * c)
         if step == 0:
             s = torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=wide(A.dtype)).mul_(MARGIN)
-            s.clamp_min_(1e-24)
+            s.clamp_min_(LEAST**2)
             κ = γ * s.rsqrt()
             root = (κ * (ρ * c)).sqrt_()
             A.mul_((root / s).to(A.dtype))
