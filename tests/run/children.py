@@ -145,6 +145,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "full batch": lambda: _base(batch_size="full", accumulate=3, epochs=60, checkpoint_every=4),
     "momentum": lambda: _base(optimizer="momentum", schedule="step", clip_value=0.01, validation_data=None),
     "adafactor": lambda: _base(optimizer="adafactor", validation_data=None, validation_split=1 / 3),
+    "soap": lambda: _base(optimizer="soap", optimizer_options={"budget": None, "period": 3}),
+    "muon": lambda: _base(optimizer="muon", optimizer_options={"arithmetic": "exact"}),
     "patience": lambda: _base(patience=2, epochs=40, weight_average=None, learning_rate=0.1),
     "steps": lambda: _base(epochs=None, steps=63, weight_average=None),
     "target": lambda: _base(epochs=40, target={"loss": 0.45}, schedule="constant", weight_average=None),

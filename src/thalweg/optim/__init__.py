@@ -6,11 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thalweg.optim.gauss_newton import GaussNewton
-    from thalweg.optim.kfac import KFAC
-    from thalweg.optim.lbfgs import LBFGS
+    from thalweg.optim.cautious import CautiousDecay as CautiousDecay
+    from thalweg.optim.gauss_newton import GaussNewton as GaussNewton
+    from thalweg.optim.kfac import KFAC as KFAC
+    from thalweg.optim.lbfgs import LBFGS as LBFGS
+    from thalweg.optim.muon import Muon as Muon
+    from thalweg.optim.schedule_free import ScheduleFree as ScheduleFree
+    from thalweg.optim.soap import SOAP as SOAP
 
-_WORDS = {"GaussNewton": "gauss_newton", "KFAC": "kfac", "LBFGS": "lbfgs"}
+_WORDS = {
+    "CautiousDecay": "cautious",
+    "GaussNewton": "gauss_newton",
+    "KFAC": "kfac",
+    "LBFGS": "lbfgs",
+    "Muon": "muon",
+    "SOAP": "soap",
+    "ScheduleFree": "schedule_free",
+}
 
 __all__ = sorted(_WORDS)
 

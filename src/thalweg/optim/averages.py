@@ -41,7 +41,7 @@ class WeightAverage:
         self.every = every
         self.num_averaged = 0
         self._live = [tensor.detach() for tensor in tensors]
-        self._averages = [tensor.to(_wide(tensor.dtype), copy=True) for tensor in self._live]
+        self._averages = [tensor.to(wide(tensor.dtype), copy=True) for tensor in self._live]
         self._floating = [i for i, tensor in enumerate(self._live) if tensor.is_floating_point()]
         self._swa = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
 
@@ -105,5 +105,6 @@ class WeightAverage:
             average.copy_(value)  # type: ignore[arg-type]
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what is kept beside tensors of a dtype: float32 for those of fewer digits."""
     return torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from thalweg.optim.gauss_newton import GaussNewton
 from thalweg.optim.kfac import KFAC
 from thalweg.optim.lbfgs import LBFGS
+from thalweg.optim.matrices import MatrixRule
+from thalweg.optim.muon import Muon
+from thalweg.optim.soap import SOAP
 from thalweg.step.batches import automatic_size
 from thalweg.step.losses import unknown
 
@@ -176,6 +179,20 @@ RULES: dict[str, Rule] = {
         is_searched=False,
         batch_size=lambda count: None if count is not None and count <= 2048 else 1024,
     ),
+    "soap": Rule(
+        SOAP,
+        1e-3,
+        (1e-5, 3e-2),
+        "AdamW in the eigenbasis of GGᵀ and GᵀG for each matrix whose basis costs little; AdamW for all others.",
+        "Vyas et al. 2024, algorithm 3",
+    ),
+    "muon": Rule(
+        Muon,
+        1e-3,
+        (1e-5, 3e-2),
+        "W ← W − 0.2 α √max(m, n) O, O the momentum made orthogonal, rows of one size; AdamW for what is no matrix.",
+        "Jordan et al. 2024; Li et al. 2025, algorithm 1",
+    ),
 }
 
 AUTO = "adamw"
@@ -204,8 +221,9 @@ def build(
         learning_rate: a number, or "auto" for the rule's own.
         options: further arguments of the torch class; and "groups", a dict of name patterns (`fnmatch`; the first
             that matches counts) to what differs there: {"head.*": {"learning_rate": 0.01, "weight_decay": 0.0}}.
-        model: what rules that evaluate the loss by themselves are made of.
-        loss: the same.
+        model: whose parameters they are: for rules that treat embeddings or the output layer by themselves, and for
+            those that evaluate the loss, with which they are made.
+        loss: of the rules that evaluate it by themselves.
 
     Raises:
         ValueError: an unknown rule, a rate out of range, a pattern that matches nothing, or nothing to train.
@@ -232,8 +250,9 @@ def build(
             raise ValueError(f"{name} makes its own groups of parameters: leave groups out of its options")
         made: Any = rule.make
         return _begun(made(model, loss, lr=rate, **arguments))
-    is_split = rule.make is torch.optim.AdamW and given.get("weight_decay") != 0
-    groups = _groups(parameters, patterns, is_split)
+    is_split = issubclass(rule.make, torch.optim.AdamW | MatrixRule) and given.get("weight_decay") != 0
+    apart = rule.make.apart(model) if issubclass(rule.make, MatrixRule) and model is not None else set()
+    groups = _groups(parameters, patterns, is_split, apart)
     return _begun(rule.make(groups, lr=rate, **{**_kernel(rule, parameters, given), **arguments}))  # type: ignore[call-arg]
 
 
@@ -254,21 +273,27 @@ def options_of(name: str) -> list[str]:
     return [word for word in inspect.signature(RULES[name].make).parameters if word not in given]
 
 
-def _groups(parameters: dict[str, Tensor], patterns: Mapping[str, Any], is_split: bool) -> list[dict[str, Any]]:
-    """Parameters by the first pattern that matches and by whether they decay, each group in the model's order."""
-    groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
+def _groups(
+    parameters: dict[str, Tensor], patterns: Mapping[str, Any], is_split: bool, apart: Collection[Tensor]
+) -> list[dict[str, Any]]:
+    """Parameters by the first pattern that matches, by whether they decay and by whether they are for AdamW alone, each
+    group in the model's order.
+    """
+    groups: dict[tuple[str | None, bool, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
         options = {} if pattern is None else patterns[pattern]
         decays = not is_split or parameter.ndim >= 2 or "weight_decay" in options
-        if (pattern, decays) not in groups:
+        key = pattern, decays, parameter in apart and "adamw" not in options
+        if key not in groups:
             group = {word: _argument(value) for word, value in options.items()}
             if "learning_rate" in group:
                 group["lr"] = _rate(group.pop("learning_rate"))
-            groups[pattern, decays] = {"params": [], **group, **({} if decays else {"weight_decay": 0.0})}
-        groups[pattern, decays]["params"].append(parameter)
+            groups[key] = {"params": [], **group, **({} if decays else {"weight_decay": 0.0})}
+            groups[key] |= {"adamw": True} if key[2] else {}
+        groups[key]["params"].append(parameter)
     for pattern in patterns:
-        if not any(pattern == matched for matched, _ in groups):
+        if not any(pattern == matched for matched, *_ in groups):
             raise ValueError(
                 f"the group {pattern!r} matches no trainable parameter that an earlier group has not taken; "
                 f"the parameters are {', '.join(parameters)}"

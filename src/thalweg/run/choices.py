@@ -13,6 +13,7 @@ from thalweg.loop.metrics import Metrics, resolve_metrics
 from thalweg.loop.setup import Limits
 from thalweg.optim import catalogue, schedules
 from thalweg.optim.averages import WeightAverage
+from thalweg.optim.schedule_free import FreeAverage, ScheduleFree
 from thalweg.optim.schedules import Schedule
 from thalweg.records.settings import Settings, unknown
 from thalweg.repairs.rows import finite_rows
@@ -272,6 +273,10 @@ def _own_optimizer(given: Optimizer, forward: Forward, settings: Settings) -> Op
 def _average(forward: Forward, settings: Settings, batches: Batches, total: int | None) -> WeightAverage | None:
     """Exponential averages follow every update; equal-part ones take the end of each epoch, late in the training."""
     kind = settings.weight_average
+    if isinstance(settings.optimizer, ScheduleFree):
+        if kind is not None:
+            raise ValueError(f"a schedule-free rule averages by itself; leave out weight_average={kind!r}")
+        return FreeAverage(settings.optimizer)
     if kind is None:
         return None
     tensors = list(forward.weights().values())

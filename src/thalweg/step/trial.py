@@ -52,11 +52,15 @@ class Snapshot:
             if p not in self._state:
                 del state[p]
         for p, values in self._state.items():
+            kept = state[p]
+            for name in kept.keys() - values.keys():
+                del kept[name]
             for name, value in values.items():
-                if isinstance(value, Tensor):
-                    state[p][name].copy_(value)
+                now = kept.get(name)
+                if isinstance(value, Tensor) and isinstance(now, Tensor) and now.shape == value.shape:
+                    now.copy_(value)
                 else:
-                    state[p][name] = copy.deepcopy(value)
+                    kept[name] = _copy(value)
         self._optimizer.zero_grad()
         seeds.restore(self._random)
 

@@ -1,0 +1,222 @@
+"""SOAP: Adam in the slowly turning basis of Shampoo's eigenvectors, for the layers where that costs little.
+
+    L ← β₂L + (1−β₂) GGᵀ;  R ← β₂R + (1−β₂) GᵀG            every k_s steps, with β₂^k_s for β₂
+    G′ = QₗᵀG Qᵣ;  M ← β₁M + (1−β₁)G′;  V ← β₂V + (1−β₂)G′²
+    U = Qₗ (M̂ / (√V̂ + ε + r·rms)) Qᵣᵀ;  W ← (1−αλ)W − αU    with M̂ = M/(1−β₁ᵗ), V̂ = V/(1−β₂ᵗ), rms = √(mean V̂)
+
+    every f steps: Qₗ ← qr(L Qₗ), columns sorted by diag QₗᵀLQₗ, V sorted with them, M ← (new Qₗ)ᵀ(old Qₗ) M; so Qᵣ
+
+W weight `[m, n]`, G its gradient, M and V `[m, n]` in the basis, L, Qₗ `[m, m]`, R, Qᵣ `[n, n]`; α learning rate, λ
+weight decay, t steps. Vyas et al. 2024, "SOAP", algorithm 3 (β 0.95, f 10). What is different, and why:
+
+- M lives in the basis and is turned with it: three products a step where the paper has four. It is the same M.
+- Statistics every k_s steps, since two products go into them; their memory stays as long in steps.
+- A basis that still fits (`bases.turned`) is left as it is; bases are turned in turns, no step does all of them.
+- For the first `start` steps all is plain AdamW; then an eigendecomposition. V starts there as λᵢcⱼ/Σc, with λ the
+  eigenvalues of rows and c those of columns: the sums that V must have, and no more than is known.
+- r = 10⁻³: where a gradient has no part at all, √V̂ is rounding noise, which ε alone would blow up to full steps.
+- One side only where the other is long (`ASPECT` times as long or more, or above `LONGEST`): the short one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from thalweg.optim.averages import wide
+from thalweg.optim.budget import FEWEST, Choice, decided
+from thalweg.optim.matrices import MatrixRule
+from thalweg.optim.rotation import direction, learn, refresh, settled, sides, used
+from thalweg.optim.stacks import Stack, gradient, words
+from thalweg.tensors.timing import now
+
+
+class SOAP(MatrixRule):
+    """Adam in the eigenbasis of the gradient's row and column statistics, within a budget of time.
+
+    A convolution `[out, in, k, k]` is the matrix `[out, in·k·k]`. AdamW (fused) moves vectors and scalars, groups with
+    `adamw=True`, the embeddings of a module, and every layer whose basis would cost more than the budget.
+
+    When: ill-conditioned layers (autoencoders, regression, physics), convolutions, large batches; it needs half the
+    steps of AdamW or less where directions of very different curvature are mixed, and takes AdamW's learning rate. When
+    not: small batches through wide dense layers, where a step costs as much as several of AdamW's (the budget then
+    leaves those layers to AdamW); few steps.
+
+    Cost of a step beside AdamW's, for a matrix `[m, n]` with both sides: 4mn(m+n) multiplications and additions for the
+    projections, 2mn(m+n)/k_s for the statistics, about 20(m³+n³)/f for new bases: (m+n)/R of a forward and backward
+    pass over R rows, and more. Memory in float32 numbers: 2mn + 2m² + 2n² (square: 3 times AdamW's).
+
+    Args:
+        params: a module, or parameters, pairs (name, parameter) or groups as for any torch optimizer.
+        lr: α; the learning rate that AdamW likes is a good start.
+        betas: β₁ and β₂, also of AdamW inside.
+        eps: ε.
+        weight_decay: λ. From a module, of matrices and embeddings only.
+        adamw: leave a group's matrices to AdamW.
+        period: f, steps from one look at a basis to the next.
+        statistics_period: k_s.
+        tolerance: a basis is turned where it is off by more than this (0: always).
+        start: steps of plain AdamW.
+        budget: what all that AdamW does not do may cost, as a share of the time between two steps (forward, backward,
+            data) in which this thread computes. After `start` steps the products and decompositions are timed once, and
+            each shape gets both sides, one, or none. None, or `torch.use_deterministic_algorithms(True)`: no clock
+            decides, every shape gets what it can have, in its own dtype. `inf`: the same, in the faster arithmetic.
+        choices: what a shape gets, by words, instead of a decision: {"512x784": "both bfloat16", "512x512": "left",
+            "10x512": "none"}. What was decided stands in `choices` of the optimizer and in `state[p]["choice"]`, so
+            that a resumed run goes on with it and another can be told the same.
+
+    Raises:
+        ValueError: an option out of its range, a parameter of complex numbers, nothing to train.
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    >>> optimizer = SOAP(model, lr=0.01, budget=None, start=1)
+    >>> model(torch.randn(32, 8)).square().mean().backward()
+    >>> optimizer.step()
+    >>> optimizer.choices
+    {'16x8': 'both', '8x16': 'both'}
+    """
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        adamw: bool = False,
+        period: int = 10,
+        statistics_period: int = 5,
+        tolerance: float = 0.1,
+        start: int = 10,
+        budget: float | None = 0.25,
+        choices: Mapping[str, str] | None = None,
+    ) -> None:
+        for name, value in {"period": period, "statistics_period": statistics_period, "start": start}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is a number of steps, 1 or more, got {value!r}")
+        if not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance lies in 0 to below 1, got {tolerance!r}")
+        if budget is not None and (budget < 0 or start < FEWEST):
+            raise ValueError(
+                f"a budget is a share of 0 or more and is judged after {FEWEST} steps or more, "
+                f"got budget={budget!r}, start={start!r}; budget=None lets no clock decide"
+            )
+        for text in (choices or {}).values():
+            Choice.of(text)
+        self._gaps: deque[float] = deque(maxlen=32)
+        self._left_at: float | None = None
+        self._young: list[tuple[dict[str, Any], nn.Parameter]] = []
+        self._has_warned = False
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adamw": adamw}
+        mine = {"period": period, "statistics_period": statistics_period, "tolerance": tolerance}
+        super().__init__(params, {**options, **mine, "start": start, "budget": budget, "choices": dict(choices or {})})
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What each shape has got so far, as the argument of that name takes it."""
+        return {words(p): kept["choice"] for p, kept in self.state.items() if "choice" in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_has_warned", False)
+        self._gaps, self._left_at, self._young = deque(maxlen=32), None, []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Move every parameter that has a gradient; returns what `closure` returns, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        device = next(p.device for group in self.param_groups for p in group["params"])
+        if self._left_at is not None:
+            self._gaps.append(now(device) - self._left_at)
+        super().step()
+        self._left_at = None
+        if self._young:
+            self._learn()
+            if self._young:
+                self._left_at = now(device)
+        return loss
+
+    # ── the first steps ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _decide(self, matrices: list[tuple[dict[str, Any], nn.Parameter]]) -> None:
+        self._young = [(group, p) for group, p in matrices if "choice" not in self.state[p]]
+
+    def _learn(self) -> None:
+        """Statistics of matrices that have no basis yet, and bases for those whose time has come."""
+        grown = []
+        for group, p in self._young:
+            kept, β = self.state[p], group["betas"][1]
+            G = gradient(p).flatten(1).to(wide(p.dtype))
+            for side in sides(p):
+                g = G if side == "left" else G.mT
+                self._begin(p, {side: (len(g), len(g))})
+                kept[side].addmm_(g, g.mT, beta=β, alpha=1 - β)
+            if kept["step"] >= group["start"]:
+                grown.append((group, p))
+        if grown and (not self._by_clock or len(self._gaps) >= FEWEST - 1):
+            self._grow(grown)
+            self._active = None
+
+    @property
+    def _by_clock(self) -> bool:
+        return self.defaults["budget"] is not None and not torch.are_deterministic_algorithms_enabled()
+
+    def _grow(self, matrices: list[tuple[dict[str, Any], nn.Parameter]]) -> None:
+        """Decide what each gets, and find the bases of those that get one; nothing is kept of sides that go unused."""
+        spent = sum(kept.get("seconds", 0.0) for kept in self.state.values())
+        limit = self.defaults["budget"] * min(self._gaps) - spent if self._by_clock else None
+        given = {shape: Choice.of(text) for shape, text in self.defaults["choices"].items()}
+        kept = [self.state[p] for _, p in matrices]
+        for (_, p), state, choice in zip(matrices, kept, decided(matrices, kept, limit, given), strict=True):
+            state |= {"choice": choice.words, "seconds": choice.seconds}
+            for side in set(sides(p)) - set(choice.sides):
+                del state[side]
+            if choice.sides:
+                found, failed = settled(state, choice.sides)
+                del state["exp_avg"], state["exp_avg_sq"]
+                state |= found
+                self._warn(failed)
+
+    def _warn(self, failed: bool) -> None:
+        if failed and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                "SOAP could not find the eigenvectors of some gradient statistics and keeps the old basis there; "
+                "gradients that are not finite are the usual cause. This is said once.",
+                stacklevel=2,
+            )
+
+    # ── every step after ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _names(self, p: nn.Parameter) -> list[str] | None:
+        choice = Choice.of(self.state[p].get("choice", "none"))
+        if not choice.sides:
+            return None
+        return ["momentum", "variance", *choice.sides, *(f"{side}_basis" for side in choice.sides)]
+
+    def _shared(self, p: nn.Parameter) -> Hashable:
+        return self.state[p]["choice"]
+
+    def _move(self, stack: Stack, number: int) -> None:
+        G = stack.gradients()
+        stack.apply(*direction(stack, G))
+        if (stack.step + number) % stack.group["statistics_period"] == 0:
+            learn(stack, G)
+        self._warn(refresh(stack, self._due(stack, number)))
+
+    def _due(self, stack: Stack, number: int) -> dict[str, slice]:
+        """The matrices whose basis is looked at in this step, by side: one in f of all there are."""
+        before = sum(len(other.parameters) * len(used(other)) for other in self._stacks[:number])
+        period, due = stack.group["period"], {}
+        for side in used(stack):
+            due[side] = slice((stack.step - before) % period, None, period)
+            before += len(stack.parameters)
+        return due

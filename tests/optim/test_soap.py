@@ -1,0 +1,400 @@
+import copy
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from slow_rules import SlowAdamW, SlowSOAP
+from torch import nn
+
+from thalweg.optim import SOAP, bases, budget
+from thalweg.optim.budget import Choice
+
+OPTIONS = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+#: Shape → the sides that get a basis.
+SHAPES = {
+    (5, 7): ("left", "right"),
+    (6, 6): ("left", "right"),
+    (3, 50): ("left",),
+    (50, 3): ("right",),
+    (4, 10): ("left", "right"),
+    (8, 3, 2, 2): ("left", "right"),
+    (3, 5, 2): ("left", "right"),
+    (7, 2, 2, 1, 2): ("left", "right"),
+    (2, 3): ("left", "right"),
+    (1, 9): (),
+    (9, 1, 1): (),
+    (6,): (),
+    (): (),
+}
+
+
+def parameters(shapes, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in shapes]
+
+
+class Valley:
+    """Gradients C_l (W − W*) C_r, badly conditioned and turned, and a little noise: they depend on W."""
+
+    def __init__(self, shape, seed=0):
+        generator = np.random.default_rng([seed, *shape, 7])
+        m, n = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+        self.left, self.right = (self._curvature(generator, d) for d in (m, n))
+        self.best = generator.normal(size=(m, n))
+        self.generator = generator
+
+    @staticmethod
+    def _curvature(generator, d):
+        Q = np.linalg.qr(generator.normal(size=(d, d)))[0]
+        return Q @ np.diag(np.geomspace(1, 0.01, d)) @ Q.T
+
+    def gradient(self, W, noise):
+        return self.left @ (W - self.best) @ self.right + 0.05 * noise
+
+
+def follow(optimizer, ps, twins, steps):
+    """Both rules, each on its own way down the same valley; the largest distance between them in any step."""
+    valleys = [Valley(p.shape) for p in ps]
+    worst = 0.0
+    for _ in range(steps):
+        for p, twin, valley in zip(ps, twins, valleys, strict=True):
+            noise = valley.generator.normal(size=valley.best.shape)
+            W = p.detach().numpy().reshape(valley.best.shape)
+            p.grad = torch.from_numpy(valley.gradient(W, noise)).reshape(p.shape)
+            twin.step(valley.gradient(twin.W, noise))
+        optimizer.step()
+        for p, twin in zip(ps, twins, strict=True):
+            worst = max(worst, float(np.abs(p.detach().numpy().reshape(twin.W.shape) - twin.W).max()))
+    return worst
+
+
+def matrix(p):
+    return p.detach().numpy().reshape(p.shape[0] if p.ndim else 1, -1) if p.numel() else np.zeros((0, 0))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "mine",
+    [
+        {"period": 1, "statistics_period": 1, "tolerance": 0.0, "start": 3},  # before, null spaces have no one basis
+        {"period": 4, "statistics_period": 3, "tolerance": 0.01, "start": 10},
+    ],
+    ids=["always", "seldom"],
+)
+def test_follows_the_slow_twin(shape, mine):
+    (p,) = ps = parameters([shape])
+    sides = {side: number for number, side in enumerate(SHAPES[shape])}
+    twin = SlowSOAP(matrix(p), sides, **OPTIONS, **mine) if sides else SlowAdamW(matrix(p), **OPTIONS)
+    assert follow(SOAP(ps, **OPTIONS, **mine, budget=None), ps, [twin], 60) < 1e-8
+    assert not sides or twin.turns > 1
+
+
+def test_all_shapes_at_once_follow_their_twins():
+    """Bases are turned in turns: each side of each matrix in the step of its number."""
+    shapes = [(5, 7), (6, 6), (5, 7), (3, 50), (6,), (5, 7)]
+    ps = parameters(shapes)
+    mine = {"period": 5, "statistics_period": 1, "tolerance": 0.0, "start": 4}
+    numbers = [{"left": 0, "right": 3}, {"left": 6, "right": 7}, {"left": 1, "right": 4}, {"left": 8}, {}]
+    numbers.append({"left": 2, "right": 5})
+    twins = [
+        SlowSOAP(matrix(p), sides, **OPTIONS, **mine) if sides else SlowAdamW(matrix(p), **OPTIONS)
+        for p, sides in zip(ps, numbers, strict=True)
+    ]
+    assert follow(SOAP(ps, **OPTIONS, **mine, budget=None), ps, twins, 50) < 1e-8
+
+
+def test_is_the_soap_of_another_package(monkeypatch):
+    """From a state of pytorch_optimizer's: with bases turned in every step and no floor, the two are one rule."""
+    other = pytest.importorskip("pytorch_optimizer")
+    monkeypatch.setattr("thalweg.optim.rotation.FLOOR", 0.0)
+    theirs, ours = parameters([(6, 6)]), parameters([(6, 6)])
+    options = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
+    peer = other.SOAP(theirs, **options, precondition_frequency=1)
+    mine = SOAP(ours, **options, period=1, statistics_period=1, tolerance=0.0, budget=None)
+    generator = torch.Generator().manual_seed(1)
+    gradients = torch.randn(40, 6, 6, generator=generator, dtype=torch.float64)
+    theirs[0].grad = gradients[0].clone()
+    peer.step()
+    found = peer.state[theirs[0]]
+    (L, R), (left, right) = found["GG"], found["Q"]
+    zeros = torch.zeros(6, 6, dtype=torch.float64)
+    mine.state[ours[0]] = {"step": 0, "choice": "both", "seconds": 0.0, "momentum": zeros, "variance": zeros.clone()}
+    mine.state[ours[0]] |= {"left": L.clone(), "right": R.clone(), "left_basis": left, "right_basis": right}
+    for gradient in gradients[1:]:
+        theirs[0].grad, ours[0].grad = gradient.clone(), gradient.clone()
+        peer.step()
+        mine.step()
+    assert (theirs[0] - ours[0]).abs().max() < 1e-4  # of 0.5; its ε stands elsewhere, its factors are float32
+
+
+def test_turned_inputs_turn_the_trajectory():
+    """y = W x with x → Qx: from the first basis on, W goes as WQᵀ, which Adam's does not."""
+    generator = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0]
+    x = torch.randn(64, 6, generator=generator, dtype=torch.float64) * torch.tensor([9, 3, 1, 1, 0.3, 0.1]).double()
+    y = torch.randn(64, 5, generator=generator, dtype=torch.float64)
+
+    def steps(W, x, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            (x @ W.T - y).square().mean().backward()
+            optimizer.step()
+
+    (W,) = plain = parameters([(5, 6)])
+    one = SOAP(plain, lr=0.01, budget=None)
+    steps(W, x, one, 10)
+    turned = [nn.Parameter(W.detach() @ Q.T)]
+    two = SOAP(turned, lr=0.01, budget=None)
+    two.load_state_dict(one.state_dict())
+    state = two.state[turned[0]]
+    state["right"], state["right_basis"] = Q @ state["right"] @ Q.T, Q @ state["right_basis"]
+    steps(W, x, one, 40)
+    steps(turned[0], x @ Q.T, two, 40)
+    assert (W @ Q.T - turned[0]).abs().max() < 1e-9
+
+
+def test_a_stack_is_the_loop_over_its_matrices():
+    """To the last digits: a batch of products may add up in another order than one."""
+    together, alone = parameters([(6, 9)] * 4), parameters([(6, 9)] * 4)
+    options = {"lr": 0.02, "period": 1, "statistics_period": 2, "budget": None, "start": 3}
+    rules = [SOAP(together, **options), *(SOAP([p], **options) for p in alone)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        for p, q in zip(together, alone, strict=True):
+            p.grad = torch.randn(6, 9, generator=generator, dtype=torch.float64)
+            q.grad = p.grad.clone()
+        for rule in rules:
+            rule.step()
+    for number, (p, q) in enumerate(zip(together, alone, strict=True)):
+        # Alone, statistics are learnt in even steps, as the first stack does.
+        assert (p - q).abs().max() < 1e-10, number
+
+
+# ── bases ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_basis_that_fits_is_left_and_one_that_does_not_is_turned():
+    generator = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(5, 5, generator=generator, dtype=torch.float64))[0]
+    values = torch.tensor([5.0, 4, 3, 2, 1], dtype=torch.float64)
+    F = Q @ torch.diag(values) @ Q.mT
+    assert bases.turned(F, Q, 0.1) is None
+    found, turns = torch.eye(5, dtype=torch.float64), 0
+    while (new := bases.turned(F, found, 1e-6)) is not None:
+        turns, found = turns + 1, new[1]
+    assert 5 < turns < 200
+    assert (found.T @ F @ found - torch.diag(values)).abs().max() < 1e-4
+
+
+def test_the_order_of_columns_is_that_of_falling_eigenvalues():
+    F = torch.diag(torch.tensor([1.0, 3.0, 2.0]).double())
+    F[0, 1] = F[1, 0] = 0.1
+    order, basis = bases.turned(F, torch.eye(3, dtype=torch.float64), 0.0)
+    assert order.tolist() == [1, 2, 0]
+    assert basis.abs().argmax(0).tolist() == [1, 2, 0]
+
+
+def test_eigenvectors_of_a_rank_of_one_and_of_nothing():
+    v = torch.tensor([3.0, 4.0, 0.0])
+    values, Q = bases.eigenbasis(torch.outer(v, v))
+    assert values.tolist() == pytest.approx([25, 0, 0], abs=1e-5)
+    assert (Q.mT @ Q - torch.eye(3)).abs().max() < 1e-6
+    assert bases.turned(torch.zeros(3, 3), Q, 0.0) is None
+    for broken in (torch.full((3, 3), torch.nan), torch.full((3, 3), torch.inf)):
+        with pytest.raises(bases.NoBasis):
+            bases.eigenbasis(broken)
+        with pytest.raises(bases.NoBasis):
+            bases.turned(broken, Q, 0.0)
+
+
+@pytest.mark.parametrize("broken", ["eigh", "householder_product"])
+def test_a_decomposition_that_fails_leaves_the_basis_and_is_told_once(broken, monkeypatch):
+    def fails(*_):
+        raise torch.linalg.LinAlgError(f"{broken} did not converge")
+
+    ps = parameters([(4, 6)], torch.float32)
+    optimizer = SOAP(ps, lr=0.01, budget=None, start=3, period=1, statistics_period=1, tolerance=0.0)
+    generator = torch.Generator().manual_seed(0)
+
+    def steps(count):
+        for _ in range(count):
+            ps[0].grad = torch.randn(4, 6, generator=generator)
+            optimizer.step()
+
+    steps(2)
+    monkeypatch.setattr(torch.linalg, broken, fails)
+    with pytest.warns(UserWarning, match="keeps the old basis") as told:
+        steps(5)
+    assert len(told) == 1
+    kept = optimizer.state[ps[0]]
+    if broken == "eigh":
+        assert torch.linalg.matrix_norm(kept["left_basis"].mT @ kept["left_basis"] - torch.eye(4)) < 1e-5
+    monkeypatch.undo()
+    before = kept["left_basis"].clone()
+    steps(1)
+    assert not torch.equal(kept["left_basis"], before)
+    assert ps[0].isfinite().all()
+
+
+# ── what each shape gets ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Priced:
+    """A shape whose choices have prices that a test gives."""
+
+    def __init__(self, num_parameters, *prices, harmed=False):
+        self.num_parameters, self.kept, self.harmed, self.arithmetics = num_parameters, [{}], harmed, (False, True)
+        self.prices = prices
+
+    def offers(self):
+        sides = [(), ("left",), ("left", "right")]
+        low = True in self.arithmetics
+        return [
+            Choice(s, bool(s) and low and self.harmed, price * (1 if low else 3) if s else 0.0)
+            for s, price in zip(sides, (0.0, *self.prices), strict=False)
+        ]
+
+    def is_harmless(self, choice):
+        return not self.harmed
+
+
+def test_the_budget_buys_what_is_cheapest_for_each_parameter():
+    shapes = {"dear": Priced(100, 5.0, 9.0), "cheap": Priced(100, 1.0, 2.0), "large": Priced(1000, 4.0, 20.0)}
+
+    def sides(limit):
+        return {name: len(choice.sides) for name, choice in budget._within(limit, shapes).items()}
+
+    assert sides(0.5) == {"dear": 0, "cheap": 0, "large": 0}
+    assert sides(4.0) == {"dear": 0, "cheap": 0, "large": 1}
+    assert sides(6.5) == {"dear": 0, "cheap": 2, "large": 1}
+    assert sides(11.5) == {"dear": 1, "cheap": 2, "large": 1}
+    assert sides(1e9) == {"dear": 2, "cheap": 2, "large": 2}
+
+
+def test_bfloat16_is_given_up_where_it_harms_and_all_is_weighed_again():
+    found = budget._within(4.0, {"a": Priced(10, 1.0, 2.0, harmed=True), "b": Priced(10, 1.0, 2.0)})
+    assert [c.bfloat16 for c in found.values()] == [False, False]
+    assert [len(c.sides) for c in found.values()] == [0, 2]
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 5))
+
+
+def train(model, optimizer, steps, first=0):
+    generator = torch.Generator().manual_seed(0)
+    for step in range(first + steps):
+        x, y = torch.randn(32, 8, generator=generator), torch.randint(0, 3, (32,), generator=generator)
+        if step >= first:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+
+def test_what_was_decided_by_clock_can_be_told_again():
+    one, two = network(), network()
+    first = SOAP(one, budget=0.25)
+    train(one, first, 30)
+    assert set(first.choices) == {"16x8", "12x16", "5x12"}
+    second = SOAP(two, choices=first.choices, budget=None)
+    train(two, second, 30)
+    assert second.choices == first.choices
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_closure_is_part_of_the_time_between_two_steps(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("thalweg.optim.soap.now", lambda device: clock[0])
+    model = network()
+    optimizer = SOAP(model, budget=0.25)
+
+    def closure():
+        clock[0] += 5.0
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 8)).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(9):
+        optimizer.step(closure)
+        clock[0] += 1.0
+    assert list(optimizer._gaps) == [6.0] * 8
+
+
+@pytest.mark.parametrize("share", [0.0, 1e9])
+def test_a_budget_of_nothing_buys_nothing_and_one_of_everything_all(share):
+    model = network()
+    optimizer = SOAP(model, budget=share)
+    train(model, optimizer, 12)
+    words = {choice.removesuffix(" bfloat16") for choice in optimizer.choices.values()}
+    assert words == ({"none"} if share == 0.0 else {"both"})
+    if share == 0.0:
+        assert all("left" not in kept and "exp_avg" in kept for kept in optimizer.state.values())
+
+
+def test_no_clock_decides_where_all_is_to_repeat():
+    model = network()
+    optimizer = SOAP(model, budget=0.0)
+    torch.use_deterministic_algorithms(True)
+    try:
+        train(model, optimizer, 12)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert set(optimizer.choices.values()) == {"both"}
+
+
+def test_bfloat16_projections_are_nearly_the_exact_ones():
+    one, two = network(), network()
+    train(one, SOAP(one, lr=0.01, budget=None), 60)
+    low = dict.fromkeys(("16x8", "12x16", "5x12"), "both bfloat16")
+    train(two, SOAP(two, lr=0.01, budget=None, choices=low), 60)
+    start = network()
+    moved = [torch.cat([(p - q).flatten() for p, q in zip(m.parameters(), start.parameters(), strict=True)])
+             for m in (one, two)]  # fmt: skip
+    assert 0 < (moved[0] - moved[1]).norm() < 0.25 * moved[0].norm()
+
+
+@pytest.mark.parametrize("words", ["both", "left bfloat16", "right", "none"])
+def test_choices_read_as_they_are_written(words):
+    assert Choice.of(words).words == words
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"period": 0}, "period is a number of steps"),
+        ({"statistics_period": 2.5}, "statistics_period is a number of steps"),
+        ({"tolerance": 1.0}, "tolerance lies in"),
+        ({"start": 1}, "budget=None lets no clock decide"),
+        ({"choices": {"5x7": "all"}}, "a choice is"),
+        ({"lr": -1.0}, "lr is a number of 0 or more"),
+        ({"lr": torch.tensor(0.1)}, "lr is a number of 0 or more"),
+        ({"betas": (0.9, 1.0)}, "betas lies in"),
+    ],
+)
+def test_what_options_refuse(options, words):
+    with pytest.raises(ValueError, match=words):
+        SOAP(parameters([(5, 7)]), **options)
+
+
+def test_a_choice_that_a_shape_cannot_have():
+    ps = parameters([(3, 50)])
+    optimizer = SOAP(ps, budget=None, start=1, choices={"3x50": "both"})
+    ps[0].grad = torch.ones(3, 50, dtype=torch.float64)
+    with pytest.raises(ValueError, match="3x50 cannot have 'both': its sides are left"):
+        optimizer.step()
+
+
+def test_a_copy_goes_on_alike():
+    model = network()
+    optimizer = SOAP(model, budget=None)
+    train(model, optimizer, 15)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for m, o in ((model, optimizer), (twin_model, twin)):
+            train(m, o, 10, first=15)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin_model.parameters(), strict=True))

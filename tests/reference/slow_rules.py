@@ -1,0 +1,106 @@
+"""SOAP and Muon by the letter, one matrix at a time, in numpy and float64.
+
+SOAP keeps its momentum outside of the basis and projects it in every step, as in the paper.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class SlowAdamW:
+    def __init__(self, W, lr, betas, eps, weight_decay):
+        self.W, self.lr, self.betas, self.eps, self.weight_decay = W.copy(), lr, betas, eps, weight_decay
+        self.m, self.s, self.t = np.zeros_like(W), np.zeros_like(W), 0
+
+    def move(self, U):
+        self.W = (1 - self.lr * self.weight_decay) * self.W - self.lr * U
+
+    def step(self, G):
+        self.t += 1
+        β1, β2 = self.betas
+        self.m = β1 * self.m + (1 - β1) * G
+        self.s = β2 * self.s + (1 - β2) * G**2
+        self.move(self.m / (1 - β1**self.t) / (np.sqrt(self.s / (1 - β2**self.t)) + self.eps))
+
+
+class SlowSOAP(SlowAdamW):
+    """`sides` has the number of each side that gets a basis, by which its turn among all is told."""
+
+    def __init__(self, W, sides, floor=1e-3, start=10, period=10, statistics_period=5, tolerance=0.1, **adamw):
+        super().__init__(W, **adamw)
+        self.sides, self.floor, self.start = sides, floor, start
+        self.period, self.statistics_period, self.tolerance = period, statistics_period, tolerance
+        m, n = W.shape
+        self.F = {"left": np.zeros((m, m)), "right": np.zeros((n, n))}
+        self.Q = {"left": np.eye(m), "right": np.eye(n)}
+        self.turns = 0
+
+    def into(self, A):
+        return self.Q["left"].T @ A @ self.Q["right"]
+
+    def learn(self, G, β):
+        self.F["left"] = β * self.F["left"] + (1 - β) * G @ G.T
+        self.F["right"] = β * self.F["right"] + (1 - β) * G.T @ G
+
+    def step(self, G):
+        β1, β2 = self.betas
+        if self.t < self.start:
+            super().step(G)
+            self.learn(G, β2)
+            if self.t == self.start:
+                self.begin()
+            return
+        self.t += 1
+        self.m = β1 * self.m + (1 - β1) * G
+        self.s = β2 * self.s + (1 - β2) * self.into(G) ** 2
+        root = np.sqrt(self.s / (1 - β2**self.t))
+        scale = root + self.eps + self.floor * np.sqrt((root**2).mean())
+        U = self.into(self.m / (1 - β1**self.t)) / scale
+        self.move(self.Q["left"] @ U @ self.Q["right"].T)
+        if self.t % self.statistics_period == 0:
+            self.learn(G, β2**self.statistics_period)
+        for side, number in self.sides.items():
+            if (self.t - number) % self.period == 0:
+                self.turn(side)
+
+    def begin(self):
+        sums = {"left": self.s.sum(1), "right": self.s.sum(0)}
+        for side in self.sides:
+            values, vectors = np.linalg.eigh(self.F[side])
+            self.Q[side], sums[side] = vectors[:, ::-1], values[::-1].clip(0)
+        self.s = np.outer(sums["left"], sums["right"]) / max(sums["left"].sum(), 1e-300)
+
+    def turn(self, side):
+        F, Q = self.F[side], self.Q[side]
+        D = Q.T @ F @ Q
+        if np.linalg.norm(D - np.diag(np.diag(D))) <= self.tolerance * np.linalg.norm(F):
+            return
+        self.turns += 1
+        order = np.argsort(-np.diag(D), kind="stable")
+        self.Q[side] = np.linalg.qr((F @ Q)[:, order])[0]
+        self.s = self.s[order] if side == "left" else self.s[:, order]
+
+
+class SlowMuon(SlowAdamW):
+    def __init__(self, W, coefficients, margin, momentum=0.95, **adamw):
+        super().__init__(W, **adamw)
+        self.coefficients, self.margin, self.momentum = coefficients, margin, momentum
+        self.v = np.zeros((len(W), 1))
+
+    def step(self, G):
+        μ, β2 = self.momentum, self.betas[1]
+        self.m = μ * self.m + (1 - μ) * G
+        O = self.orthogonal(μ * self.m + (1 - μ) * G)  # noqa: E741
+        self.v = β2 * self.v + (1 - β2) * (O**2).mean(1, keepdims=True)
+        even = O / np.sqrt(self.v)
+        self.move(0.2 * np.sqrt(max(G.shape)) * even * np.linalg.norm(O) / np.linalg.norm(even))
+
+    def orthogonal(self, U):
+        if U.shape[0] > U.shape[1]:
+            return self.orthogonal(U.T).T
+        X = U / np.sqrt(self.margin * np.linalg.norm(U @ U.T))
+        for a, b, c in self.coefficients:
+            A = X @ X.T
+            X = a * X + (b * A + c * A @ A) @ X
+        return X
