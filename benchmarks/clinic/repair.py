@@ -71,9 +71,9 @@ class Head:
 
 def blind(of: Case, model: nn.Module) -> dict[str, Any]:
     """What people do without looking, done to a case; words of `fit` that go before its own."""
+    from thalweg.records.settings import Settings
     from thalweg.repairs.change import Body
     from thalweg.repairs.network import CHANGES
-    from thalweg.records.settings import Settings
     from thalweg.step.forward import Forward
     from thalweg.step.losses import resolve
 
@@ -148,7 +148,8 @@ def made(name: str, arm: str, seed: int, data: Path) -> tuple[str, str, int, flo
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
         outcome = {"scores": [], "losses": [], "steps": [], "updates": 0, "planned": 1, "stopped_because": "failed",
-                   "chance": round(chance(found.case(data)), 4), "actions": [], "findings": [], "tried_steps": 0}  # fmt: skip
+                   "chance": round(chance(found.case(data)), 4), "actions": [],
+                   "findings": [], "tried_steps": 0}  # fmt: skip
     outcome |= {"fingerprint": found.fingerprint(), "version": VERSION, "wrong": wrong}
     file = kept_in(name, arm, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -240,10 +241,12 @@ def record(runs: list[tuple[str, str, int]], jobs: int, data: Path) -> None:
     """Make what is missing."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.perf_counter()
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=prepare, max_tasks_per_child=60) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=prepare, max_tasks_per_child=60
+    ) as pool:
         waiting = [pool.submit(made, *run, data) for run in runs]
         for done, future in enumerate(as_completed(waiting), 1):
-            name, arm, seed, seconds, wrong = future.result()
+            name, arm, seed, _, wrong = future.result()
             if wrong:
                 print(f"{name} {arm} seed {seed}: {wrong}", flush=True)
             if done % 50 == 0 or done == len(runs):
@@ -283,7 +286,11 @@ def main() -> None:
         record(missing, options.jobs, options.data.resolve())
     found = {arm: summary(runs, arm, options.seeds) for arm in arms}
     for arm, of in found.items():
-        told = {k: round(v, 3) if isinstance(v, float) else v for k, v in of.items() if k not in ("failed", "harms", "by_sickness")}
+        told = {
+            k: round(v, 3) if isinstance(v, float) else v
+            for k, v in of.items()
+            if k not in ("failed", "harms", "by_sickness")
+        }
         print(arm, told)
         print("   ", {k: [n, round(v, 2)] for k, (n, v) in of["by_sickness"].items()})
         if options.failed and arm != "off":

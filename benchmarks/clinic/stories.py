@@ -234,7 +234,10 @@ def picture(runs: dict[str, tuple[Any, Any]], path: Path) -> None:
         for action in pair[1].actions:
             if action.kept:
                 at = x0 + w * action.step / last
-                parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y0}" y2="{y0 + h}" stroke="#1f6f78" stroke-dasharray="3 3"/>')
+                parts.append(
+                    f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y0}" y2="{y0 + h}" '
+                    'stroke="#1f6f78" stroke-dasharray="3 3"/>'
+                )
         parts.append(f'<text x="{x0 - 4}" y="{y0 + 8}" text-anchor="end">{high:.2g}</text>')
         parts.append(f'<text x="{x0 - 4}" y="{y0 + h}" text-anchor="end">{low:.2g}</text>')
         parts.append(f'<text x="{x0 + w}" y="{y0 + h + 13}" text-anchor="end">{last:,} updates</text>')
@@ -264,7 +267,10 @@ def main() -> None:
             rows.append({"story": story.title, "seed": seed, "off": losses[0], "full": losses[1],
                          "reached": story.reached, "changed": kept})  # fmt: skip
             words = "; ".join(f"{name} at {step}" for name, step, _ in kept) or "nothing"
-            print(f"| {story.title} | {seed} | {losses[0]:.3g} | {losses[1]:.3g} | {story.reached} | {words} |", flush=True)
+            print(
+                f"| {story.title} | {seed} | {losses[0]:.3g} | {losses[1]:.3g} | {story.reached} | {words} |",
+                flush=True,
+            )
     if options.picture:
         picture(drawn, options.picture)
     if options.only == [""]:

@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 from cells import RESULTS, Cell, Table, filled, fingerprint, parser, rounded
-from reference import grid, holds, read
 from verdicts import best
 from workloads import RULES, WORKLOADS
 
+from reference import grid, holds, read
 from thalweg.records.settings import Settings
 from thalweg.run.candidates import Maker
 from thalweg.run.fit import prepare

@@ -14,11 +14,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from reference import SPAN, grid
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from training import Case
 
+from reference import SPAN, grid
 from thalweg.optim import catalogue, schedules
 
 GRID, DRAWS, TRIALS = 5, 5, 10

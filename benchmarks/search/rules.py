@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 from cells import RESULTS, Cell, Table, filled, fingerprint, ours, parser, rounded
-from reference import SEEDS, best, holds, read
 from verdicts import geometric
 from workloads import RULES, WORKLOADS, Data, Workload, dense, housing
+
+from reference import SEEDS, best, holds, read
 
 FILE = RESULTS / "search-rules.json"
 NAMES = ("workload", "optimizer", "seed")

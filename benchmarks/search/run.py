@@ -37,11 +37,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import reference
 from cells import RESULTS, Cell, Table, fingerprint, machine, ours
 from contenders import CONTENDERS, Contender
 from verdicts import tables
 from workloads import CACHE, DATA, RULES, WORKLOADS
+
+import reference
 
 FILE = RESULTS / "search.json"
 NAMES = ("workload", "rule", "contender", "seed")

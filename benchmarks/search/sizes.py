@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 from cells import RESULTS, Cell, Table, filled, fingerprint, parser, rounded
-from reference import best, grid, holds, read
 from verdicts import geometric
 from workloads import WORKLOADS
 
+from reference import best, grid, holds, read
 from thalweg.records.settings import Settings
 from thalweg.run.candidates import Maker
 from thalweg.run.fit import prepare

@@ -6,10 +6,11 @@ import math
 import statistics
 from collections.abc import Iterable
 
-import reference
 from cells import Cell, Table
 from contenders import CONTENDERS
 from workloads import RULES, WORKLOADS
+
+import reference
 
 REGRET, WORST, SHARE = 0.02, 0.10, 0.90
 """A loss within 2 % of the best (or one standard deviation of its seeds, where that is more), in nine tenths of all

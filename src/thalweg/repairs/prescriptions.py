@@ -87,7 +87,8 @@ RENEW: dict[str, tuple[Step, ...]] = {
     for speed, rule in (("slow", RULE), ("fast", FAST))
 }
 
-#: Finding → prescriptions, in the order in which they are thought of; `-` before a name begins from the first good state.
+#: Finding → prescriptions, in the order in which they are thought of; `-` before a name begins from the last good
+#: state.
 TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     "learning_rate_too_high": {
         "rate": (RATE, AGAIN),
@@ -227,7 +228,11 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str) -> list[Presc
         for name, steps in _ordered(finding.code):
             _add(found, _made(name, [(finding, step) for step in steps], body, level))
     kept = list(found.values())[:MOST]
-    if level == "full" and answered and any(finding.code not in ("overfitting", "class_imbalance") for finding in answered):
+    if (
+        level == "full"
+        and answered
+        and any(finding.code not in ("overfitting", "class_imbalance") for finding in answered)
+    ):
         anew = [_made(name, [(answered[0], step) for step in of], body, level) for name, of in RENEW.items()]
         kept = [*kept[: MOST - len(anew)], *(made for made in anew if made is not None)]
     return kept
@@ -261,7 +266,8 @@ def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescripti
 
 #: Structure first, then weights, then what moves them.
 _ORDER = (
-    "set_rows_aside", "drop_head", "unfreeze", "train_mode", "standardise_inputs", "scale_targets", "swap_activation", "initialise",
+    "set_rows_aside", "drop_head", "unfreeze", "train_mode", "standardise_inputs", "scale_targets", "swap_activation",
+    "initialise",
     "insert_norm", "insert_residual", "add_dropout", "weigh_classes", "perturb", "skip_batches", "clip_gradients",
     "set_learning_rate", "change_rule", "decay_weights", "change_batch", "reset_moments", "restart_schedule",
 )  # fmt: skip
@@ -302,5 +308,8 @@ _BESIDE = frozenset({"restart_schedule", "reset_moments"})
 def _add(found: dict[tuple[Any, ...], Prescription], made: Prescription | None) -> None:
     """Each only once, whatever it is called."""
     if made is not None:
-        key = (made.is_from_the_start, tuple((code, repr(sorted((words or {}).items()))) for code, words in made.changes))
+        key = (
+            made.is_from_the_start,
+            tuple((code, repr(sorted((words or {}).items()))) for code, words in made.changes),
+        )
         found.setdefault(key, made)

@@ -89,9 +89,7 @@ class ChangeRule:
     def apply(self, body: Body, words: Words) -> Undo:
         """Rule and rate; the options of the old rule are no matter of the new one."""
         rate, before = float(words["learning_rate"]), body.rate
-        undo_settings = _settings(
-            body, optimizer=str(words["optimizer"]), learning_rate=rate, optimizer_options=None
-        )
+        undo_settings = _settings(body, optimizer=str(words["optimizer"]), learning_rate=rate, optimizer_options=None)
         body.rate = rate
 
         def undo() -> None:
@@ -237,4 +235,3 @@ CHANGES: dict[str, Any] = {
     )
 }  # fmt: skip
 """By code."""
-

@@ -1,4 +1,5 @@
-"""The arms of a trial: a training as it would go on, with a prescription or without, from one state on one set of batches.
+"""The arms of a trial: a training as it would go on, with a prescription or without, from one state and over the same
+batches.
 
 Nothing of an arm stays: model, rule, random state and data are afterwards as they were.
 """
@@ -95,7 +96,9 @@ def _family(optimizer: Optimizer) -> str:
 
 
 @contextlib.contextmanager
-def applied(body: Body, prescription: Prescription, good: Any = None, only: Sequence[str] | None = None) -> Iterator[Done]:
+def applied(
+    body: Body, prescription: Prescription, good: Any = None, only: Sequence[str] | None = None
+) -> Iterator[Done]:
     """The body is changed inside; what was done, in words, is handed out, and undone afterwards."""
     undos: list[Undo] = []
     try:

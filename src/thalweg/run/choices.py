@@ -146,9 +146,7 @@ def _sound(data: Data, name: str, settings: Settings, notes: list[str]) -> Data:
     return data
 
 
-def _data(
-    data: Any, settings: Settings, dtype: torch.dtype, notes: list[str]
-) -> tuple[Data, Data | None]:
+def _data(data: Any, settings: Settings, dtype: torch.dtype, notes: list[str]) -> tuple[Data, Data | None]:
     """Training and held-out data, values checked."""
     training = _sound(read(data, dtype), "", settings, notes)
     if settings.validation_data is not None:

@@ -200,7 +200,7 @@ def carry_out(
 def _mended_step(
     stack: ExitStack, body: Body, chosen: Chosen, settings: Settings, record: RunRecord, directory: Path
 ) -> PlannedStep:
-    """The step of a training that was mended: planned anew, and eager where the plan was given, or batches are left out."""
+    """The step of a mended training: planned anew, and eager where the plan was given, or updates are left out."""
     plan = settings.plan if settings.plan == "auto" and not body.skips else "eager"
     prepared = Prepared(body.forward, body.loss, chosen)
     step = _planned(prepared, replace(settings, plan=plan), record, directory, resuming=False)

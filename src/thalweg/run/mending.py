@@ -82,7 +82,7 @@ def rebuilt(model: nn.Module, record: RunRecord, count: int) -> None:
 
 
 def _unknown(output: Any, target: Any) -> torch.Tensor:
-    """In the place of a loss of the user's own, which is not there: that the model does not make its own is what counts."""
+    """In the place of a loss of the user's own: that the model does not make its own loss is what counts."""
     return torch.zeros(())
 
 
@@ -165,7 +165,9 @@ class Mending:
         body.step = at.step
         level = body.settings.repair
         updates = trial.length(self.planned)
-        tried = [p for p in prescribe(findings, body, level) if not p.is_from_the_start or training.memory.good is not None]
+        tried = [
+            p for p in prescribe(findings, body, level) if not p.is_from_the_start or training.memory.good is not None
+        ]
         while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
             tried.pop()
         taken = self._try(tried, updates) if tried else None
@@ -178,7 +180,9 @@ class Mending:
             self._keep(tried[taken], findings)
         elif tried:
             what = ", ".join(p.name for p in tried)
-            self._tell(Action("trial", at.step, {}, {"tried": what}, False, f"{_why(findings)} Nothing tried did better."))
+            self._tell(
+                Action("trial", at.step, {}, {"tried": what}, False, f"{_why(findings)} Nothing tried did better.")
+            )
 
     def _try(self, tried: list[Prescription], updates: int) -> int | None:
         """The number of the prescription that did best, of those that did better than none; else None."""
@@ -195,7 +199,7 @@ class Mending:
             if len(likeliest) == 1:
                 return None
             likeliest.pop(0)
-        # What begins anew is given as many updates as the training has had that it is held against, or a few times more.
+        # What begins anew is given as many updates as the training that it is held against, or a few times more.
         before, own, others = self._compared([tried[i] for i in likeliest], longer)
         best = None if training.interrupt else trial.best(own, others, before)
         return None if best is None else likeliest[best]
@@ -278,7 +282,8 @@ class Mending:
 def is_mended(settings: Settings, chosen: Chosen) -> bool:
     """Whether a training can be tried on: its data can be read again, and its rule is one that trials know."""
     data = chosen.batches.data
-    return settings.repair in LEVELS and not (isinstance(data, Stream) and data.once)
+    finds_its_length = chosen.update.needs_batch or chosen.update.needs_closure  # there is no rate to be mended
+    return settings.repair in LEVELS and not finds_its_length and not (isinstance(data, Stream) and data.once)
 
 
 def _words(body: Body) -> dict[str, float | str]:
@@ -318,9 +323,7 @@ def _extend(body: Body, given: Mapping[str, int]) -> None:
     body.restarted_at = given.get("from", body.restarted_at)
 
 
-def _written(
-    prescription: Prescription, done: Done, step: int, plan: Any, given: dict[str, int]
-) -> dict[str, Any]:
+def _written(prescription: Prescription, done: Done, step: int, plan: Any, given: dict[str, int]) -> dict[str, Any]:
     """A repair as run.json holds it; `plan` is the one that was followed before."""
     changes = [[code, words] for code, words in done]
     return {"name": prescription.name, "step": step, "changes": changes, "plan": plan, "given_back": given}
@@ -333,5 +336,3 @@ def _why(findings: list[Finding]) -> str:
 def lines(repairs: list[Mapping[str, Any]]) -> list[str]:
     """The code that makes the changes of a run's repairs in a program of the user's own."""
     return [line for repair in repairs for code, words in repair["changes"] for line in CHANGES[code].lines(words)]
-
-

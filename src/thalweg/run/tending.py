@@ -68,7 +68,9 @@ class Tried:
 class Tending:
     """Treats one model and its optimizers."""
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], history: History, tell: Callable[[Any], None]):
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], history: History, tell: Callable[[Any], None]
+    ):
         self._model = model
         self._optimizers = list(optimizers)
         self._history = history
@@ -184,7 +186,9 @@ class Tending:
             for name, t in self._model.state_dict().items():
                 t.copy_(state.tensors[name])
         for optimizer, kept in zip(self._optimizers, state.rules, strict=True):
-            optimizer.load_state_dict({"state": copy.deepcopy(kept), "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.load_state_dict(
+                {"state": copy.deepcopy(kept), "param_groups": optimizer.state_dict()["param_groups"]}
+            )
 
 
 def is_lower(before: Sequence[float], after: Sequence[float]) -> bool:

@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 from thalweg.diagnosis import engine
 from thalweg.gradients.taps import eager
 from thalweg.loop.watching import Watching
-from thalweg.reports.words import changed
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.step import StepRecord
+from thalweg.reports.words import changed
 from thalweg.run.directory import machine, now, versions
 from thalweg.run.facts import of_rule
 from thalweg.run.tending import Tending
