@@ -8,10 +8,9 @@ where the mean of the paired differences is SURE standard errors below zero, and
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 #: Standard errors of the paired difference.
 SURE = 2.5
@@ -35,7 +34,7 @@ class Measured:
     @property
     def mean(self) -> float:
         """Over all groups."""
-        return float(np.mean(self.losses)) if all(map(math.isfinite, self.losses)) else math.inf
+        return statistics.fmean(self.losses) if all(map(math.isfinite, self.losses)) else math.inf
 
 
 def length(planned: int | None) -> int:
@@ -81,8 +80,8 @@ def is_better(control: Measured, other: Measured, before: Measured | None = None
 
 def _is_lower(first: Measured, second: Measured) -> bool:
     """Whether the second is lower, group by group, than chance explains."""
-    gains = np.array(first.losses) - np.array(second.losses)
-    return len(gains) > 1 and bool(gains.mean() > SURE * gains.std(ddof=1) / math.sqrt(len(gains)))
+    gains = [a - b for a, b in zip(first.losses, second.losses, strict=True)]
+    return len(gains) > 1 and statistics.fmean(gains) > SURE * statistics.stdev(gains) / math.sqrt(len(gains))
 
 
 def best(controls: Sequence[Measured], others: Sequence[Measured], before: Measured | None = None) -> int | None:
