@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -318,6 +319,7 @@ def main() -> None:
             "command": " ".join(sys.argv),
             "machine": machine("thalweg", "torch", "pytorch_optimizer"),
             "seconds": round(time.perf_counter() - started),
+            "load_average": [round(load, 1) for load in os.getloadavg()],
             "rows": rows,
             "memory_over_adamw": kept,
         }
