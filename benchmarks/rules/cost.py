@@ -1,7 +1,7 @@
 """What a step of SOAP and of Muon costs beside the same rule elsewhere, and what each rule keeps in memory.
 
     python -m pip install -r benchmarks/rules/requirements.txt
-    taskset -c 0 python benchmarks/rules/cost.py [--blocks 7] [--quick]
+    taskset -c 0 python benchmarks/rules/cost.py [--blocks 5] [--quick]
 
 Three networks are trained, each contender with a copy of its own, on the same batches; only `optimizer.step()` is
 timed, in processor time of one thread, ten steps a block so that work done every tenth step is in each. After the first
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -44,7 +45,7 @@ from thalweg.optim.catalogue import RULES, build  # noqa: E402
 
 RESULTS = BENCHMARKS / "results" / "rules-cost.json"
 RATE = 1e-3
-WARM = 30
+WARM = 20
 """Steps before the first that is timed: what is decided at the start is decided, bases are found."""
 STEPS = 10
 """Of a block."""
@@ -301,7 +302,7 @@ def line(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=7, help="blocks of ten steps")
+    parser.add_argument("--blocks", type=int, default=5, help="blocks of ten steps")
     parser.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -318,6 +319,7 @@ def main() -> None:
             "command": " ".join(sys.argv),
             "machine": machine("thalweg", "torch", "pytorch_optimizer"),
             "seconds": round(time.perf_counter() - started),
+            "load_average": [round(load, 1) for load in os.getloadavg()],
             "rows": rows,
             "memory_over_adamw": kept,
         }

@@ -124,6 +124,7 @@ class _Shape:
         self.num_parameters = sum(p.numel() for p in self.parameters)
         self.arithmetics: tuple[bool, ...] = (False, True) if self._dtype == torch.float32 else (False,)
         self._priced: dict[tuple[tuple[str, ...], bool], Choice] = {}
+        self._upkeep: dict[tuple[str, ...], float] = {}
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -146,13 +147,17 @@ class _Shape:
     def _seconds(self, choice: Choice) -> float:
         """Of a step of all, timed on copies: what is in them does not matter. A rate of 0 moves nothing."""
         stack, device = self._copy(choice), self.parameters[0].device
-        G = stack.gradients()
-        time = seconds(lambda: stack.apply(*direction(stack, stack.gradients())), device)
-        time += seconds(partial(learn, stack, G), device) / self.group["statistics_period"]
-        for side in choice.sides:
-            one = seconds(partial(refresh, stack, {side: slice(0, 1)}), device)
-            time += one * len(self.kept) / self.group["period"]
-        return time
+
+        def move() -> None:
+            stack.apply(*direction(stack, stack.gradients()))
+
+        if choice.sides not in self._upkeep:  # whichever the arithmetic, which is told apart by projections alone
+            time = seconds(partial(learn, stack, stack.gradients()), device) / self.group["statistics_period"]
+            for side in choice.sides:
+                one = seconds(partial(refresh, stack, {side: slice(0, 1)}), device)
+                time += one * len(self.kept) / self.group["period"]
+            self._upkeep[choice.sides] = time
+        return self._upkeep[choice.sides] + min(seconds(move, device), seconds(move, device))
 
     def _copy(self, choice: Choice) -> Stack:
         group = {**self.group, "tolerance": 0.0, "lr": 0.0}

@@ -48,8 +48,9 @@ class SOAP(MatrixRule):
     leaves those layers to AdamW); few steps.
 
     Cost of a step beside AdamW's, for a matrix `[m, n]` with both sides: 4mn(m+n) multiplications and additions for the
-    projections, 2mn(m+n)/k_s for the statistics, about 20(m³+n³)/f for new bases: (m+n)/R of a forward and backward
-    pass over R rows, and more. Memory in float32 numbers: 2mn + 2m² + 2n² (square: 3 times AdamW's).
+    projections, or 2(m+n)/3R of a forward and backward pass over R rows; 2mn(m+n)/k_s for the statistics; about
+    7(m³+n³)/f for new bases, the larger part of them in decompositions, several times as slow as products. Memory in
+    float32 numbers: 2mn + 2m² + 2n² (square: 3 times AdamW's).
 
     Args:
         params: a module, or parameters, pairs (name, parameter) or groups as for any torch optimizer.
