@@ -242,7 +242,7 @@ def record(runs: list[tuple[str, str, int]], jobs: int, data: Path) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.perf_counter()
     with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=prepare, max_tasks_per_child=60
+        jobs, mp_context=get_context("spawn"), initializer=prepare
     ) as pool:
         waiting = [pool.submit(made, *run, data) for run in runs]
         for done, future in enumerate(as_completed(waiting), 1):
