@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from thalweg.diagnosis import engine
@@ -16,7 +17,8 @@ def diagnose(training: Run | History | Path | str) -> list[Finding]:
     """Say what is wrong with a training and why, the likeliest cause first.
 
     A cause (a rate too high, inputs of an odd scale) stands before the symptoms that follow from it (a loss that
-    oscillates). A healthy training has no finding above a note. It takes milliseconds, and changes nothing.
+    oscillates). A healthy training has no finding above a note. A training that was mended is judged by what came after
+    its last repair. It takes milliseconds, and changes nothing.
 
     Args:
         training: what `fit` returned, a run directory (which may still be training), or a `History`.
@@ -34,10 +36,17 @@ def diagnose(training: Run | History | Path | str) -> list[Finding]:
     [('learning_rate_too_high', 'critical'), ('diverging_loss', 'critical')]
     """
     if isinstance(training, Run):
-        return engine.findings(training.history)
+        return _found(training.history)
     if isinstance(training, History):
-        return engine.findings(training)
+        return _found(training)
     if not isinstance(training, str | Path):
         raise TypeError(f"diagnose takes a Run, a History or a run directory, got {type(training).__name__}")
     path = Path(training)
-    return engine.findings(History.open(path / HISTORY if path.is_dir() or path.suffix == "" else path))
+    return _found(History.open(path / HISTORY if path.is_dir() or path.suffix == "" else path))
+
+
+def _found(history: History) -> list[Finding]:
+    """Since the last repair that was kept, by the steps of the whole."""
+    since = max((action.step for action in history.actions if action.kept), default=0)
+    found = engine.findings(history.since(since)) if since else engine.findings(history)
+    return [replace(finding, step=finding.step + since) for finding in found] if since else found
