@@ -41,7 +41,7 @@ def test_numbers_that_are_not_finite_are_null(capsys):
 
 
 def test_a_training_that_diverges_has_failed(fitted):
-    told = fitted("mine.py:explodes", code=1)
+    told = fitted("mine.py:explodes", "--repair", "advise", code=1)
     assert told["stopped_because"] == "diverged"
 
 

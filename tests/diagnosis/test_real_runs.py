@@ -190,7 +190,9 @@ RUNS: dict[str, Callable[[], Words]] = {
 def trained(words: Words, folder: Path) -> thalweg.Run:
     words = dict(words)
     model, data, loss = (words.pop(word) for word in ("model", "data", "loss"))
-    return thalweg.fit(model, data, loss, patience=None, verbose=False, plan="eager", run_dir=folder, **words)
+    return thalweg.fit(
+        model, data, loss, patience=None, verbose=False, plan="eager", repair="advise", run_dir=folder, **words
+    )
 
 
 @pytest.mark.parametrize("code", RUNS)

@@ -39,7 +39,7 @@ def fit(directory: Path, **words: Any) -> Run:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
     given = {"learning_rate": 0.1, "optimizer": "sgd", "steps": 200, "batch_size": 32, "schedule": "constant"}
-    given |= {"patience": None, "verbose": False, "run_dir": directory, **words}
+    given |= {"patience": None, "verbose": False, "repair": "advise", "run_dir": directory, **words}
     return thalweg.fit(model, data(), "cross_entropy", **given)
 
 

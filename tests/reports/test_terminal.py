@@ -191,6 +191,7 @@ def test_the_summary_is_what_a_person_wants_to_know(tmp_path: Path) -> None:
         ("stopped because", "it converged"),
         ("trained", "45 epochs, 2,025 steps, 4.3 s"),
         ("rule", "adamw, learning rate 0.001, cosine"),
+        ("mended", "step 620: clip norm from off to 5"),
         ("findings", "2"),
         ("warning: The loss jumped to nine times its course and came back within a step.",),
         ("note: The inputs have a spread of 6.02 where rules expect about 1.",),

@@ -207,7 +207,8 @@ def test_why_it_stops(limits: dict[str, Any], reason: str) -> None:
 
 
 def test_a_training_that_leaves_the_numbers_is_diverged() -> None:
-    run = quiet(network(), points(), "cross_entropy", optimizer="sgd", learning_rate=1e30, epochs=20, patience=None)
+    words = {"optimizer": "sgd", "learning_rate": 1e30, "epochs": 20, "patience": None, "repair": "advise"}
+    run = quiet(network(), points(), "cross_entropy", **words)
     assert run.stopped_because == "diverged"
     assert run.verdict is not None
     assert run.verdict.state == "diverged"

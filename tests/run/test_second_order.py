@@ -170,7 +170,8 @@ def test_a_fast_step_of_ones_own_loop(rule: str) -> None:
 def test_the_words_of_optim() -> None:
     import thalweg.optim as room
 
-    assert room.__all__ == ["GaussNewton", "KFAC", "LBFGS"]
-    assert all(issubclass(getattr(room, word), torch.optim.Optimizer) for word in room.__all__)
+    rules = ["GaussNewton", "KFAC", "LBFGS", "Muon", "SOAP"]
+    assert room.__all__ == sorted(["CautiousDecay", "ScheduleFree", *rules])
+    assert all(issubclass(getattr(room, word), torch.optim.Optimizer) for word in rules)
     with pytest.raises(AttributeError, match="KFAQ"):
         _ = room.KFAQ

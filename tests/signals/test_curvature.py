@@ -124,6 +124,7 @@ def test_a_loss_without_a_second_derivative_is_not_looked_at() -> None:
 
 
 def fitted(model: nn.Module, data: Any, **settings: Any) -> thalweg.Run:
+    settings = {"repair": "advise", **settings}
     return thalweg.fit(model, data, "cross_entropy", plan="eager", verbose=False, batch_size=32, **settings)
 
 

@@ -31,6 +31,7 @@ def net(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 
 
 def fitted(model: nn.Module, steps: int = 1, **settings: Any) -> thalweg.Run:
+    settings = {"repair": "advise", **settings}
     return thalweg.fit(
         model, data(), "cross_entropy", optimizer="sgd", learning_rate=0.1, schedule="constant", batch_size=64,
         steps=steps, shuffle=False, verbose=False, patience=None, **settings,

@@ -70,7 +70,7 @@ class Training:
             self.save()
             self.watching.began()
         elif self.watching.asked_at < 0:
-            self.watching.again(self.at.step)
+            self.watching.again(self.at.step, self.at.evaluated_at == self.at.step)
         if self.setup.mends and self.memory.good is None:
             self.memory.keep_good(self.at)
         reason = self._ill(reason) or ("interrupted" if self.interrupt else None)
@@ -343,6 +343,7 @@ class Training:
             ValueError: it is of another model or optimizer, or holds what no training has saved.
         """
         self.at = self.memory.restore(checkpoint)
+        self.watching.since = self.at.mended_at
 
     def _next_wake(self) -> float:
         """The moment when the clock has something to say: a save is due, or the time is up."""

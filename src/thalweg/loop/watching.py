@@ -72,10 +72,10 @@ class Watching:
         if self._on:
             self._ask(step)
 
-    def again(self, step: int) -> None:
+    def again(self, step: int, is_evaluated: bool) -> None:
         """A run is gone on with from a step after which it was asked, perhaps: so it is now, and nobody is told."""
         count = max(self._history.count("epoch_loss"), self._history.count("validation_loss"))
-        if self._on and (step == self.since or is_asked(step - self.since) or is_asked_of(count)):
+        if self._on and ((step > self.since and is_asked(step - self.since)) or (is_evaluated and is_asked_of(count))):
             self._looked(step)
 
     def _looked(self, step: int) -> list[Finding]:

@@ -10,7 +10,6 @@ from thalweg.repairs.forward import AddDropout, SwapActivation
 from thalweg.repairs.initialise import Initialise
 from thalweg.repairs.loss import DropHead, WeighClasses
 from thalweg.repairs.modes import TrainMode, Unfreeze
-from thalweg.repairs.rows import SetRowsAside
 
 __all__ = ["CHANGES", "fold"]
 
@@ -26,9 +25,8 @@ _ALL: tuple[Change, ...] = (
     WeighClasses(),
     StandardiseInputs(),
     ScaleTargets(),
-    SetRowsAside(),
 )
 CHANGES: dict[str, Change] = {change.code: change for change in _ALL}
 """Code → change."""
-STRUCTURES = frozenset(CHANGES) - {"initialise", "weigh_classes", "set_rows_aside"}
+STRUCTURES = frozenset(CHANGES) - {"initialise", "weigh_classes"}
 """Changes after which the model has other modules; the others leave a model that the weights alone make again."""

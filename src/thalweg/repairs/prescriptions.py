@@ -16,9 +16,15 @@ from typing import Any
 from thalweg.records.finding import Finding
 from thalweg.repairs import backward, network, update
 from thalweg.repairs.change import Body, Words
+from thalweg.repairs.rows import SetRowsAside
 
 #: Every kind of change, by code.
-CHANGES: dict[str, Any] = {**update.CHANGES, **backward.CHANGES, **network.CHANGES}
+CHANGES: dict[str, Any] = {
+    **update.CHANGES,
+    **backward.CHANGES,
+    **network.CHANGES,
+    SetRowsAside.code: SetRowsAside(),
+}
 LEVELS = ("safe", "full")
 #: Prescriptions of a trial at most: each costs its updates.
 MOST = 4

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from thalweg.optim import catalogue
 from thalweg.repairs.change import Body, Undo, Words
+from thalweg.step.data import Stream
 from thalweg.tensors.named import assign, copied
 
 #: Noise that leaves a saddle or a shallow minimum, in shares of each tensor's own root mean square, and at least so
@@ -133,8 +134,10 @@ class RestartSchedule:
     level: str = "safe"
 
     def words(self, body: Body) -> Words | None:
-        """Warm-up, then a cosine."""
-        return {"schedule": "auto", "from": float(body.step)}
+        """A cosine, where the length is known. No warm-up: a trial would be over before it is."""
+        limited = body.settings.steps is not None or body.settings.epochs is not None
+        is_known = limited and not isinstance(body.data, Stream)
+        return {"schedule": "cosine", "from": float(body.step)} if is_known else None
 
     def apply(self, body: Body, words: Words) -> Undo:
         """Name the schedule and where it begins."""

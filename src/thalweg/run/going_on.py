@@ -59,6 +59,8 @@ def _go_back(training: Training, checkpoints: Checkpoints, checkpoint: Checkpoin
             at.best_step = at.best_value = None
     checkpoints.go_back_to(checkpoint.step, at.best_step)
     history.truncate(checkpoint.step, at.evaluated_at)
+    if "ended_at" in history.facts:
+        history.note({"ended_at": None})  # it goes on
     if not training.setup.batches.repeatable and training.at.position:
         telling.warn(
             f"Resumed inside epoch {training.at.epoch + 1}: the data is an iterable of its own, and the first "

@@ -301,6 +301,8 @@ def _told(done: Done) -> dict[str, float | str]:
     for code, words in done:
         if code in network.CHANGES:
             told[code] = ", ".join(f"{word} {value}" for word, value in words.items())
+        elif code == "set_rows_aside":
+            told[code] = f"{words['count']:.0f} rows, the first is {str(words['rows']).split()[0]}"
         else:
             told |= {word: value for word, value in words.items() if word != "from"}
     return told

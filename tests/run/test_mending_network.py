@@ -1,0 +1,99 @@
+"""What `full` changes in a network: it is kept only if it helps, resumes, loads, and is folded back at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import thalweg
+
+Data = tuple[Tensor, Tensor]
+
+
+def data(scale: float = 1.0, offset: float = 0.0) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(800, 12, generator=generator)
+    return scale * x + offset, (x @ torch.randn(12, 3, generator=generator)).argmax(1)
+
+
+def dense(activation: type[nn.Module], depth: int, head: nn.Module | None = None) -> nn.Module:
+    torch.manual_seed(1)
+    layers: list[nn.Module] = [nn.Linear(12, 24), activation()]
+    for _ in range(depth - 1):
+        layers += [nn.Linear(24, 24), activation()]
+    return nn.Sequential(*layers, nn.Linear(24, 3), *([head] if head is not None else []))
+
+
+def dead() -> nn.Module:
+    model = dense(nn.ReLU, 2)
+    with torch.no_grad():
+        model[0].bias.fill_(-30.0)
+    return model
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Data, str]] = {
+    "a gradient that fades": (lambda: dense(nn.Sigmoid, 12), data(), "swap_activation"),
+    "a softmax too many": (lambda: dense(nn.ReLU, 2, nn.Softmax(-1)), data(), "drop_head"),
+    "inputs of another scale": (lambda: dense(nn.ReLU, 2), data(300.0, 300.0), "standardise_inputs"),
+    "units that are dead": (dead, data(), "initialise"),
+}
+
+
+def fitted(model: nn.Module, of: Data, folder: Path, **words: Any) -> thalweg.Run:
+    words = {"optimizer": "momentum", "learning_rate": 0.05, "epochs": 12, "repair": "full", **words}
+    return thalweg.fit(
+        model, of, "cross_entropy", validation_split=0.25, batch_size=32, patience=None, run_dir=folder / "run",
+        verbose=False, plan="eager", metrics=["accuracy"], **words,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_mended(name: str, tmp_path: Path) -> None:
+    make, of, change = CASES[name]
+    off = fitted(make(), of, tmp_path / "off", repair="off")
+    full = fitted(make(), of, tmp_path / "full")
+    kept = [action for action in full.actions if action.kept]
+    assert kept and any(change in action.after for action in kept)
+    assert full.metrics["validation_accuracy"] > 0.8
+    if name != "a softmax too many":  # which only slows
+        assert off.metrics["validation_accuracy"] < 0.6
+    assert type(full.model) is nn.Sequential and "Around" not in str(full.model)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_loads_into_the_users_own_network(name: str, tmp_path: Path) -> None:
+    make, of, _ = CASES[name]
+    run = fitted(make(), of, tmp_path)
+    torch.manual_seed(7)
+    loaded = thalweg.load(tmp_path / "run", "best", make())
+    run.model.eval()
+    assert torch.allclose(loaded(of[0][:50]), run.model(of[0][:50]), atol=1e-5)
+
+
+class Stops:
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def on_step(self, run: Any, record: Any) -> None:
+        if record.step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", ["a gradient that fades", "inputs of another scale"])
+def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
+    make, of, _ = CASES[name]
+    whole = fitted(make(), of, tmp_path / "whole")
+    mended = next(action.step for action in whole.actions if action.kept)
+    cut = fitted(make(), of, tmp_path / "cut", callbacks=[Stops(10 * (mended // 10) + 40)])
+    assert cut.stopped_because == "interrupted" and any(action.kept for action in cut.actions)
+    resumed = thalweg.resume(tmp_path / "cut" / "run", model=make(), data=of, loss="cross_entropy", callbacks=[])
+    assert resumed.steps == whole.steps
+    a, b = whole.model.state_dict(), resumed.model.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
