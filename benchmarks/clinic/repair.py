@@ -50,7 +50,7 @@ sys.path.append(str(Path(__file__).parents[1] / "step"))  # for what the benchma
 from tables import machine, ours, save
 
 FILE = Path(__file__).parents[1] / "results" / "clinic-repair.json"
-VERSION = 6
+VERSION = 9
 ARMS = ("off", "safe", "full", "default", "random")
 APART = (
     "12-few-examples", "12-noise-learned", "16-labels-shuffled", "16-too-few-epochs", "16-detached",
@@ -241,9 +241,7 @@ def record(runs: list[tuple[str, str, int]], jobs: int, data: Path) -> None:
     """Make what is missing."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.perf_counter()
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=prepare
-    ) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=prepare) as pool:
         waiting = [pool.submit(made, *run, data) for run in runs]
         for done, future in enumerate(as_completed(waiting), 1):
             name, arm, seed, _, wrong = future.result()

@@ -161,7 +161,11 @@ def test_room_is_made_from_older_ones_but_never_from_the_best(disk, tmp_path):
     run_dir, room = disk / "run", int(1.85 * (1 << 20))
     (disk / "others").write_bytes(bytes(SIZE - room))
     x, y = _given(200)["data"]
-    worse = {"width": 200, "validation_data": (x, -y), "repair": "advise"}  # what is learned is wrong there, so the first is the best
+    worse = {
+        "width": 200,
+        "validation_data": (x, -y),
+        "repair": "advise",
+    }  # what is learned is wrong there, so the first is the best
     seen: list[tuple[str, bool]] = []
 
     class Best:

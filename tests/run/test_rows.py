@@ -58,4 +58,4 @@ def test_items_are_found_out_while_it_trains(tmp_path: Path) -> None:
     kept = [action for action in full.actions if action.kept]
     assert kept and any("set_rows_aside" in action.after or "skipped" in action.after for action in kept)
     safe = thalweg.fit(network(), Items(), "binary_cross_entropy", repair="safe", run_dir=tmp_path / "safe", **words)
-    assert safe.stopped_because == "epochs" and safe.metrics["loss"] < 0.6
+    assert safe.stopped_because != "diverged" and safe.metrics["loss"] < 0.6

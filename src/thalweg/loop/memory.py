@@ -84,11 +84,11 @@ class Memory:
             saved["good"] = self.good
         return saved
 
-    def keep_good(self, at: Standing) -> None:
+    def keep_good(self, at: Standing, loss: float | None) -> None:
         """This state is one to go back to; of a large model none is kept."""
         state = self.forward.state()
         if num_bytes(state) <= COPY_BYTES:
-            self.good, at.good_step = copied(state), at.step
+            self.good, at.good_step, at.good_loss = copied(state), at.step, loss
 
     def restore(self, checkpoint: Checkpoint) -> Standing:
         """Go back to where a checkpoint was taken: weights, optimizer, schedule, random state; returns the standing.

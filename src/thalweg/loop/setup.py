@@ -95,6 +95,8 @@ class Standing:
     """Updates made on trial, which are no part of the training."""
     good_step: int = 0
     """The update after which the state lies that would be gone back to."""
+    good_loss: float | None = None
+    """The loss that it had, where that is known."""
 
     def passes(self, per_epoch: int | None) -> float:
         """Passes over the data so far, of so many batches each; fractional inside one."""

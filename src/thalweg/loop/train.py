@@ -72,7 +72,7 @@ class Training:
         elif self.watching.asked_at < 0:
             self.watching.again(self.at.step, self.at.evaluated_at == self.at.step)
         if self.setup.mends and self.memory.good is None:
-            self.memory.keep_good(self.at)
+            self.memory.keep_good(self.at, self._start())
         reason = self._ill(reason) or ("interrupted" if self.interrupt else None)
         while reason is None:
             self.model.train()
@@ -189,8 +189,15 @@ class Training:
         if self.untreated():
             return ILL
         if reason is None and not any(finding.severity != "note" for finding in self.watching.current):
-            self.memory.keep_good(self.at)
+            loss, before = self.setup.history.last("loss"), self.at.good_loss
+            if loss is not None and (before is None or loss < before):  # else it may be wrecked already
+                self.memory.keep_good(self.at, loss)
         return reason
+
+    def _start(self) -> float | None:
+        """The loss before the first update, where it was taken."""
+        loss = self.setup.history.facts.get("initial_loss")
+        return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
 
     def untreated(self) -> list[Finding]:
         """What stands, above a note, and no repair was tried against; or not since long."""

@@ -105,6 +105,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     "learning_rate_too_low": {
         "rate": (RATE, AGAIN),
         "rule": (RULE, AGAIN),
+        "rule, fast": (FAST, AGAIN),
         "rate × 10": (_times(10.0), AGAIN),
     },
     "optimizer_misconfigured": {
@@ -200,6 +201,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     "plateau": {
         "initialise": (INITIALISE, MOMENTS),
         "rule": (RULE,),
+        "rule, fast": (FAST,),
         "rate × 10": (_times(10.0),),
         "rate / 10": (_times(0.1),),
     },
@@ -283,8 +285,8 @@ def _made(name: str, steps: Iterable[tuple[Finding, Step]], body: Body, level: s
     """A prescription for this body; None where the level does not allow it or nothing of it has anything to do."""
     changes: list[tuple[str, Words | None]] = []
     steps = list(steps)
-    if AGAIN not in (step for _, step in steps):  # with less time before it, a training ends better at a low rate
-        steps.append((steps[0][0], AGAIN))
+    if any(step[0] in _PACE for _, step in steps) and AGAIN not in (step for _, step in steps):
+        steps.append((steps[0][0], AGAIN))  # with less time before it, a training ends better at a low rate
     for finding, (code, words) in steps:
         change = CHANGES.get(code)
         if change is None or LEVELS.index(change.level) > LEVELS.index(level):
@@ -309,6 +311,8 @@ _OPTIONAL = frozenset(
     {"restart_schedule", "reset_moments", "clip_gradients", "swap_activation", "standardise_inputs", "train_mode"}
 )
 _BESIDE = frozenset({"restart_schedule", "reset_moments"})
+#: Changes after which the rate has another part to play.
+_PACE = frozenset({"set_learning_rate", "change_rule", "initialise"})
 
 
 def _add(found: dict[tuple[Any, ...], Prescription], made: Prescription | None) -> None:

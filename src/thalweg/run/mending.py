@@ -170,8 +170,10 @@ class Mending:
         ]
         while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
             tried.pop()
+        spent = at.tried_steps
         taken = self._try(tried, updates) if tried else None
-        if training.interrupt:
+        if training.interrupt:  # it is tried again from the beginning
+            at.tried_steps = spent
             return
         self._record.decided["tried_steps"] = at.tried_steps
         at.treated += [finding.code for finding in findings]
@@ -190,16 +192,17 @@ class Mending:
         self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
         before, own, others = self._compared(tried, updates)
         taken = None if training.interrupt else trial.best(own, others, before)
-        fresh = [i for i, prescription in enumerate(tried) if prescription.begins_anew]
         longer = min(max(training.at.step, 5 * updates), trial.LONGEST)
-        if taken is not None or not fresh or training.interrupt or not training.at.step:
+        if taken is not None or training.interrupt or not training.at.step:
             return taken
-        likeliest = list(dict.fromkeys([min(fresh, key=lambda i: others[i].mean), fresh[-1]]))
+        fresh = [i for i, prescription in enumerate(tried) if prescription.begins_anew]
+        likeliest = list(dict.fromkeys([min(range(len(tried)), key=lambda i: others[i].mean), *fresh[-1:]]))
         while not trial.is_affordable(training.at.tried_steps, 1 + len(likeliest), self.planned, longer):
             if len(likeliest) == 1:
                 return None
             likeliest.pop(0)
-        # What begins anew is given as many updates as the training that it is held against, or a few times more.
+        # What is slow to show, as what begins anew is, is given as many updates as the training it is held against, or
+        # a few times more.
         before, own, others = self._compared([tried[i] for i in likeliest], longer)
         best = None if training.interrupt else trial.best(own, others, before)
         return None if best is None else likeliest[best]
@@ -249,7 +252,7 @@ class Mending:
         setup = self._setup_for(planned, parts)
         training = Training(setup, parts.limits, at)
         training.memory.follow(old.memory)
-        training.memory.keep_good(at)
+        training.memory.keep_good(at, setup.history.last("loss") if not prescription.begins_anew else training._start())
         training.watching.since, training.watching.asked_at = at.step, at.step
         if prescription.touches_network:  # what was best is of another network
             at.best_step = at.best_value = None
