@@ -27,7 +27,9 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -86,8 +88,9 @@ def blind(of: Case, model: nn.Module) -> dict[str, Any]:
     return {"optimizer": "adam", "learning_rate": 1e-3, "clip_norm": 1.0, "optimizer_options": None}
 
 
-def at_random(seed: int) -> None:
-    """In place of what answers a finding: one change of all there are, drawn at random, and kept."""
+@contextmanager
+def at_random(seed: int) -> Iterator[None]:
+    """In place of what answers a finding: one prescription of all there are, drawn at random, and kept."""
     from thalweg.repairs import prescriptions
     from thalweg.repairs.prescriptions import Prescription
     from thalweg.run import mending
@@ -103,8 +106,12 @@ def at_random(seed: int) -> None:
                 return [made]
         return []
 
-    mending.prescribe = prescribe
-    mending.Mending._try = lambda self, tried, updates: 0  # type: ignore[method-assign]
+    before = mending.prescribe, mending.Mending._try
+    mending.prescribe, mending.Mending._try = prescribe, lambda self, tried, updates: 0
+    try:
+        yield
+    finally:
+        mending.prescribe, mending.Mending._try = before
 
 
 def treated(of: Case, seed: int, arm: str, folder: Path) -> dict[str, Any]:
@@ -119,13 +126,12 @@ def treated(of: Case, seed: int, arm: str, folder: Path) -> dict[str, Any]:
     given = of.dataset(of.train) if of.dataset is not None else of.train
     if isinstance(given, list):
         words.pop("batch_size")
-    if arm == "random":
-        at_random(seed)
     level = {"default": "off", "random": "full"}.get(arm, arm)
-    run = thalweg.fit(
-        model, given, of.loss, validation_data=of.validation, metrics=(metric(of),), seed=seed, plan="eager",
-        repair=level, patience=None, verbose=False, run_dir=folder / "run", callbacks=(Head(of),), **words,
-    )  # fmt: skip
+    with at_random(seed) if arm == "random" else nullcontext():
+        run = thalweg.fit(
+            model, given, of.loss, validation_data=of.validation, metrics=(metric(of),), seed=seed, plan="eager",
+            repair=level, patience=None, verbose=False, run_dir=folder / "run", callbacks=(Head(of),), **words,
+        )  # fmt: skip
     found = recording.outcome_of(run, of)
     found["tried_steps"] = run.record.decided.get("tried_steps", 0)
     found["actions"] = [[a.code, a.step, a.kept, dict(a.after)] for a in run.actions]
@@ -237,6 +243,38 @@ def summary(runs: list[Judged], arm: str, seeds: list[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+COLUMNS = {
+    "repaired": "sick, repaired", "repaired_apart": "apart, repaired", "harmed": "well, harmed",
+    "same": "well, the same to the last bit", "cost_sick": "cost, sick", "cost_well": "cost, well",
+}  # fmt: skip
+BEGIN, END = "<!-- made by benchmarks/clinic/repair.py -->", "<!-- until here, of repairs -->"
+
+
+def write(found: dict[str, Any]) -> None:
+    """The table into docs/clinic.md, between its marks."""
+    page = Path(__file__).parents[2] / "docs" / "clinic.md"
+    shown = lambda value: "–" if value is None else f"{value:.2f}"  # noqa: E731
+    full = found.get("full") or next(iter(found.values()))
+    lines = [
+        f"{full['sick']} sick runs, {full['apart']} apart, {full['well']} well.\n",
+        "| | " + " | ".join(COLUMNS.values()) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+        "| *to reach, full* | ≥ 0.95 | | ≤ 0.005 | | ≤ 1.3 | 1.00 |",
+        *(f"| {arm} | " + " | ".join(shown(of[word]) for word in COLUMNS) + " |" for arm, of in found.items()),
+        "\n| sickness | " + " | ".join(found) + " |",
+        "|---" * (len(found) + 1) + "|",
+        *(
+            f"| {number} ({count}) | "
+            + " | ".join(shown(of["by_sickness"].get(number, [0, None])[1]) for of in found.values())
+            + " |"
+            for number, (count, _) in full["by_sickness"].items()
+        ),
+    ]
+    text = page.read_text(encoding="utf-8")
+    first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
+    page.write_text(text[:first] + "\n\n" + "\n".join(lines) + "\n\n" + text[last:], encoding="utf-8")
+
+
 def record(runs: list[tuple[str, str, int]], jobs: int, data: Path) -> None:
     """Make what is missing."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -260,7 +298,7 @@ def main() -> None:
     parser.add_argument("--truth-seeds", type=int, default=10)
     parser.add_argument("--part", choices=(*split.PARTS, "all"), default="scoring")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT")
-    parser.add_argument("--every", type=int, default=1, help="of so many configurations one; no file is written")
+    parser.add_argument("--every", type=int, default=1, help="of so many configurations one")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--sick", action="store_true", help="sick configurations alone")
     parser.add_argument("--failed", action="store_true", help="list what was not repaired, and what was harmed")
@@ -296,9 +334,11 @@ def main() -> None:
                 print("   not repaired:", *line)
             for line in of["harms"]:
                 print("   harmed:", *line)
-    if options.part == "scoring" and options.only == [""] and options.every == 1 and not options.sick:
+    if options.part == "scoring" and options.only == [""] and not options.sick:
         command = " ".join(sys.argv).replace(str(options.data), "FOLDER")
-        save(FILE, {"machine": machine(), "thalweg": ours(), "command": command, "seeds": options.seeds, "arms": found})
+        about = {"machine": machine(), "thalweg": ours(), "command": command, "seeds": options.seeds}
+        save(FILE, about | {"configurations": len(runs), "of": len(every()), "arms": found})
+        write(found)
 
 
 if __name__ == "__main__":

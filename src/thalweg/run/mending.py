@@ -18,6 +18,7 @@ from torch import nn
 
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import evaluating, model_device
+from thalweg.loop.memory import untouched
 from thalweg.loop.setup import Setup, Standing
 from thalweg.loop.train import ILL, Training
 from thalweg.records.action import Action
@@ -32,6 +33,7 @@ from thalweg.run.arms import Arms, Done, administer, parts_of
 from thalweg.run.choices import Chosen
 from thalweg.run.facts import facts, of_settings
 from thalweg.run.telling import Telling
+from thalweg.step.batches import Batches
 from thalweg.step.data import Stream
 from thalweg.step.forward import Forward
 from thalweg.step.losses import NAMES, Loss, resolve
@@ -46,7 +48,14 @@ LEVELS = ("safe", "full")
 def body_of(forward: Forward, loss: Loss | None, chosen: Chosen, settings: Settings) -> Body:
     """What changes may touch, as it was asked for."""
     rate = float(chosen.optimizer.param_groups[0]["initial_lr"])
-    return Body(forward, loss, settings, chosen.batches.first(SAMPLE), rate, data=chosen.batches.data)
+    return Body(forward, loss, settings, None, rate, data=chosen.batches.data)
+
+
+def _take_sample(body: Body, batches: Batches) -> None:
+    """Examples for what is taken from them, drawn when they are wanted: data may be slow, or random."""
+    if body.sample is None:
+        with untouched(batches):
+            body.sample = batches.first(SAMPLE)
 
 
 def mended_before(
@@ -64,6 +73,7 @@ def mended_before(
     record.decided["repairs"] = repairs[:count]
     if not repairs[:count]:
         return body, chosen
+    _take_sample(body, chosen.batches)
     again_made(body, repairs[:count])
     parts = parts_of(body, chosen, None)
     record.decided |= {**parts.decided, "plan": record.decided["plan"]}
@@ -163,6 +173,7 @@ class Mending:
         training, at = self.training, self.training.at
         body = self.body
         body.step = at.step
+        _take_sample(body, self.chosen.batches)
         level = body.settings.repair
         updates = trial.length(self.planned)
         tried = [
