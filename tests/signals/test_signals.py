@@ -262,7 +262,7 @@ def quadratic(curvature: float, steps: int, rate: float, **settings: Any) -> tha
     x = torch.full((8, 1), math.sqrt(curvature / 2))
     return thalweg.fit(
         model, (x, torch.zeros(8, 1)), "mse", optimizer="sgd", learning_rate=rate, schedule="constant", steps=steps,
-        batch_size=8, patience=None, verbose=False, **settings,
+        batch_size=8, patience=None, verbose=False, repair="advise", **settings,
     )  # fmt: skip
 
 
