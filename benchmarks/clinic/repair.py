@@ -71,6 +71,10 @@ class Head:
             self.of.threshold = 0.0
 
 
+def _first(of: Case) -> tuple[torch.Tensor, ...]:
+    return tuple(p[:512].float() if p.is_floating_point() else p[:512] for p in of.train)
+
+
 def blind(of: Case, model: nn.Module) -> dict[str, Any]:
     """What people do without looking, done to a case; words of `fit` that go before its own."""
     from thalweg.records.settings import Settings
@@ -79,7 +83,7 @@ def blind(of: Case, model: nn.Module) -> dict[str, Any]:
     from thalweg.step.forward import Forward
     from thalweg.step.losses import resolve
 
-    body = Body(Forward(model), resolve(of.loss), Settings(), tuple(p[:512] for p in of.train), 1e-3)
+    body = Body(Forward(model), resolve(of.loss), Settings(), _first(of), 1e-3)
     for code in ("standardise_inputs", "initialise", "insert_norm"):
         change = CHANGES[code]
         words = change.words(body)
@@ -170,7 +174,8 @@ def known(c: Configuration, arm: str, seed: int) -> dict[str, Any] | None:
     if not file.exists():
         return None
     found: dict[str, Any] = json.loads(file.read_text())
-    return found if (found["fingerprint"], found["version"]) == (c.fingerprint(), VERSION) else None
+    is_of_now = (found["fingerprint"], found["version"]) == (c.fingerprint(), VERSION) and not found["wrong"]
+    return found if is_of_now else None
 
 
 @dataclass

@@ -132,3 +132,19 @@ def test_what_a_repair_says_can_be_told(data: Data, tmp_path: Path) -> None:
     assert "What was changed" in page
     repairs = run.record.decided["repairs"]
     assert any("learning_rate=" in line for line in mending.lines(repairs))
+
+
+def test_momentum_is_carried_over_for_all_tensors_or_begins_at_zero() -> None:
+    from thalweg.run.arms import _carry
+
+    model = network()
+    old, new = (torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True) for _ in range(2))
+    for rule in (old,):
+        model(torch.randn(4, 20)).sum().backward()
+        rule.step()
+    first, *others = model.parameters()
+    old.state[first]["momentum_buffer"].fill_(torch.nan)  # which is not to be gone on with
+    _carry(old, new, forgets=False)
+    assert not new.state[first]["momentum_buffer"].any()
+    assert all(torch.equal(new.state[p]["momentum_buffer"], old.state[p]["momentum_buffer"]) for p in others)
+    new.step()

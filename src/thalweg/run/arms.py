@@ -85,6 +85,16 @@ def _carry(old: Optimizer, new: Optimizer, forgets: bool) -> None:
                 kept = old.state.get(p)
                 if kept and all(not isinstance(v, torch.Tensor) or _fits(v, p) for v in kept.values()):
                     new.state[p] = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in kept.items()}
+        _completed(new)
+
+
+def _completed(new: Optimizer) -> None:
+    """The fused kernel of SGD wants the momentum of all tensors or of none; zero is what one begins with."""
+    if type(new) is torch.optim.SGD and new.state:
+        for group in new.param_groups:
+            for p in group["params"]:
+                if group["momentum"] and new.state[p].get("momentum_buffer") is None:
+                    new.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def _fits(kept: torch.Tensor, p: torch.Tensor) -> bool:
