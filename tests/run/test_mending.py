@@ -148,3 +148,14 @@ def test_momentum_is_carried_over_for_all_tensors_or_begins_at_zero() -> None:
     assert not new.state[first]["momentum_buffer"].any()
     assert all(torch.equal(new.state[p]["momentum_buffer"], old.state[p]["momentum_buffer"]) for p in others)
     new.step()
+
+
+def test_a_training_ends_however_often_it_would_begin_anew(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mending.trial, "best", lambda controls, others, before=None: 0)
+    monkeypatch.setattr(mending.trial, "is_affordable", lambda *of: True)
+    hopeless = (data[0], data[1][torch.randperm(len(data[1]), generator=torch.Generator().manual_seed(1))])
+    run = fitted(hopeless, tmp_path, optimizer="adamw", learning_rate=1e-7, repair="full", epochs=4)
+    assert run.stopped_because == "epochs"
+    assert sum(action.kept for action in run.actions) <= mending.trial.MOST_KEPT

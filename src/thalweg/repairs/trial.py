@@ -21,6 +21,8 @@ MARGIN, MARGIN_OF_MOVING = 0.005, 0.05
 SHARE, FEWEST, LONGEST = 1 / 32, 20, 1000
 #: Share of the planned training that trials may cost in all.
 BUDGET = 0.65
+#: Repairs that are kept in one training: each may give it its length back, and it is to end.
+MOST_KEPT = 4
 #: Share of the updates that are added to cool down.
 COOL_DOWN = 0.25
 

@@ -179,6 +179,8 @@ class Mending:
         tried = [
             p for p in prescribe(findings, body, level) if not p.is_from_the_start or training.memory.good is not None
         ]
+        if at.mended >= trial.MOST_KEPT:
+            tried = []
         while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
             tried.pop()
         spent = at.tried_steps
