@@ -1,16 +1,12 @@
 """Findings → what to try: each prescription a list of changes, the most promising first.
 
-A trial decides which of them helps, if any; here is said only what answers which finding. The order within a finding
-follows the successes counted in `successes.json`, which the clinic's tuning part has made.
+A trial decides which of them helps, if any; here is said only what answers which finding.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from thalweg.records.finding import Finding
@@ -215,14 +211,6 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
 }  # fmt: skip
 
 
-@cache
-def successes() -> dict[str, dict[str, list[int]]]:
-    """Finding → prescription → [times kept, times tried] on the clinic's tuning part; empty where none was counted."""
-    file = files("thalweg.repairs").joinpath("successes.json")
-    found: dict[str, dict[str, list[int]]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
-
-
 def prescribe(findings: Sequence[Finding], body: Body, level: str) -> list[Prescription]:
     """What to try against findings, ranked as `ranked` ranks them; nothing where nothing here answers them.
 
@@ -233,7 +221,7 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str) -> list[Presc
     if len(answered) > 1:
         _add(found, _together(answered, body, level))
     for finding in answered:
-        for name, steps in _ordered(finding.code):
+        for name, steps in TABLE[finding.code].items():
             _add(found, _made(name, [(finding, step) for step in steps], body, level))
     kept = list(found.values())[:MOST]
     if (
@@ -246,22 +234,11 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str) -> list[Presc
     return kept
 
 
-def _ordered(code: str) -> list[tuple[str, tuple[Step, ...]]]:
-    """Prescriptions for a finding, those with the greatest share of successes first; one try counts little."""
-    counted = successes().get(code, {})
-
-    def share(name: str) -> float:
-        kept, tried = counted.get(name, (0, 0))
-        return (kept + 0.5) / (tried + 1)
-
-    return sorted(TABLE[code].items(), key=lambda item: -share(item[0]))
-
-
 def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescription | None:
     """The first prescription of each finding, in one; of changes of one kind the first counts."""
     steps: dict[str, tuple[Finding, Step]] = {}
     for finding in findings:
-        for name, of in _ordered(finding.code):
+        for name, of in TABLE[finding.code].items():
             if _made(name, [(finding, step) for step in of], body, level) is not None:
                 for step in of:
                     steps.setdefault(step[0], (finding, step))
