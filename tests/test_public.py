@@ -11,9 +11,10 @@ import pytest
 import thalweg
 
 WORDS = """
-    Action Backprop Callback FastStep Finding GradientCheck History Landscape LearningRate Plan Recipe Run RunRecord
-    Search Settings StepRecord Trajectory Verdict Watch __version__ backprop check check_gradients diagnose evaluate
-    export fast_step find_lr fit landscape load predict recipe report resume save task_names watch
+    Action Backprop Callback Curves FastStep Finding GradientCheck History Landscape LearningRate Matrix Picture
+    Plan Prose Recipe Run RunRecord Search Section Sequences Settings StepRecord Table Task Trajectory Verdict Watch
+    __version__ backprop check check_gradients diagnose evaluate export fast_step find_lr fit landscape load predict
+    recipe report resume save task_names watch
 """.split()  # noqa: SIM905
 
 

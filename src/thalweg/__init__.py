@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from thalweg.records.landscape import Landscape
     from thalweg.records.learning_rate import LearningRate
     from thalweg.records.run import RunRecord
+    from thalweg.records.section import Curves, Matrix, Picture, Prose, Section, Table
     from thalweg.records.settings import Settings
     from thalweg.records.step import StepRecord
     from thalweg.records.verdict import Verdict
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from thalweg.run.diagnose import diagnose
     from thalweg.run.find_lr import find_lr
     from thalweg.run.fit import fit
-    from thalweg.run.recipe import Recipe, recipe, task_names
+    from thalweg.run.recipe import Recipe, Task, recipe, task_names
     from thalweg.run.resume import resume
     from thalweg.run.run import Run, report
     from thalweg.run.searches import Search
@@ -52,24 +53,33 @@ if TYPE_CHECKING:
     from thalweg.run.weights import export, load, save
     from thalweg.step.fast import FastStep, fast_step
     from thalweg.step.plan import Plan
+    from thalweg.step.sequences import Sequences
 
 __version__ = "0.1.0"
 
 _WORDS = {
     "Action": "records.action",
     "Callback": "run.callback",
+    "Curves": "records.section",
     "Finding": "records.finding",
     "History": "records.history",
     "FastStep": "step.fast",
     "Landscape": "records.landscape",
     "LearningRate": "records.learning_rate",
+    "Matrix": "records.section",
+    "Picture": "records.section",
     "Plan": "step.plan",
+    "Prose": "records.section",
     "Recipe": "run.recipe",
     "Run": "run.run",
     "RunRecord": "records.run",
     "Search": "run.searches",
+    "Section": "records.section",
+    "Sequences": "step.sequences",
     "Settings": "records.settings",
     "StepRecord": "records.step",
+    "Table": "records.section",
+    "Task": "run.recipe",
     "Trajectory": "run.trajectory",
     "Verdict": "records.verdict",
     "Backprop": "records.backprop",

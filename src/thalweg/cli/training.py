@@ -80,7 +80,7 @@ def _fit(asked: argparse.Namespace) -> int:
             recipe = make.make(**options)
         except TypeError as error:
             raise Usage(str(error)) from error
-        run = recipe.fit(**settings, callbacks=[*recipe.arguments.get("callbacks", ()), Reporting()])
+        run = recipe.fit(**settings, callbacks=[Reporting()])
     return _told(run, asked.json)
 
 
@@ -175,7 +175,7 @@ def _help(asked: argparse.Namespace) -> int:
             continue
         default = "required" if parameter.default is parameter.empty else f"default {parameter.default}"
         print(f"  {flag(name)} {_kind(parameter)}  ({default})")
-    if description := inspect.getdoc(make.call):
+    if description := inspect.getdoc(make.function):
         print(f"\n{description}")
     return 0
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ def add_predict(commands: Any, name: str, meaning: str) -> None:
     """Declare `thalweg predict`."""
     parser = commands.add_parser(name, help=meaning, description=f"{meaning.capitalize()}.")
     parser.add_argument("directory", metavar="RUN", help="the run's folder")
-    parser.add_argument("files", metavar="FILE", nargs="+", help="examples, one a row: .npy, .npz, .csv or IDX")
-    parser.add_argument("--output", metavar="FILE.npy", type=Path, help="write an array instead of lines")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="what the run's task reads; else rows of .npy, .npz, .csv or IDX"
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write there instead: an array as .npy, or lines")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.set_defaults(run=_predict)
 
@@ -41,6 +46,31 @@ def add_export(commands: Any, name: str, meaning: str) -> None:
 
 
 def _predict(asked: argparse.Namespace) -> int:
+    for file in asked.files:
+        if not Path(file).exists():
+            raise FileNotFoundError(f"there is no file {file}")
+    with output_aside():
+        answers = thalweg.Task.answers(asked.directory, [Path(file) for file in asked.files])
+    return _rows(asked) if answers is None else _answers(asked, answers)
+
+
+def _answers(asked: argparse.Namespace, answers: Iterable[Mapping[str, Any]]) -> int:
+    """Print what a task answers, each as soon as it is there."""
+    if asked.json:
+        with output_aside():
+            found = [dict(answer) for answer in answers]
+        print_json({"run": asked.directory, "files": asked.files, "predictions": found})
+        return 0
+    with open(asked.output, "w", encoding="utf-8") if asked.output else nullcontext(sys.stdout) as out:
+        for answer in answers:
+            print(answer["answer"], file=out, flush=True)
+    if asked.output:
+        say(f"wrote {asked.output}")
+    return 0
+
+
+def _rows(asked: argparse.Namespace) -> int:
+    """Predict rows of arrays."""
     import numpy as np
 
     from thalweg.tasks.arrays import read_array
@@ -93,13 +123,18 @@ def _export(asked: argparse.Namespace) -> int:
     form = asked.format or ("safetensors" if asked.path.suffix == ".safetensors" else "onnx")
     with output_aside():
         model = thalweg.load(asked.directory)
-        inputs = thalweg.RunRecord.read(asked.directory).decided["inputs"]
         try:
-            thalweg.export(model, asked.path, form, example=_zeros(inputs) if form == "onnx" else None)
+            thalweg.export(model, asked.path, form, example=_example(asked.directory) if form == "onnx" else None)
         except ImportError as error:
             raise ValueError(str(error)) from error
     print(asked.path)
     return 0
+
+
+def _example(directory: str) -> Any:
+    """What an export follows through the model: as the run's task says, else like what it was trained on."""
+    example = thalweg.Task.inputs(directory)
+    return _zeros(thalweg.RunRecord.read(directory).decided["inputs"]) if example is None else example
 
 
 def _zeros(inputs: Any) -> Any:

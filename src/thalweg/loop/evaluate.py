@@ -109,9 +109,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def batches_for(model: nn.Module, data: Any) -> Iterator[Batch]:
-    """Data as batches in its own order, in the model's dtype and on its device."""
+    """Data as batches, sequences by their length, in the model's dtype and on its device."""
     dtype, device = model_dtype(model), model_device(model)
-    return Batches(read(data, dtype), Order(BATCH_SIZE, shuffle=False), dtype, device).epoch(0)
+    return Batches(read(data, dtype), Order(BATCH_SIZE, shuffle=False, by_length=True), dtype, device).epoch(0)
 
 
 def _joined(outputs: list[Any]) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from thalweg.repairs.change import Body, Undo, Words, names
 from thalweg.repairs.passes import evaluating
-from thalweg.step.data import Batch, Data, Stream, cast
+from thalweg.step.data import COLUMNS, Batch, Data, Stream, cast
+from thalweg.step.sequences import Sequences
 from thalweg.tensors.named import leaves
 
 #: Examples that are looked at together; and the share of bad ones from which on they are not what is wrong.
@@ -64,9 +65,13 @@ def _sound(body: Body, data: Data) -> list[bool]:
 
 
 def finite_rows(batch: Batch) -> Tensor:
-    """Whether each example of a batch is finite in inputs and target, bool `[examples]`."""
-    tensors = list(leaves(batch))
-    return _finite(tensors, len(tensors[0]))
+    """Whether each example of a batch, or of all data, is finite in inputs and target, bool `[examples]`."""
+    columns = list(leaves(batch, COLUMNS))
+    good = _finite([part for part in columns if isinstance(part, Tensor)], len(columns[0]))
+    for part in columns:
+        if isinstance(part, Sequences):
+            good &= part.finite
+    return good
 
 
 def _finite(tensors: Iterable[Tensor], count: int) -> Tensor:

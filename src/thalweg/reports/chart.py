@@ -41,7 +41,7 @@ class Line:
     """One curve: `x` and `y` of equal length, NaN in `y` where the curve has a gap.
 
     `colour` is an index into the drawer's palette; a `faint` line lies behind the smoothed one of the same colour;
-    a `dotted` one shows its points, as measurements far apart.
+    a `dotted` one shows its points, as measurements far apart; a `scattered` one is nothing but points.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Line:
     colour: int = 0
     faint: bool = False
     dotted: bool = False
+    scattered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

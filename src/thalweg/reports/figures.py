@@ -115,7 +115,7 @@ def _trace(line: Line) -> go.Scatter:
         x=line.x,
         y=[None if value != value else value for value in line.y],
         name=escape(line.name),
-        mode="lines+markers" if line.dotted or len(line.x) == 1 else "lines",
+        mode="markers" if line.scattered else "lines+markers" if line.dotted or len(line.x) == 1 else "lines",
         marker={"size": 4},
         line={"color": PALETTE[line.colour % len(PALETTE)], "width": 1 if line.faint else 2},
         opacity=0.3 if line.faint else 1,

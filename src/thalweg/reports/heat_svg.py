@@ -2,7 +2,7 @@
 
 The cells lie in an inner `<svg>` that is stretched to fit, in which a column is some units wide and a row is one high:
 each shade is one `<path>` of horizontal strokes, a stroke for every run of equal cells. A bitmap would be smaller, but
-the page's Content-Security-Policy lets no image in, not even one written into it.
+its colours could not follow the page's.
 """
 
 from __future__ import annotations

@@ -72,9 +72,11 @@ def write(record: RunRecord, history: History, path: Path, sections: Sequence[tu
 
 def page(record: RunRecord, history: History, sections: Sequence[tuple[str, str]] = ()) -> str:
     """The whole page as text."""
-    looks = style.PAGE + style.CHART + style.HEAT + style.PLANE + learning_rate_svg.LOOKS
+    looks = style.PAGE + style.CHART + style.HEAT + style.PLANE + style.SECTIONS + learning_rate_svg.LOOKS
+    shown = "".join(_section(title, body) for title, body in sections)
+    images = "img-src data:; " if "<img" in shown else ""  # written into the page, never fetched
     policy = (
-        f"default-src 'none'; style-src '{_hash(looks)}'; script-src '{_hash(style.SCRIPT)}'; "
+        f"default-src 'none'; {images}style-src '{_hash(looks)}'; script-src '{_hash(style.SCRIPT)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     return (
@@ -83,8 +85,7 @@ def page(record: RunRecord, history: History, sections: Sequence[tuple[str, str]
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(record.name)} · {_state(record)}</title><style>{looks}</style></head>\n<body><main>"
         f"{_headline(record)}{_numbers(record, history)}{_pictures(record, history)}"
-        f"{_race(record)}{_flow(record, history)}"
-        f"{''.join(_section(title, body) for title, body in sections)}"
+        f"{shown}{_race(record)}{_flow(record, history)}"
         f"{_findings(record, history)}{_actions(history)}{_notes(record)}{_settings(record)}"
         f"<footer>Written by Thalweg{escape(' ' + record.versions.get('thalweg', '')).rstrip()}. "
         "This file needs nothing else.</footer>"

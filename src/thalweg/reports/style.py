@@ -181,6 +181,30 @@ PLANE = """
 .ground-numbers th { width: 45% }
 """
 
+#: What an application shows of its model; `sections.py` writes it. A matrix is a table whose cells have shades.
+SECTIONS = """
+.shown { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1rem }
+.shown p { margin: .6rem 0 0; max-width: 44rem; font-size: .875rem }
+.shown .prose { margin: 0; white-space: pre-wrap }
+.shown .letters { font: .8125rem/1.5 ui-monospace, Menlo, Consolas, monospace; max-width: none }
+.told-table th { width: auto; border-top: 0 }
+.plot .many { stroke-width: 3.5; opacity: .55 }
+.image { margin: 0 }
+.image img { display: block; max-width: 100%; height: auto; image-rendering: pixelated; margin-bottom: .5rem }
+.image figcaption { font-size: .875rem }
+.matrix { overflow-x: auto }
+.matrix h3 { margin: 0 0 .5rem; font-size: .9375rem; font-weight: 600 }
+.matrix table { width: auto; border-collapse: separate; border-spacing: 1px; font-size: .75rem }
+.matrix th { width: auto; border: 0; padding: .1rem .4rem; white-space: nowrap; text-align: right }
+.matrix thead th { vertical-align: bottom; padding: .3rem 0; text-align: left }
+.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg) }
+.matrix td { border: 0; padding: 0; min-width: 1.1rem; height: 1.1rem; background: currentColor; text-align: center }
+.matrix thead td { background: none }
+.matrix b { display: block; padding: .15rem .35rem; font-weight: 500 }
+.matrix .early { color: #10151a } .matrix .late { color: #fff }
+@media (prefers-color-scheme: dark) { .matrix .early { color: #fff } .matrix .late { color: #10151a } }
+"""
+
 #: Under the pointer or finger the legend says the values there; away from it, the last ones.
 SCRIPT = """
 for (const chart of document.querySelectorAll("[data-chart]")) {

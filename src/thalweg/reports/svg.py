@@ -90,6 +90,8 @@ def _axes(chart: Chart, x: tuple[float, float], y: tuple[float, float]) -> str:
     parts.append(f'<text class="at" x="50%" y="100%" dy="35" text-anchor="middle">{escape(chart.x_label)}</text>')
     if chart.log_y:
         parts.append('<text dx="-48" y="100%" dy="35">log scale</text>')
+    if chart.y_label:
+        parts.append(f'<text dx="-48" y="-8">{escape(chart.y_label)}</text>')
     return "".join(parts) + '<line class="axis" x2="100%" y1="100%" y2="100%"/>'
 
 
@@ -124,17 +126,19 @@ def _curve(line: Line, x: tuple[float, float], y: tuple[float, float], *, log: b
         places = [(round(_WIDE * _share(px, x)), round(_HIGH * (1 - _share(py, y, log=log)))) for px, py in group]
         steps = [f"l{b[0] - a[0]} {b[1] - a[1]}" for a, b in pairwise(places)]
         path.append(f"M{places[0][0]} {places[0][1]}" + "".join(steps))
-        if line.dotted or len(places) == 1:
+        if line.dotted or line.scattered or len(places) == 1:
             dots += [f"M{px} {py}h0" for px, py in places]
     style = f"c{line.colour % 4}{' faint' if line.faint else ''}"
-    drawn = f'<path class="{style}" d="{"".join(path)}"/>' if path else ""
-    return drawn + (f'<path class="{style} dots" d="{"".join(dots)}"/>' if dots else "")
+    drawn = f'<path class="{style}" d="{"".join(path)}"/>' if path and not line.scattered else ""
+    looks = "dots many" if line.scattered else "dots"
+    return drawn + (f'<path class="{style} {looks}" d="{"".join(dots)}"/>' if dots else "")
 
 
 def _key(line: Line, name: str, *, alone: bool) -> str:
-    """The legend of a line: its last value, after its name where there are several."""
-    which = "" if alone else f'<i class="c{line.colour % 4}"></i>{escape(line.name)} '
-    return f'<span class="key">{which}<output>{escape(measured(name, _last(line)))}</output></span>'
+    """The legend of a line: its last value, after its name where there are several; points have no last one."""
+    which = "" if alone and not line.scattered else f'<i class="c{line.colour % 4}"></i>{escape(line.name)} '
+    value = "" if line.scattered else escape(measured(name, _last(line)))
+    return f'<span class="key">{which}<output>{value}</output></span>'
 
 
 def _data(chart: Chart, lines: list[Line], x: tuple[float, float], y: tuple[float, float]) -> str:

@@ -73,7 +73,7 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     trial(forward, loss, batches)
     validation = None
     if held_out is not None:
-        validation = Batches(held_out, Order(BATCH_SIZE, shuffle=False), dtype, device)
+        validation = Batches(held_out, _held_out_order(held_out, order), dtype, device)
         trial(forward, loss, validation)
     chosen = _assembled(forward, loss, settings, batches, validation)
     chosen.notes[:0] = notes
@@ -183,7 +183,14 @@ def _order(data: Data, settings: Settings, keep_single: bool) -> Order:
     else:
         assert isinstance(settings.batch_size, int)
         size = settings.batch_size if count is None else min(settings.batch_size, count)
-    return Order(size, settings.shuffle, settings.seed, settings.accumulate, keep_single)
+    return Order(size, settings.shuffle, settings.seed, settings.accumulate, keep_single, by_length=True)
+
+
+def _held_out_order(data: Data, order: Order) -> Order:
+    """As many examples at once as a pass without gradients takes; of sequences, which may be long, as in training."""
+    has_sequences = isinstance(data, Arrays) and data.lengths is not None
+    size = min(BATCH_SIZE, order.batch_size or BATCH_SIZE) if has_sequences else BATCH_SIZE
+    return Order(size, shuffle=False, by_length=True)
 
 
 def _placed(data: Data, dtype: torch.dtype, device: torch.device) -> Data:
@@ -191,7 +198,7 @@ def _placed(data: Data, dtype: torch.dtype, device: torch.device) -> Data:
     if device.type != "cuda" or not isinstance(data, Arrays):
         return data
     free, _ = torch.cuda.mem_get_info(device)
-    if num_bytes((data.x, data.y)) > free // 2:
+    if data.lengths is not None or num_bytes((data.x, data.y)) > free // 2:
         return data
     return Arrays(*cast((data.x, data.y), dtype, device))
 

@@ -18,6 +18,7 @@ from thalweg.loop.checkpoint import Checkpoints
 from thalweg.loop.saver import Saver
 from thalweg.loop.setup import Setup
 from thalweg.loop.train import Training
+from thalweg.records import facts as kept_facts
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings, expanded
@@ -32,6 +33,7 @@ from thalweg.run.going_on import as_decided, go_on
 from thalweg.run.interrupts import interruptible
 from thalweg.run.mending import Mending, body_of, is_mended, mended_before
 from thalweg.run.race import Raced, Stage, is_raced, likely_steps, why_not
+from thalweg.run.recipe import Recipe
 from thalweg.run.run import Run
 from thalweg.run.telling import Telling
 from thalweg.search.candidate import NothingFinite
@@ -76,8 +78,9 @@ def fit(model: nn.Module, data: Any, loss: Any = None, **settings: Any) -> Run:
     return start({"model": model, "data": data, "loss": loss, **settings})
 
 
-def start(arguments: Mapping[str, Any], source: dict[str, Any] | None = None) -> Run:
-    """Train from the keywords of `fit` in one mapping; `source` says which task or script made them."""
+def start(arguments: Mapping[str, Any], recipe: Recipe | None = None) -> Run:
+    """Train from the keywords of `fit` in one mapping; `recipe` says which task or script made them."""
+    source = recipe.source if recipe is not None else None
     given = expanded(arguments)
     model, data, loss = given.pop("model"), given.pop("data"), given.pop("loss", None)
     settings, hints = Settings.of(given)
@@ -87,7 +90,10 @@ def start(arguments: Mapping[str, Any], source: dict[str, Any] | None = None) ->
         stack.enter_context(directories.locked(directory))
         old = _earlier_run(directory, settings)
         record = old or new_record(directory.name, given, prepared, source)
-        record.notes += [note for note in [*hints, *prepared.notes] if note not in record.notes]
+        own = recipe.notes if recipe is not None else []
+        record.notes += [note for note in [*own, *hints, *prepared.notes] if note not in record.notes]
+        if recipe is not None and recipe.facts is not None:
+            kept_facts.write(directory, recipe.facts)
         return carry_out(stack, prepared, settings, record, directory, resuming=old is not None)
 
 

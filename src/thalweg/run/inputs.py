@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from thalweg.loop.evaluate import evaluating
 from thalweg.step import keras
 from thalweg.step.batches import Batches
-from thalweg.step.data import Arrays, Batch, Data, num_examples
+from thalweg.step.data import COLUMNS, Arrays, Batch, Data, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 from thalweg.step.refusal import Refusal
+from thalweg.step.sequences import Sequences
 from thalweg.step.targets import IGNORED
 from thalweg.tensors.named import assign, copied, leaves
 from thalweg.tensors.seeds import untouched
@@ -62,14 +63,15 @@ def check_values(data: Data, name: str) -> None:
     if not isinstance(data, Arrays):
         return
     for part, tree in (("x", data.x), ("y", data.y)):
-        for t in leaves(tree):
+        for column in leaves(tree, COLUMNS):
+            t = column.values if isinstance(column, Sequences) else column
             # A sum is finite only if all its terms are; one that overflowed by itself is looked at term by term.
             if t.is_floating_point() and not bool(torch.isfinite(t.sum())):
-                _name_bad_rows(t, f"{part} of the {name} data" if name else part)
+                _name_bad_rows(column, f"{part} of the {name} data" if name else part)
 
 
-def _name_bad_rows(t: Tensor, where: str) -> None:
-    finite = torch.isfinite(t).reshape(len(t), -1).all(dim=1)
+def _name_bad_rows(t: Tensor | Sequences, where: str) -> None:
+    finite = t.finite if isinstance(t, Sequences) else torch.isfinite(t).reshape(len(t), -1).all(dim=1)
     bad = (~finite).nonzero().flatten()
     if not len(bad):
         return

@@ -14,17 +14,21 @@ import re
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from thalweg.records import facts as kept_facts
+from thalweg.records.run import RunRecord
 from thalweg.records.settings import OTHER_WORDS, unknown
 from thalweg.run.options import from_text, hints
 from thalweg.run.script import Script
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from thalweg.run.run import Run
 
 GROUP = "thalweg.tasks"
@@ -34,18 +38,63 @@ BY_HAND = "pass model= yourself (and to resume, data= and loss=)"
 
 
 @dataclass(frozen=True)
+class Task:
+    """An application: how its model and data are made, and how a trained model answers.
+
+    A task, or a function in a script, may be a plain make function; this one can also do without the training data
+    once it is trained. It is called like its make function.
+    """
+
+    make: Callable[..., Mapping[str, Any]]
+    """Options → the keywords of `fit`, and of two more: `facts`, all that `build` and `predict` need (as JSON holds
+    it), and `notes`, sentences for the user."""
+    build: Callable[[dict[str, Any]], nn.Module] | None = None
+    """Facts → the model that make returned, its weights fresh."""
+    predict: Callable[[nn.Module, dict[str, Any], list[Path]], Iterable[Mapping[str, Any]]] | None = None
+    """Trained model, facts, files → an answer each, as JSON holds it: its `answer` is what is printed."""
+    example: Callable[[dict[str, Any]], Any] | None = None
+    """Facts → inputs of two examples, as `export` follows them through the model; by default like those in training."""
+
+    def __call__(self, **options: Any) -> Mapping[str, Any]:
+        """What make returns."""
+        return self.make(**options)
+
+    @staticmethod
+    def answers(run_dir: Path | str, files: list[Path]) -> Iterable[Mapping[str, Any]] | None:
+        """What a trained run's task answers to files, made one by one; None where it has no such answers.
+
+        Raises:
+            FileNotFoundError: there is no run; ValueError: its task or weights cannot be had.
+        """
+        task, facts = _kept(run_dir)
+        if task is None or task.predict is None:
+            return None
+        from thalweg.run.weights import load
+
+        return task.predict(load(run_dir), facts, files)
+
+    @staticmethod
+    def inputs(run_dir: Path | str) -> Any:
+        """Two examples' inputs of a run's task; None where it leaves them to what the run was trained on."""
+        task, facts = _kept(run_dir)
+        return task.example(facts) if task is not None and task.example is not None else None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The keyword arguments of `fit`, and where they came from.
 
     `spec` is what was asked for, `options` what its make function was given (as JSON holds it), `arguments` what that
     returned, `source` what `run.json` keeps: `{"task": name, "options": {...}}` or `{"script": absolute path,
-    "function": name, "sha256": hex, "options": {...}}`.
+    "function": name, "sha256": hex, "options": {...}}`. `facts` and `notes` are those of a `Task`.
     """
 
     spec: str
     options: dict[str, Any]
     arguments: dict[str, Any] = field(repr=False)
     source: dict[str, Any]
+    facts: dict[str, Any] | None = field(default=None, repr=False)
+    notes: list[str] = field(default_factory=list)
 
     @staticmethod
     def find(spec: str) -> MakeFunction:
@@ -63,16 +112,18 @@ class Recipe:
         return _of_task(spec)
 
     def fit(self, **changes: Any) -> Run:
-        """Train; `changes` are further keywords of `fit` and go before what the recipe says.
+        """Train; `changes` are further keywords of `fit` and go before what the recipe says, callbacks beside its own.
 
         Raises:
             ValueError, TypeError: as `fit`.
         """
         from thalweg.run.fit import start
 
+        if "callbacks" in changes:
+            changes["callbacks"] = [*listed(self.arguments.get("callbacks", ())), *listed(changes["callbacks"])]
         changed = {OTHER_WORDS.get(word, word) for word in changes}
         kept = {word: value for word, value in self.arguments.items() if OTHER_WORDS.get(word, word) not in changed}
-        return start(kept | changes, source=self.source)
+        return start(kept | changes, self)
 
 
 @dataclass(frozen=True)
@@ -85,9 +136,19 @@ class MakeFunction:
     script: Script | None = None
 
     @property
+    def task(self) -> Task:
+        """What was found, also where it is a plain function."""
+        return self.call if isinstance(self.call, Task) else Task(self.call)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The make function itself, with its signature and what it says of itself."""
+        return self.task.make
+
+    @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """Its options by name, as its signature has them."""
-        return dict(inspect.signature(self.call).parameters)
+        return dict(inspect.signature(self.function).parameters)
 
     def make(self, **options: Any) -> Recipe:
         """Call it. Options that are text are read as its type hints and defaults say.
@@ -105,10 +166,16 @@ class MakeFunction:
         with self.script.running(self.spec) if self.script else contextlib.nullcontext():
             arguments = self.call(**given)
         self._check(arguments)
-        return Recipe(self.spec, kept, dict(arguments), {**self.origin, "options": kept})
+        words = dict(arguments)
+        facts, notes = words.pop("facts", None), list(words.pop("notes", ()))
+        try:
+            facts = facts if facts is None else json.loads(json.dumps(facts, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the facts of {self.spec} are no plain values, as JSON holds them: {error}") from error
+        return Recipe(self.spec, kept, words, {**self.origin, "options": kept}, facts, notes)
 
     def _read(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        parameters, types = self.parameters, hints(self.call)
+        parameters, types = self.parameters, hints(self.function)
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         for name in options:
@@ -135,6 +202,11 @@ class MakeFunction:
                 raise ValueError(f"{self.spec} returned no {word}{guess}")
 
 
+def listed(callbacks: Any) -> list[Any]:
+    """Callbacks as they are given, one or several."""
+    return list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+
+
 def task_names() -> list[str]:
     """The names of the tasks that are installed: the entry points of the group `thalweg.tasks`."""
     return sorted({entry.name for entry in entry_points(group=GROUP)})
@@ -152,7 +224,36 @@ def recipe(spec: str, **options: Any) -> Recipe:
 
 
 def recipe_of(source: Mapping[str, Any], run_directory: Path | str) -> Recipe:
-    """Make the recipe of a run again from its record, which is not trusted to name what may run.
+    """Make the recipe of a run again from its record.
+
+    Raises:
+        ValueError: it cannot be made again; the message says what to do instead.
+    """
+    return maker_of(source, run_directory).make(**source.get("options", {}))
+
+
+def model_of(source: Mapping[str, Any], run_directory: Path | str) -> nn.Module:
+    """The model of a run with fresh weights: from its facts where its task can, else with its data.
+
+    Raises:
+        ValueError: it cannot be made again; the message says what to do instead.
+    """
+    found, facts = maker_of(source, run_directory), kept_facts.read(run_directory)
+    if found.task.build is not None and facts is not None:
+        return found.task.build(facts)
+    return cast("nn.Module", found.make(**source.get("options", {})).arguments["model"])
+
+
+def _kept(run_dir: Path | str) -> tuple[Task | None, dict[str, Any]]:
+    """The task of a run and its facts, which may be none."""
+    record, facts = RunRecord.read(run_dir), kept_facts.read(run_dir)
+    if record.source is None or facts is None:
+        return None, {}
+    return maker_of(record.source, run_dir).task, facts
+
+
+def maker_of(source: Mapping[str, Any], run_directory: Path | str) -> MakeFunction:
+    """The make function of a run, by its record, which is not trusted to name what may run.
 
     A task is looked up among those installed. A script runs only if it is unchanged since, and lies neither in the run
     directory nor among installed packages (whose functions a forged record could call); its path is printed.
@@ -166,14 +267,14 @@ def recipe_of(source: Mapping[str, Any], run_directory: Path | str) -> Recipe:
     if "task" in source:
         if source["task"] not in task_names():
             raise ValueError(f"the run came from the task {source['task']!r}, which is not installed: {BY_HAND}")
-        return _of_task(source["task"]).make(**options)
+        return _of_task(source["task"])
     path, name = Path(source["script"]), str(source.get("function"))
     script = _trusted(path, str(source.get("sha256")), Path(run_directory))
     print(f"running {script.path} again for its {name}", file=sys.stderr)
     found = _of_script(f"{path}:{name}", script, name)
-    if not _own(found.call):
+    if not _own(found.function):
         raise ValueError(f"{name} in {path} is imported from an installed package: {BY_HAND}")
-    return found.make(**options)
+    return found
 
 
 def _of_task(name: str) -> MakeFunction:

@@ -15,7 +15,7 @@ from thalweg.records.run import RunRecord
 from thalweg.records.settings import OTHER_WORDS, Settings, expanded
 from thalweg.run import directory as directories
 from thalweg.run.fit import carry_out, plain, prepare
-from thalweg.run.recipe import recipe_of
+from thalweg.run.recipe import listed, recipe_of
 from thalweg.run.run import Run
 from thalweg.step.plan import Plan
 
@@ -55,6 +55,8 @@ def resume(
         arguments = dict(recipe_of(record.source, directory).arguments)
     changes = expanded(changes)
     changed = {OTHER_WORDS.get(word, word): value for word, value in changes.items()}
+    if own := arguments.get("callbacks"):  # a task's own belong to it
+        changed["callbacks"] = [*listed(own), *listed(changed.get("callbacks", ()))]
     given = {**_asked(record, arguments, changed), **changed}
     settings, _ = Settings.of({**given, "run_dir": directory, "resume": True})
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterable
@@ -11,11 +12,13 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from thalweg.records import section as shown
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding, ranked
 from thalweg.records.history import History
 from thalweg.records.landscape import Landscape, Plane
 from thalweg.records.run import RunRecord
+from thalweg.records.section import Section
 from thalweg.records.verdict import Verdict
 from thalweg.step.plan import Plan
 
@@ -32,6 +35,7 @@ class Run:
         verdict: where the training stands; `verdict.sentence` for a person. None while it runs.
         record: what was asked and decided, versions and machine; the content of `run.json`.
         directory: where the run is kept.
+        sections: what `show` was given for the report.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, history: History, record: RunRecord, directory: Path):
@@ -41,6 +45,7 @@ class Run:
         self.record = record
         self.directory = directory
         self.verdict: Verdict | None = None
+        self.sections: list[Section] = []
 
     @property
     def findings(self) -> list[Finding]:
@@ -83,6 +88,24 @@ class Run:
         """converged, epochs, steps, time, target, patience, diverged or interrupted; None while it runs."""
         return self.record.stopped_because
 
+    def add_metrics(self, **numbers: float) -> None:
+        """Add final numbers of one's own, too dear to be taken every epoch: `run.add_metrics(bleu=33.2)`.
+
+        They stand in `metrics`, in `run.json` and in the summary.
+        """
+        self.record.metrics |= {name: float(number) for name, number in numbers.items()}
+        with contextlib.suppress(OSError):  # a full disk: the run in memory has them
+            self.record.write(self.directory)
+
+    def show(self, section: Section) -> None:
+        """Add a section to the report, in place of an earlier one of the same title.
+
+        Kept in the run's directory, so that `thalweg.report` shows it too.
+        """
+        self.sections = [*(old for old in self.sections if old.title != section.title), section]
+        with contextlib.suppress(OSError):
+            shown.write(self.directory, self.sections)
+
     def report(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -100,10 +123,11 @@ class Run:
         """
         from thalweg.reports.page import write
         from thalweg.reports.plane_svg import sections
+        from thalweg.reports.sections import drawn
 
         target = Path(path) if path is not None else self.directory / REPORT
         target.parent.mkdir(parents=True, exist_ok=True)
-        return write(self.record, self.history, target, sections(landscape))
+        return write(self.record, self.history, target, [*drawn(self.sections), *sections(landscape)])
 
     def plot(self) -> Any:
         """The curves of the run as a plotly figure."""
@@ -125,8 +149,10 @@ def report(run_dir: str | os.PathLike[str], path: str | os.PathLike[str] | None 
         FileNotFoundError: there is no run in it.
     """
     from thalweg.reports.page import write
+    from thalweg.reports.sections import drawn
 
     directory = Path(run_dir)
     record = RunRecord.read(directory)
     history = History.open(directory / "history.sqlite")
-    return write(record, history, Path(path) if path is not None else directory / REPORT)
+    target = Path(path) if path is not None else directory / REPORT
+    return write(record, history, target, drawn(shown.read(directory)))

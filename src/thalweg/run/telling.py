@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 from thalweg.records.action import Action
@@ -11,6 +10,7 @@ from thalweg.records.finding import Finding
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
 from thalweg.records.step import StepRecord
+from thalweg.run.recipe import listed
 from thalweg.run.run import Run
 
 
@@ -20,7 +20,7 @@ class Telling:
     def __init__(self, record: RunRecord, settings: Settings) -> None:
         self.record = record
         self.run: Run | None = None
-        self.callbacks = _listed(settings.callbacks)
+        self.callbacks = listed(settings.callbacks)
         self.verbose = settings.verbose
         self._started = False
 
@@ -71,9 +71,3 @@ class Telling:
         for callback in self.callbacks:
             if (method := getattr(callback, word, None)) is not None:
                 method(self.run, *what)
-
-
-def _listed(callbacks: Any) -> list[Any]:
-    if isinstance(callbacks, Iterable):
-        return list(callbacks)
-    return [callbacks]

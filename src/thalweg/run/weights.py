@@ -18,7 +18,7 @@ from thalweg.records.run import RunRecord
 from thalweg.records.settings import unknown
 from thalweg.repairs.network import fold
 from thalweg.run.mending import rebuilt
-from thalweg.run.recipe import recipe_of
+from thalweg.run.recipe import model_of
 from thalweg.step.forward import Forward
 from thalweg.tensors.named import assign
 
@@ -40,8 +40,7 @@ def load(run_dir: str | os.PathLike[str], which: str | int = "best", model: nn.M
     if model is None:
         if record.source is None:
             raise ValueError(f"{directory} was not started from a task or script: give model=")
-        model = recipe_of(record.source, directory).arguments["model"]
-    assert model is not None
+        model = model_of(record.source, directory)
     checkpoint = _checkpoint(directory, which)
     mended = int(checkpoint.state["standing"].get("mended", 0))
     if mended:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from thalweg.step.batches import Batches
-from thalweg.step.data import Arrays, Batch, Items, Stream
+from thalweg.step.data import COLUMNS, Arrays, Batch, Items, Stream
 from thalweg.step.kinds import Kind
+from thalweg.step.sequences import Sequences
 from thalweg.tensors.named import leaves
 from thalweg.tensors.seeds import generator
 
@@ -204,7 +205,7 @@ def _nearest(x: Tensor) -> Tensor | None:
 
 def _shared(batches: Batches, held: Any) -> dict[str, Any]:
     """The share of validation examples that are found, equal in every number, among those of training."""
-    if not isinstance(batches.data, Arrays) or batches.data.x is None:
+    if not isinstance(batches.data, Arrays) or batches.data.x is None or batches.data.lengths is not None:
         return {}
     shapes = [[t.shape[1:] for t in leaves(tree)] for tree in (batches.data.x, held)]
     size = _size(batches.data.x)
@@ -228,8 +229,12 @@ def holds_repeated(x: Any) -> bool:
 
 
 def _size(x: Any) -> int:
-    """Numbers of one example."""
-    return max(1, sum(t[0].numel() for t in leaves(x)))
+    """Numbers of one example; of sequences, those of the longest."""
+    sizes = [
+        int(t.lengths.max()) * t.values[:1].numel() if isinstance(t, Sequences) else t[0].numel()
+        for t in leaves(x, COLUMNS)
+    ]
+    return max(1, sum(sizes))
 
 
 def _keys(*parts: list[Tensor]) -> Tensor:

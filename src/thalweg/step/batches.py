@@ -23,6 +23,8 @@ from thalweg.tensors.seeds import generator
 #: than one of a single batch. Half a megabyte stays in a core's second-level cache.
 CHUNK_BYTES = 1 << 19
 CHUNK_BATCHES = 64
+#: Batches among whose examples those of similar length are put together.
+WINDOW = 50
 #: Rows of a micro-batch where the batch is the whole data set and nothing else was asked.
 MICRO_BATCH = 1024
 
@@ -42,7 +44,8 @@ class Order:
     """How batches are cut.
 
     `batch_size` is None for one batch of everything; `accumulate` micro-batches make a batch; `keep_single` is False
-    where a last batch of one example would fail (batch norm in training): it joins the batch before it.
+    where a last batch of one example would fail (batch norm in training): it joins the batch before it. With
+    `by_length` rows of similar length share a batch where they differ in it (`Sequences`).
     """
 
     batch_size: int | None
@@ -50,6 +53,7 @@ class Order:
     seed: int = 0
     accumulate: int = 1
     keep_single: bool = True
+    by_length: bool = False
 
 
 class Batches:
@@ -114,15 +118,20 @@ class Batches:
         return self._bounds
 
     def _permutation(self, epoch: int, count: int) -> Tensor:
-        if not self.order.shuffle:
-            return torch.arange(count)
-        return torch.randperm(count, generator=generator(self.order.seed, "order", epoch))
+        source = generator(self.order.seed, "order", epoch)
+        order = torch.randperm(count, generator=source) if self.order.shuffle else torch.arange(count)
+        lengths = self.data.lengths if isinstance(self.data, Arrays) and self.order.by_length else None
+        if lengths is None or self.order.batch_size is None:
+            return order
+        return bucketed(order, lengths, self.order.batch_size, source if self.order.shuffle else None)
 
     def _gathered(self, data: Arrays, epoch: int, start: int) -> Iterator[Batch]:
         """Several batches are gathered at once and cut apart: views of one copy."""
         cuts, order = self._cuts, self._permutation(epoch, len(data))
         rows = num_bytes((data.x, data.y)) / len(data)
         at_once = max(1, min(CHUNK_BATCHES, int(CHUNK_BYTES / max(1.0, rows * (cuts[1] - cuts[0])))))
+        if data.lengths is not None:  # each is padded by itself
+            at_once = 1
         for first in range(start, len(cuts) - 1, at_once):
             last = min(first + at_once, len(cuts) - 1)
             gathered = self._cast(data.take(order[cuts[first] : cuts[last]]))
@@ -167,6 +176,26 @@ class Batches:
         cuts = _cuts(rows, size, self.order.keep_single)
         sizes = [cuts[i + 1] - cuts[i] for i in range(len(cuts) - 1)]
         return Parts(lambda: _cut(batch, sizes))
+
+
+def bucketed(order: Tensor, lengths: Tensor, size: int, source: torch.Generator | None) -> Tensor:
+    """Examples in `order`, rearranged so that each `size` that follow each other are of similar length.
+
+    Within windows of `WINDOW` batches the examples are sorted by length and cut into batches, which are then drawn in
+    a new order; the last batch of all stays the one that may be smaller. Without a `source` of randomness everything
+    is sorted.
+
+    >>> bucketed(torch.arange(6), torch.tensor([5, 1, 4, 2, 6, 3]), 2, None).tolist()
+    [1, 3, 5, 2, 0, 4]
+    """
+    windows = order.split(size * WINDOW if source is not None else len(order))
+    windows = [window[lengths[window].argsort(stable=True)] for window in windows]
+    if source is None:
+        return torch.cat(windows)
+    batches = [batch for window in windows for batch in window.split(size)]
+    full = len(order) // size
+    drawn = torch.randperm(full, generator=source).tolist()
+    return torch.cat([*(batches[number] for number in drawn), *batches[full:]])
 
 
 def automatic_size(num_examples: int | None) -> int:

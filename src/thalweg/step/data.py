@@ -17,31 +17,54 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from thalweg.step.refusal import Refusal
+from thalweg.step.sequences import Sequences
 from thalweg.tensors.named import leaves, mapped
 
 #: Inputs and targets of a batch; the target is None where the model makes its own loss.
 Batch = tuple[Any, Any]
+
+#: What holds one entry an example, in memory.
+COLUMNS = (Tensor, Sequences)
 
 FORMS = "(x, y) of arrays or tensors, a Dataset, a DataLoader, or any iterable of (x, y) batches"
 
 
 @dataclass(slots=True)
 class Arrays:
-    """`x` a tensor `[examples, …]` or a tuple or dict of them; `y` the same, or None."""
+    """`x` a tensor `[examples, …]`, `Sequences`, or a tuple or dict of them; `y` the same, or None."""
 
     x: Any
     y: Any
 
     def __len__(self) -> int:
-        return len(next(leaves(self.x)))
+        return len(next(leaves(self.x, COLUMNS)))
 
     def take(self, indices: Tensor) -> Batch:
-        """The examples with these numbers, in this order, as a copy."""
-        return mapped(lambda t: t.index_select(0, indices.to(t.device)), (self.x, self.y))
+        """The examples with these numbers, in this order, as a copy; sequences padded to the longest of them."""
+
+        def taken(part: Tensor | Sequences) -> Tensor:
+            if isinstance(part, Sequences):
+                return part.take(indices)
+            return part.index_select(0, indices.to(part.device))
+
+        return mapped(taken, (self.x, self.y), COLUMNS)
 
     def part(self, indices: Sequence[int]) -> Arrays:
         """Some of the examples, as data of their own."""
-        return Arrays(*self.take(torch.as_tensor(indices, dtype=torch.int64)))
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+
+        def chosen(part: Tensor | Sequences) -> Tensor | Sequences:
+            if isinstance(part, Sequences):
+                return part.part(rows)
+            return part.index_select(0, rows.to(part.device))
+
+        return Arrays(*mapped(chosen, (self.x, self.y), COLUMNS))
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """How long each example is, over all its inputs `[examples]`; None where they are of one length."""
+        found = [part.lengths for part in leaves(self.x, Sequences)]
+        return torch.stack(found).sum(0) if found else None
 
 
 @dataclass(slots=True)
@@ -94,7 +117,7 @@ def read(data: Any, dtype: torch.dtype = torch.float32) -> Data:
     """
     if isinstance(data, TensorDataset):
         data = data.tensors if len(data.tensors) == 2 else (data.tensors[:-1], data.tensors[-1])
-    if _is_pair(data) or isinstance(data, Mapping) or _is_array(data):
+    if _is_pair(data) or isinstance(data, Mapping | Sequences) or _is_array(data):
         return _arrays(data, dtype)
     if isinstance(data, Subset) and isinstance(data.dataset, TensorDataset):
         whole = read(data.dataset, dtype)
@@ -151,14 +174,14 @@ def num_examples(batch: Batch) -> int:
 
 
 def _arrays(data: Any, dtype: torch.dtype) -> Arrays:
-    x, y = (data, None) if isinstance(data, Mapping) or _is_array(data) else data
+    x, y = (data, None) if isinstance(data, Mapping | Sequences) or _is_array(data) else data
     arrays = Arrays(_convert(_inputs(x), dtype, "x"), _convert(y, dtype, "y") if y is not None else None)
-    lengths = {len(t) if t.ndim else 0 for t in leaves((arrays.x, arrays.y))}
+    lengths = {len(t) if isinstance(t, Sequences) or t.ndim else 0 for t in leaves((arrays.x, arrays.y), COLUMNS)}
     if not lengths or 0 in lengths:
         raise ValueError("the data is empty: there is nothing to train on; give at least one example")
     if len(lengths) > 1:
         x_rows = len(arrays)
-        y_rows = [len(t) for t in leaves(arrays.y)]
+        y_rows = [len(t) for t in leaves(arrays.y, COLUMNS)]
         what = f"x has {x_rows} rows and y has {y_rows[0]}" if y_rows and y_rows[0] != x_rows else f"rows: {lengths}"
         raise Refusal("wrong_shape", f"x and y differ in length ({what}); give one target for each example")
     return arrays
@@ -178,10 +201,16 @@ def _convert(tree: Any, dtype: torch.dtype, name: str) -> Any:
         return {key: _convert(value, dtype, f"{name}[{key!r}]") for key, value in tree.items()}
     if isinstance(tree, tuple):
         return tuple(_convert(value, dtype, f"{name}[{i}]") for i, value in enumerate(tree))
+    if isinstance(tree, Sequences):
+        return tree.to(_wanted(tree.values, dtype))
     tensor = _tensor(tree, name)
+    return tensor.to(_wanted(tensor, dtype))
+
+
+def _wanted(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     if tensor.is_floating_point():
-        return tensor.to(dtype)
-    return tensor.to(torch.int64) if tensor.dtype in (torch.int16, torch.int32, torch.uint16) else tensor
+        return dtype
+    return torch.int64 if tensor.dtype in (torch.int16, torch.int32, torch.uint16) else tensor.dtype
 
 
 def _tensor(array: Any, name: str) -> Tensor:

@@ -48,26 +48,26 @@ def num_bytes(tree: Any) -> int:
     return sum(t.numel() * t.element_size() for t in leaves(tree))
 
 
-def leaves(tree: Any) -> Iterator[Tensor]:
-    """The tensors of a tree, in order."""
-    if isinstance(tree, Tensor):
+def leaves(tree: Any, of: Any = Tensor) -> Iterator[Any]:
+    """The tensors of a tree, in order; or what is of another type or types."""
+    if isinstance(tree, of):
         yield tree
     elif isinstance(tree, Mapping):
         for value in tree.values():
-            yield from leaves(value)
+            yield from leaves(value, of)
     elif isinstance(tree, tuple | list):
         for value in tree:
-            yield from leaves(value)
+            yield from leaves(value, of)
 
 
-def mapped(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same tree with a function applied to each tensor; what is no tensor stays as it is."""
-    if isinstance(tree, Tensor):
+def mapped(function: Callable[[Any], Any], tree: Any, of: Any = Tensor) -> Any:
+    """The same tree with a function applied to each tensor (or what is `of` other types); the rest stays as it is."""
+    if isinstance(tree, of):
         return function(tree)
     if isinstance(tree, Mapping):
-        return {key: mapped(function, value) for key, value in tree.items()}
+        return {key: mapped(function, value, of) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(mapped(function, value) for value in tree))
+        return type(tree)(*(mapped(function, value, of) for value in tree))
     if isinstance(tree, tuple | list):
-        return type(tree)(mapped(function, value) for value in tree)
+        return type(tree)(mapped(function, value, of) for value in tree)
     return tree
