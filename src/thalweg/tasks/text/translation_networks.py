@@ -44,7 +44,7 @@ class TransformerTranslator(nn.Module):
         return self.dropout(self.embedding(tokens) * math.sqrt(self.width))
 
     def encoded(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Source tokens `[batch, length]` → `[batch, length, width]`, and a mask `[batch, 1, 1, length]` of all but padding."""
+        """Source tokens `[batch, length]` → `[batch, length, width]`, and `[batch, 1, 1, length]`, False at padding."""
         mask = (source != PADDING)[:, None, None, :]
         x = self._embedded(source)
         for layer in self.encoder:
