@@ -43,22 +43,24 @@ class TransformerTranslator(nn.Module):
     def _embedded(self, tokens: Tensor) -> Tensor:
         return self.dropout(self.embedding(tokens) * math.sqrt(self.width))
 
+    def _source_embedded(self, source: Tensor) -> Tensor:
+        return self._embedded(source)
+
     def encoded(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Source tokens `[batch, length]` → `[batch, length, width]`, and `[batch, 1, 1, length]`, False at padding."""
         mask = (source != PADDING)[:, None, None, :]
-        x = self._embedded(source)
+        x = self._source_embedded(source)
         for layer in self.encoder:
             x, _ = layer(x, mask)
         return self.encoder_norm(x), mask
 
-    def forward(self, source: Tensor, answer: Tensor) -> Tensor:
+    def forward(self, source: Tensor, answer: Tensor) -> Any:
         """Source tokens `[batch, source length]` and the answer from its beginning `[batch, length]` → logits of what
         follows each of its tokens, `[batch, length, vocabulary]`.
         """
-        return self._logits(self._decoded(source, answer))
+        return self._logits(self._written(answer, *self.encoded(source)))
 
-    def _decoded(self, source: Tensor, answer: Tensor) -> Tensor:
-        encoded, mask = self.encoded(source)
+    def _written(self, answer: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
         x = self._embedded(answer)
         for layer in self._writers():
             x, _ = layer(x, is_causal=True, source=(layer.read(encoded), mask))
@@ -69,7 +71,9 @@ class TransformerTranslator(nn.Module):
 
     def begin(self, source: Tensor) -> State:
         """Read the sources `[batch, length]`."""
-        encoded, mask = self.encoded(source)
+        return self._begun(*self.encoded(source))
+
+    def _begun(self, encoded: Tensor, mask: Tensor) -> State:
         state = {"source mask": mask}
         for index, layer in enumerate(self._writers()):
             state[f"source keys {index}"], state[f"source values {index}"] = layer.read(encoded)
@@ -77,6 +81,10 @@ class TransformerTranslator(nn.Module):
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """The last tokens `[batch]` → logits of what follows, `[batch, vocabulary]`, and the new state."""
+        x, state = self._stepped(tokens, state)
+        return self._logits(x[:, 0]), state
+
+    def _stepped(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         x = self._embedded(tokens[:, None])
         state = dict(state)
         for index, layer in enumerate(self._writers()):
@@ -84,7 +92,7 @@ class TransformerTranslator(nn.Module):
             source = (state[f"source keys {index}"], state[f"source values {index}"]), state["source mask"]
             x, after = layer(x, is_causal=True, memory=before, source=source)
             state[f"keys {index}"], state[f"values {index}"] = after
-        return self._logits(self.decoder_norm(x[:, 0])), state
+        return self.decoder_norm(x), state
 
     def attention(self, source: Tensor, answer: Tensor) -> Tensor:
         """How much each token of the answer looks at each of the source, over all layers and heads alike:
