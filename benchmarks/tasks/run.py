@@ -98,7 +98,8 @@ def row(line: Line, found: dict[str, Any]) -> str:
         ]  # fmt: skip
     in_time = "✓" if minutes <= line.minutes else "✗"
     told = [
-        line.name, f"`{line.task}`", f"{line.metric.replace('_', ' ')} {own['metrics'][line.metric]:.4g} {met}", f"{sign} {goal:.4g}",
+        line.name, f"`{line.task}`", f"{line.metric.replace('_', ' ')} {own['metrics'][line.metric]:.4g} {met}",
+        f"{sign} {goal:.4g}",
         f"{minutes:.1f} {in_time}", f"{line.minutes:g}", *beside,
     ]  # fmt: skip
     return f"| {' | '.join(told)} |"
