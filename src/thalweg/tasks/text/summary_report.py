@@ -27,7 +27,7 @@ class SummaryReport(thalweg.Callback):
     """The held-out parts are summarised at the end of a training and scored.
 
     `rouge1`, `rouge2` and `rougeL` are of the answer that was asked for, on the test part, or on the validation part
-    where there is none; `rougeL_written`, `rougeL_pointed` and `rougeL_lead` are beside them, the last of taking the
+    where there is none; `rougeL_written`, `rougeL_pointed` and `lead1_rougeL` are beside them, the last of taking the
     first sentence.
 
     Args:
@@ -68,8 +68,8 @@ class SummaryReport(thalweg.Callback):
             tables.append(thalweg.Table(columns, rows, caption))
         own = scores["pointed at" if self.facts["answer"] == "point" else "written"]
         numbers = {name: _mean(own, place) for place, name in enumerate(NAMES)}
-        ways = {"written": "written", "pointed": "pointed at", "lead": "first sentence"}
-        run.add_metrics(**numbers, **{f"rougeL_{word}": _mean(scores[way], 2) for word, way in ways.items()})
+        ways = {"rougeL_written": "written", "rougeL_pointed": "pointed at", "lead1_rougeL": "first sentence"}
+        run.add_metrics(**numbers, **{name: _mean(scores[way], 2) for name, way in ways.items()})
         words = "The network's own words and the sentence it points at, beside what needs no learning."
         run.show(thalweg.Section("Summaries", words, [*tables, *self._shown(papers, found, own)]))
         run.show(self._pointing(papers, found))
