@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from thalweg.tasks import hub
 from thalweg.tasks.task import BadData
 from thalweg.tasks.text.lines import read_lines
 
@@ -41,12 +42,14 @@ def read_parts(folder: Path, source: str, target: str, longest: int, bad: BadDat
         ValueError: a file is empty or damaged, or bad data is refused.
     """
     folder = Path(folder)
+    if source == target:
+        raise ValueError(f"source and target are both {source!r}: they name two languages")
+    if hub.is_hub(folder):
+        return _of_hub(folder, source, target, longest, bad, seed)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}: give one with train.{source}[.gz] and train.{target}[.gz]"
         )
-    if source == target:
-        raise ValueError(f"source and target are both {source!r}: they name two languages")
     found = {stem: _files(folder, stem, source, target) for stem in _stems(folder, source)}
     parts = {stem: read_pairs(*files, longest, bad) for stem, files in found.items() if files is not None}
     if "train" not in parts:
@@ -57,14 +60,43 @@ def read_parts(folder: Path, source: str, target: str, longest: int, bad: BadDat
         )
     train = parts["train"]
     validation = next((parts[name] for name in VALIDATION if name in parts), None)
+    tests = {stem: pairs for stem, pairs in sorted(parts.items()) if stem.startswith("test")}
+    return _parts(folder, train, validation, tests, seed)
+
+
+def _parts(
+    folder: Path, train: list[Pair], validation: list[Pair] | None, tests: dict[str, list[Pair]], seed: int
+) -> Parts:
+    """With a part held out where there is none."""
+    total = len(train)
     if validation is None:
         random.Random(seed).shuffle(train)
-        count = max(1, int(len(train) * HELD_OUT))
+        count = max(1, int(total * HELD_OUT))
         train, validation = train[count:], train[:count]
-    tests = {stem: pairs for stem, pairs in sorted(parts.items()) if stem.startswith("test")}
     if not train or not validation:
-        raise ValueError(f"{folder} has too few pairs to train on and to hold some out: {len(parts['train'])}")
+        raise ValueError(f"{folder} has too few pairs to train on and to hold some out: {total}")
     return Parts(train, validation, tests)
+
+
+def _of_hub(data: Path, source: str, target: str, longest: int, bad: BadData, seed: int) -> Parts:
+    """The parts of a data set with a column for each language, or with one of translations into both."""
+    found = hub.splits(data)
+    parts: dict[str, list[Pair]] = {}
+    for which in ("train", *VALIDATION, "test"):
+        if which not in found:
+            continue
+        table = found[which]
+        column = hub.column(table, "Translation")
+        rows = table[column] if column else table
+        if len(rows) and not {source, target} <= set(rows[0]):
+            raise ValueError(f"{data} has no columns {source!r} and {target!r}: it has {', '.join(map(str, rows[0]))}")
+        pairs = enumerate(((row[source], row[target]) for row in rows), start=1)
+        places = (f"{data}, {which}",) * 2
+        parts[which] = [pair for number, pair in pairs if _is_whole(pair, places, number, longest, bad)]
+    if "train" not in parts:
+        raise ValueError(f"{data} has no training part")
+    validation = next((parts[name] for name in VALIDATION if name in parts), None)
+    return _parts(data, parts["train"], validation, {name: parts[name] for name in ("test",) if name in parts}, seed)
 
 
 def read_pairs(source: Path, target: Path, longest: int, bad: BadData) -> list[Pair]:
@@ -83,19 +115,21 @@ def read_pairs(source: Path, target: Path, longest: int, bad: BadData) -> list[P
     for number, (line, answer) in enumerate(zip(lines, answers, strict=False), start=1):
         if line is None or answer is None:
             continue
-        whole = True
-        for path, text in ((source, line), (target, answer)):
-            if not text.strip():
-                bad.add(f"{path}, line {number}", "the line is empty")
-                whole = False
-            elif len(text) > longest:
-                bad.add(f"{path}, line {number}", f"the line is longer than {longest} characters")
-                whole = False
-            if not whole:
-                break
-        if whole:
+        if _is_whole((line, answer), (str(source), str(target)), number, longest, bad):
             pairs.append((line.strip(), answer.strip()))
     return pairs
+
+
+def _is_whole(pair: Pair, places: tuple[str, str], number: int, longest: int, bad: BadData) -> bool:
+    """Whether both sides of a pair hold something, and not too much; what is wrong is told."""
+    for place, text in zip(places, pair, strict=True):
+        if not text.strip():
+            bad.add(f"{place}, line {number}", "the line is empty")
+            return False
+        if len(text) > longest:
+            bad.add(f"{place}, line {number}", f"the line is longer than {longest} characters")
+            return False
+    return True
 
 
 def _stems(folder: Path, source: str) -> list[str]:

@@ -13,12 +13,10 @@ import thalweg
 from thalweg.tasks.task import BadData
 from thalweg.tasks.text.language_networks import LSTMLanguageModel, TransformerLanguageModel
 from thalweg.tasks.text.language_report import LanguageReport
-from thalweg.tasks.text.lines import read_lines, read_text
+from thalweg.tasks.text.lines import read_lines
 from thalweg.tasks.text.sampling import continued
+from thalweg.tasks.text.texts import read_parts
 from thalweg.tasks.text.tokens import BytePairs, Characters, Vocabulary, vocabulary_of
-
-#: Share of a text that is trained on: its beginning. The rest is held out.
-TRAINED = 0.9
 
 #: What suits each network where nothing else is asked for: width, layers, dropout.
 SIZES = {"transformer": (128, 4, 0.0), "lstm": (512, 1, 0.1)}
@@ -38,7 +36,8 @@ def make(
     on_bad_data: str = "refuse",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Learn a text: the first nine tenths of the file `data` are trained on, the rest is held out.
+    """Learn a text: the first nine tenths of the file `data` are trained on, the rest is held out. A name of the hub,
+    `hub:OWNER/NAME`, will do as well: its first column of text, and its validation part if it has one.
 
     The loss is in nats a token: a character, or one of `vocabulary` byte pairs where that is not 0. The text is cut
     into windows of `length` tokens; those trained on begin every half window, so that each token is met with much
@@ -52,9 +51,7 @@ def make(
         ValueError: it is empty, too short for a window, or not UTF-8.
     """
     bad = BadData(on_bad_data)
-    text = read_text(data, bad)
-    cut = int(len(text) * TRAINED)
-    train, held_out = text[:cut], text[cut:]
+    train, held_out = read_parts(data, bad)
     tokens: Vocabulary = (
         BytePairs.learned(train.splitlines(keepends=True), vocabulary) if vocabulary else Characters(train)
     )
@@ -67,7 +64,7 @@ def make(
         "layers": layers or own_layers,
         "dropout": own_dropout if dropout is None else dropout,
         "length": length,
-        "prompt": text[: text.find("\n") + 1 or 20][:80],
+        "prompt": train[: train.find("\n") + 1 or 20][:80],
     }
     coded, coded_held_out = (torch.tensor(tokens.encode(part)) for part in (train, held_out))
     if len(coded) <= length or len(coded_held_out) < 2:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from thalweg.tasks import hub
 from thalweg.tasks.task import BadData
 from thalweg.tasks.text.lines import find, read_json_lines
 
@@ -52,6 +54,8 @@ def read_parts(data: Path, fields: tuple[str, str], longest: int, bad: BadData, 
         ValueError: a file is empty or damaged, or bad data is refused.
     """
     data = Path(data)
+    if hub.is_hub(data):
+        return _of_hub(data, fields, longest, bad, seed)
     if not data.is_dir():
         train = read_papers(data, fields, longest, bad)
         return Papers(*_held_out(data, train, seed))
@@ -71,16 +75,37 @@ def read_papers(path: Path, fields: tuple[str, str], longest: int, bad: BadData)
         FileNotFoundError: there is no such file; ValueError: it is empty or damaged, holds nothing of use, or bad data
             is refused: a line that is no JSON object, lacks a field, holds nothing in it or is too long.
     """
+    return _usable(read_json_lines(path, bad), str(path), fields, longest, bad)
+
+
+def _usable(
+    entries: Iterable[tuple[int, dict[str, Any]]], place: str, fields: tuple[str, str], longest: int, bad: BadData
+) -> list[Paper]:
     papers = []
-    for number, entry in read_json_lines(path, bad):
+    for number, entry in entries:
         paper, fault = _paper(entry, fields, longest)
         if paper is None:
-            bad.add(f"{path}, line {number}", fault)
+            bad.add(f"{place}, line {number}", fault)
         else:
             papers.append(paper)
     if not papers:
-        raise ValueError(f"{path} holds no line that can be used")
+        raise ValueError(f"{place} holds no line that can be used")
     return papers
+
+
+def _of_hub(data: Path, fields: tuple[str, str], longest: int, bad: BadData, seed: int) -> Papers:
+    """The parts of a data set with a column for each field."""
+    found = hub.splits(data)
+    parts = {
+        which: _usable(enumerate(found[which], start=1), f"{data}, {which}", fields, longest, bad)
+        for which in ("train", *VALIDATION, "test")
+        if which in found
+    }
+    if "train" not in parts:
+        raise ValueError(f"{data} has no training part")
+    train, validation = parts["train"], next((parts[name] for name in VALIDATION if name in parts), None)
+    train, validation = (train, validation) if validation else _held_out(data, train, seed)
+    return Papers(train, validation, parts.get("test", []))
 
 
 def _paper(entry: dict[str, Any], fields: tuple[str, str], longest: int) -> tuple[Paper | None, str]:
