@@ -19,9 +19,10 @@ from thalweg.tasks.text.losses import IGNORED
 from thalweg.tasks.text.sampling import continued
 from thalweg.tasks.text.texts import read_parts
 from thalweg.tasks.text.tokens import BytePairs, Characters, Vocabulary, vocabulary_of
+from thalweg.tasks.text.training import RULES
 
 #: What suits each network where nothing else is asked for: width, layers, dropout.
-SIZES = {"transformer": (128, 4, 0.0), "lstm": (512, 1, 0.1)}
+SIZES = {"transformer": (128, 4, 0.0), "lstm": (384, 1, 0.1)}
 
 #: Width of an attention head: few and wide ones cost least on a CPU.
 HEAD = 64
@@ -80,11 +81,9 @@ def make(
         "data": overlapping(coded, length, step=max(1, length // 2)),
         "loss": "cross_entropy",
         "validation_data": held_out_windows,
-        "optimizer": "muon",
-        "learning_rate": 0.004,
+        **RULES[network],
         "batch_size": 32,
         "epochs": 4,
-        "clip_norm": 1.0,
         "callbacks": [LanguageReport(tokens, facts, held_out, held_out_windows)],
         "seed": seed,
         "facts": facts,

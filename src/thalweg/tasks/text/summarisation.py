@@ -21,6 +21,7 @@ from thalweg.tasks.text.rouge import overlap
 from thalweg.tasks.text.summary_networks import Summariser, SummaryLoss
 from thalweg.tasks.text.summary_report import SummaryReport
 from thalweg.tasks.text.tokens import BEGIN, END, PADDING, BytePairs, vocabulary_of
+from thalweg.tasks.text.training import RULES
 
 #: Width of an attention head: few and wide ones cost least on a CPU.
 HEAD = 64
@@ -94,11 +95,9 @@ def make(
         "data": coded(tokens, papers.train),
         "loss": SummaryLoss(POINTING),
         "validation_data": coded(tokens, papers.validation),
-        "optimizer": "muon",
-        "learning_rate": 0.002,
+        **RULES["transformer"],
         "batch_size": 32,
         "epochs": 12,
-        "clip_norm": 1.0,
         "callbacks": [SummaryReport(tokens, summarised, facts, papers.validation, papers.test)],
         "seed": seed,
         "facts": facts,

@@ -16,6 +16,7 @@ from thalweg.tasks.text.beam import search
 from thalweg.tasks.text.lines import read_lines
 from thalweg.tasks.text.losses import IGNORED, SmoothedCrossEntropy
 from thalweg.tasks.text.tokens import BEGIN, END, PADDING, BytePairs, vocabulary_of
+from thalweg.tasks.text.training import RULES
 from thalweg.tasks.text.translation_networks import translator
 from thalweg.tasks.text.translation_report import TranslationReport
 
@@ -83,11 +84,9 @@ def make(
         "data": coded(tokens, parts.train),
         "loss": SmoothedCrossEntropy(SMOOTHING),
         "validation_data": coded(tokens, parts.validation),
-        "optimizer": "muon",
-        "learning_rate": 0.004,
+        **RULES[network],
         "batch_size": 128,
         "epochs": 12,
-        "clip_norm": 1.0,
         "callbacks": [TranslationReport(tokens, translated, {"validation": parts.validation, **parts.tests})],
         "seed": seed,
         "facts": facts,
