@@ -14,7 +14,7 @@ from thalweg.tasks.text.tokens import BEGIN, END, PADDING
 
 #: Answers that are kept begun, and the power of the length that a score is divided by (Wu et al. 2016, section 7, in
 #: its simplest form): without it, short answers win.
-BEAMS, LENGTH_POWER = 4, 0.8
+BEAMS, LENGTH_POWER = 4, 1.0
 
 
 @dataclass(slots=True)
