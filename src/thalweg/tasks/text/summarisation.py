@@ -27,7 +27,7 @@ from thalweg.tasks.text.training import RULES
 HEAD = 64
 
 #: How much a sentence is wanted falls by e for so much less ROUGE-L.
-SHARPNESS = 0.1
+SHARPNESS = 0.05
 
 #: Tokens of a summary that the choice of a sentence counts as.
 POINTING = 10.0
@@ -97,7 +97,7 @@ def make(
         "validation_data": coded(tokens, papers.validation),
         **RULES["transformer"],
         "batch_size": 32,
-        "epochs": 12,
+        "epochs": 10,
         "callbacks": [SummaryReport(tokens, summarised, facts, papers.validation, papers.test)],
         "seed": seed,
         "facts": facts,
