@@ -99,6 +99,17 @@ def test_bad_data_is_named_and_refused_or_skipped(whole, case):
     assert len(notes) == 1 and notes[0].startswith("Skipped 1: ") and str(place) in notes[0]
 
 
+def test_a_name_of_the_hub_is_read_like_a_folder(class_folders, monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder, hub = read(class_folders)[0], read(f"hub:{class_folders}")[0]
+    assert hub.classes == folder.classes and list(hub.parts) == ["training", "test"]
+    for name, part in folder.parts.items():
+        assert torch.equal(hub.parts[name].labels.bincount(), part.labels.bincount())
+        assert torch.equal(hub.parts[name].images.sum((0, 1)), part.images.sum((0, 1)))
+
+
 def test_a_class_that_training_lacks(class_folders):
     write_classes(class_folders / "test", 2, seed=3, kinds=("rows",))
     (class_folders / "test" / "rows").rename(class_folders / "test" / "zebra")

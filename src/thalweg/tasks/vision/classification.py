@@ -45,9 +45,10 @@ def make(
     """A residual network on labelled images.
 
     Args:
-        data: a folder of class folders, or of train/ (and val/, test/) with such, or a .tar.gz of either; or IDX files.
+        data: a folder of class folders, or of train/ (and val/, test/) with such, or a .tar.gz of either; a folder of
+            IDX files; or hub:OWNER/NAME.
         size: the side that images are scaled to [pixels]; by default as they are, or at most 64 where they differ.
-        width: channels after the first convolution; each further stage has twice as many.
+        width: channels at half the side; each further halving has twice as many.
         blocks: residual blocks of each stage.
         mirror: whether images are mirrored while training: yes, no, or auto, which measures whether it does harm.
         validation_share: of the training images, held out where there is no val/.
@@ -81,6 +82,7 @@ def make(
         "data": (training.images, training.labels),
         "loss": "cross_entropy",
         "validation_data": (validation.images, validation.labels),
+        "patience": None,  # most is gained at the end, where the rate comes down: see docs/tasks.md
         "epochs": min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_SEEN / len(training)))),
         "metrics": ("accuracy",),
         "callbacks": [Confusions(shown[1], shown[0], found.classes)],

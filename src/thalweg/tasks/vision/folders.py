@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from thalweg.tasks.hub import column, is_hub, splits
+from thalweg.tasks.hub import part as table_of
 from thalweg.tasks.mnist import idx_part
 from thalweg.tasks.task import BadData
 from thalweg.tasks.vision import images
@@ -61,11 +63,11 @@ class Labelled:
     notes: list[str] = field(default_factory=list)
 
 
-def read(data: Path, size: int | None, bad: BadData) -> Labelled:
+def read(data: Path | str, size: int | None, bad: BadData) -> Labelled:
     """Read a folder (or a tar archive of one) of labelled images.
 
     Args:
-        data: class folders; or `train`, and perhaps `val` and `test`, of class folders; or IDX files.
+        data: class folders; or `train`, and perhaps `val` and `test`, of class folders; or IDX files; or `hub:NAME`.
         size: the side in pixels that images are scaled to; None takes them as they are where they agree and are small.
         bad: told of all that cannot be used.
 
@@ -73,6 +75,8 @@ def read(data: Path, size: int | None, bad: BadData) -> Labelled:
         FileNotFoundError: no such folder, or a file is missing from it.
         ValueError: it holds no images in one of these layouts, or something is bad and that is to be refused.
     """
+    if is_hub(data):
+        return _of_classes(_of_hub(data), size, bad)
     folder = Path(data)
     if folder.is_dir() and any(folder.glob("*idx3*")):
         return _of_idx(folder, size, bad)
@@ -116,6 +120,35 @@ def _of_idx(folder: Path, size: int | None, bad: BadData) -> Labelled:
         places = [f"{name} image {row}" for row in kept.tolist()]
         parts[name] = Part(pixels[kept, None], torch.searchsorted(known, labels[kept]), places)
     return Labelled(parts, [str(number) for number in known.tolist()])
+
+
+# ── the hub ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_hub(data: Path | str) -> dict[str, Tree]:
+    """The parts of a data set of the hub as trees of class folders: `CLASS/NUMBER.png`, whatever the format is."""
+    import datasets
+
+    tables = splits(data)
+    trees = {}
+    for part, name in (("training", "train"), ("validation", "validation"), ("test", "test")):
+        table = table_of(tables, name)
+        if table is None or (part == "validation" and table is table_of(tables, "test")):
+            continue
+        image, label = column(table, "Image"), column(table, "ClassLabel")
+        if image is None or label is None:
+            raise ValueError(f"{data} has the columns {', '.join(table.features)}: an image and a class were expected")
+        stored = table.cast_column(image, datasets.Image(decode=False))
+        tree = trees[part] = Tree(Path(f"{data}/{name}"), folders=set(table.features[label].names))
+        for number, kind in enumerate(table[label]):
+            tree.files[f"{table.features[label].names[kind]}/{number:06}.png"] = partial(_stored, stored, number, image)
+    return trees
+
+
+def _stored(table: Any, number: int, column: str) -> bytes:
+    """The bytes of an image file that a table holds or names."""
+    image = table[number][column]
+    return bytes(image["bytes"]) if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
 # ── class folders ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -87,15 +87,19 @@ class Pixels(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Pixels → stem → stages, each of half the side and twice the width → mean over what is left → a score a class."""
+    """Pixels → stem → stages, each of half the side and twice the width → mean over what is left → a score a class.
+
+    The stem has half the channels of the first stage: at the full side it would cost as much as all that follows.
+    """
 
     def __init__(self, channels: int, num_classes: int, width: int, stages: int, blocks: int, moved: nn.Module) -> None:
         super().__init__()
         widths = [width * 2**i for i in range(stages)]
         self.moved = moved
         self.pixels = Pixels(channels)
-        self.stem = stem(channels, width)
-        self.stages = nn.Sequential(*(stage(i, o, blocks) for i, o in zip([width, *widths], widths, strict=False)))
+        self.stem = stem(channels, width // 2)
+        inputs = [width // 2, *widths]
+        self.stages = nn.Sequential(*(stage(i, o, blocks) for i, o in zip(inputs, widths, strict=False)))
         self.last = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
