@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import thalweg
-from thalweg.tasks.text.language_model import build, example, make, predict, windows
+from thalweg.tasks.text.language_model import build, example, make, overlapping, predict, windows
 from thalweg.tasks.text.language_networks import LSTMLanguageModel, TransformerLanguageModel
 from thalweg.tasks.text.sampling import continued
 from thalweg.tasks.text.tokens import Characters
@@ -119,17 +119,32 @@ def test_a_continuation_outlasts_the_window_and_repeats():
     assert first != continued(model, letters, ["abc"], length=50, seed=2)
 
 
-def test_windows_hold_every_token_once_as_a_target_where_they_do_not_overlap():
-    tokens = torch.arange(23)
-    x, y = windows(tokens, 5, step=5)
-    assert y[y >= 0].tolist() == list(range(1, 23))
+@pytest.mark.parametrize("count", [21, 22, 23, 6, 2])
+def test_each_token_but_the_first_is_a_target_once(count):
+    x, y = windows(torch.arange(count), 5)
+    assert y[y >= 0].tolist() == list(range(1, count))
     assert torch.equal(x[y >= 0] + 1, y[y >= 0])
-    x, y = windows(tokens, 5, step=2)
-    assert sorted(set(y[y >= 0].tolist())) == list(range(1, 23))
+
+
+def test_windows_that_are_trained_on_overlap_and_take_no_memory():
+    tokens = torch.arange(23)
+    x, y = overlapping(tokens, 6, step=3)
+    assert x[:, 0].tolist() == [0, 3, 6, 9, 12, 15] and torch.equal(x + 1, y)
+    assert x.untyped_storage().data_ptr() == tokens.untyped_storage().data_ptr()
+
+
+def test_what_an_lstm_reads_first_reaches_the_end_and_so_does_its_gradient():
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(11, 64, 1, 0.0, 128)
+    embedded = torch.randn(4, 128, 64, requires_grad=True)
+    hidden, _ = model.recurrent(embedded)
+    hidden[:, -1].square().sum().backward()
+    norms = embedded.grad.norm(dim=-1).mean(0)
+    assert norms[0] > 1e-3 * norms[-1]  # with forget biases of 0 it is 5e-22, of 1 it is 2e-7
 
 
 def test_the_loss_of_a_batch_is_that_of_its_real_positions():
-    x, y = windows(torch.randint(11, (23,)), 16, step=16)
+    x, y = windows(torch.randint(11, (23,)), 16)
     model = networks()[0]
     with torch.no_grad():
         real = [(model(x[i : i + 1])[0, : (y[i] >= 0).sum()], y[i][y[i] >= 0]) for i in (0, 1)]

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import thalweg
 from thalweg.tasks.task import BadData
 from thalweg.tasks.text.language_networks import LSTMLanguageModel, TransformerLanguageModel
 from thalweg.tasks.text.language_report import LanguageReport
 from thalweg.tasks.text.lines import read_lines
+from thalweg.tasks.text.losses import IGNORED
 from thalweg.tasks.text.sampling import continued
 from thalweg.tasks.text.texts import read_parts
 from thalweg.tasks.text.tokens import BytePairs, Characters, Vocabulary, vocabulary_of
@@ -69,41 +71,39 @@ def make(
     coded, coded_held_out = (torch.tensor(tokens.encode(part)) for part in (train, held_out))
     if len(coded) <= length or len(coded_held_out) < 2:
         raise ValueError(f"{data} is too short: {len(coded)} tokens to train on, and a window takes {length}")
-    x, y = windows(coded, length, step=max(1, length // 2))
-    x_held_out, y_held_out = windows(coded_held_out, length, step=length)
+    held_out_windows = windows(coded_held_out, length)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build(facts)
     return {
         "model": model,
-        "data": (x, y),
+        "data": overlapping(coded, length, step=max(1, length // 2)),
         "loss": "cross_entropy",
-        "validation_data": (x_held_out, y_held_out),
-        **training(network, len(x)),
-        "callbacks": [LanguageReport(tokens, facts, held_out, (x_held_out, y_held_out))],
+        "validation_data": held_out_windows,
+        "optimizer": "muon",
+        "learning_rate": 0.004,
+        "batch_size": 32,
+        "epochs": 4,
+        "clip_norm": 1.0,
+        "callbacks": [LanguageReport(tokens, facts, held_out, held_out_windows)],
         "seed": seed,
         "facts": facts,
         "notes": bad.notes(),
     }
 
 
-def training(network: str, num_windows: int) -> dict[str, Any]:
-    """How each network is trained."""
-    return {"optimizer": "muon", "learning_rate": 0.004, "batch_size": 32, "epochs": 4, "clip_norm": 1.0}
+def overlapping(tokens: Tensor, length: int, step: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets `[windows, length]`, a window every `step` tokens: views of the one text."""
+    return tokens[:-1].unfold(0, length, step), tokens[1:].unfold(0, length, step)
 
 
-def windows(tokens: Tensor, length: int, step: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets `[windows, length]`, a window every `step` tokens; a last one that is short is filled up with
-    targets that are not counted.
+def windows(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets `[windows, length]`, one after the other: each token but the first is a target once; a
+    last one that is short is filled up with targets that are not counted.
     """
-    starts = range(0, max(1, len(tokens) - 1 - max(0, length - step)), step)
-    x = torch.zeros(len(starts), length, dtype=torch.int64)
-    y = torch.full((len(starts), length), -100)
-    for row, start in enumerate(starts):
-        piece = tokens[start : start + length + 1]
-        x[row, : len(piece) - 1] = piece[:-1]
-        y[row, : len(piece) - 1] = piece[1:]
-    return x, y
+    missing = -(len(tokens) - 1) % length
+    x, y = F.pad(tokens[:-1], (0, missing)), F.pad(tokens[1:], (0, missing), value=IGNORED)
+    return x.view(-1, length), y.view(-1, length)
 
 
 def build(facts: dict[str, Any]) -> nn.Module:

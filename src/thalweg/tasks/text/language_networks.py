@@ -63,7 +63,7 @@ class LSTMLanguageModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.recurrent = nn.LSTM(width, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.head = nn.Linear(width, vocabulary)
-        remember(self.recurrent)
+        remember(self.recurrent, length)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens `[batch, length]` → logits of what follows each, `[batch, length, vocabulary]`."""
@@ -81,16 +81,18 @@ class LSTMLanguageModel(nn.Module):
 
 
 @torch.no_grad()
-def remember(recurrent: nn.LSTM) -> None:
-    """Forget gates begin open, with a bias of 1 (Jozefowicz et al. 2015, section 2.2), the recurrent maps orthogonal
-    (Saxe et al. 2014): what was read reaches far, and so does its gradient.
+def remember(recurrent: nn.LSTM, longest: int) -> None:
+    """First weights by which an LSTM's cells keep what they read for 1 to `longest` positions (Tallec & Ollivier 2018,
+    section 3): forget biases are the log of a number drawn between, input biases its opposite; the recurrent maps begin
+    orthogonal (Saxe et al. 2014). So does the gradient reach back as far, where biases of 0 lose half at each position.
     """
     size = recurrent.hidden_size
     for name, parameter in recurrent.named_parameters():
-        if "bias" in name:
-            nn.init.zeros_(parameter)
-            if name.startswith("bias_ih"):
-                parameter[size : 2 * size] = 1.0
-        elif "weight_hh" in name:
+        if "weight_hh" in name:
             for gate in parameter.split(size):
                 nn.init.orthogonal_(gate)
+        elif "bias" in name:
+            nn.init.zeros_(parameter)
+            if name.startswith("bias_ih"):
+                kept = torch.empty(size).uniform_(1, max(2, longest - 1)).log()
+                parameter[:size], parameter[size : 2 * size] = -kept, kept

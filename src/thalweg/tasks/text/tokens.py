@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 #: The first numbers of every byte-pair vocabulary: padding, the beginning of an answer, its end.
 PADDING, BEGIN, END = 0, 1, 2
 SPECIAL = ("<padding>", "<begin>", "<end>")
@@ -46,14 +48,17 @@ class Characters:
 
     def __init__(self, characters: Iterable[str]) -> None:
         self.characters = [UNKNOWN, *sorted(set(characters) - {UNKNOWN})]
-        self._numbers = {character: number for number, character in enumerate(self.characters)}
+        self._codes = np.array([ord(character) for character in self.characters[1:]], dtype=np.uint32)
 
     def __len__(self) -> int:
         return len(self.characters)
 
     def encode(self, text: str) -> list[int]:
         """The numbers of its characters."""
-        return [self._numbers.get(character, 0) for character in text]
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        places = np.searchsorted(self._codes, codes).clip(max=max(0, len(self._codes) - 1))
+        found: list[int] = np.where(self._codes[places] == codes, places + 1, 0).tolist()
+        return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The characters of these numbers."""

@@ -21,6 +21,9 @@ from thalweg.tasks.text.tokens import PADDING
 #: are alike for all answers to a source.
 State = dict[str, Tensor]
 
+#: Positions that the longest memories of an LSTM begin with: a sentence.
+LONGEST = 32
+
 
 class TransformerTranslator(nn.Module):
     """Encoder and decoder (Vaswani et al. 2017); one matrix embeds both languages and is the output layer."""
@@ -124,7 +127,7 @@ class LSTMTranslator(nn.Module):
         self.score = nn.Linear(width, width, bias=False)
         self.joined = nn.Linear(2 * width, width)
         for recurrent in (self.forwards, self.backwards, self.decoder):
-            remember(recurrent)
+            remember(recurrent, LONGEST)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
 
     def encoded(self, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
