@@ -1,0 +1,107 @@
+"""What the report shows of a table's network: its errors on rows that it never saw, and which columns it goes by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import thalweg
+
+#: Points of the scatter, rows that importances are measured on, and permutations of each column.
+POINTS, ROWS, REPEATS = 800, 2000, 3
+
+
+class Pictures(thalweg.Callback):
+    """At the end of a training: the score on the rows that were held out, residuals or confusions, importances."""
+
+    def __init__(self, facts: dict[str, Any], judged: tuple[tuple[Tensor, ...], Tensor], seed: int) -> None:
+        self.facts, self.judged, self.seed = facts, judged, seed
+
+    def on_end(self, run: thalweg.Run) -> None:
+        """Measure and show."""
+        x, y = self.judged
+        if not len(y):
+            return
+        output = thalweg.predict(run.model, x)
+        run.add_metrics(**{f"test_{self._name}": score(output, y, self.facts)})
+        run.show(self._confusions(output, y) if self.facts["classes"] else self._residuals(output, y))
+        run.show(self._importances(run.model))
+
+    @property
+    def _name(self) -> str:
+        return "accuracy" if self.facts["classes"] else "rmse"
+
+    def _residuals(self, output: Tensor, y: Tensor) -> thalweg.Section:
+        picked = torch.linspace(0, len(y) - 1, min(POINTS, len(y))).round().long()
+        error = output - y
+        counts, edges = np.histogram(error.numpy(), bins=40)
+        middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+        target = self.facts["target"]
+        points = {"a row": (y[picked].tolist(), output[picked].tolist())}
+        shares = {"rows": (middles, counts.tolist())}
+        words = (
+            f"On {len(y):,} rows that were held out, predictions of {target} miss by {error.abs().median():.4g} in the "
+            f"middle and by {error.square().mean().sqrt():.4g} as a root mean square; on the whole they lie "
+            f"{error.mean():+.4g} off."
+        )
+        parts = [
+            thalweg.Curves("Predicted and true", f"true {target}", f"predicted {target}", points, points=True),
+            thalweg.Curves("Residuals", "predicted − true", "rows", shares),
+        ]
+        return thalweg.Section("Residuals", words, parts)
+
+    def _confusions(self, output: Tensor, y: Tensor) -> thalweg.Section:
+        classes = self.facts["classes"]
+        counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+        counts.index_put_((y, output.argmax(1)), torch.ones_like(y), accumulate=True)
+        right = counts.diagonal().sum().item() / len(y)
+        words = f"On {len(y):,} rows that were held out, {right:.1%} have their own class."
+        matrix = thalweg.Matrix(
+            "Confusions", classes, classes, counts.tolist(), "Rows: true class; columns: predicted."
+        )
+        return thalweg.Section("Confusions", words, [matrix])
+
+    def _importances(self, model: nn.Module) -> thalweg.Section:
+        found = importances(model, self.facts, self.judged, self.seed)
+        rows = [[name, f"{gain:.4g}"] for name, gain in sorted(found.items(), key=lambda pair: -pair[1])]
+        what = "accuracy falls by" if self.facts["classes"] else "rmse rises by"
+        words = (
+            "How much worse the predictions get when one column is shuffled among the rows "
+            f"(Breiman 2001, section 10), the mean of {REPEATS} shuffles."
+        )
+        return thalweg.Section("Importance of the columns", words, [thalweg.Table(["column", what], rows)])
+
+
+def score(output: Tensor, y: Tensor, facts: dict[str, Any]) -> float:
+    """Accuracy of classes; else the root mean squared error in the target's unit."""
+    if facts["classes"]:
+        return float((output.argmax(1) == y).double().mean())
+    return float((output.double() - y).square().mean().sqrt())
+
+
+def importances(
+    model: nn.Module, facts: dict[str, Any], judged: tuple[tuple[Tensor, ...], Tensor], seed: int
+) -> dict[str, float]:
+    """By column, how much worse the score is when its cells are shuffled; on at most `ROWS` rows."""
+    generator = torch.Generator().manual_seed(seed)
+    (numbers, missing, categories), y = judged
+    picked = torch.randperm(len(y), generator=generator)[:ROWS]
+    parts, y = {"number": [numbers[picked], missing[picked]], "category": [categories[picked]]}, y[picked]
+    whole = score(thalweg.predict(model, (*parts["number"], *parts["category"])), y, facts)
+    found, places = {}, {"number": 0, "category": 0}
+    for column in facts["columns"]:
+        kind = "category" if column["kind"] == "category" else "number"
+        place, scores = places[kind], []
+        places[kind] += 1
+        for _ in range(REPEATS):
+            order = torch.randperm(len(y), generator=generator)
+            shuffled = {name: [array.clone() for array in arrays] for name, arrays in parts.items()}
+            for array in shuffled[kind]:
+                array[:, place] = array[order, place]
+            scores.append(score(thalweg.predict(model, (*shuffled["number"], *shuffled["category"])), y, facts))
+        worse = sum(scores) / REPEATS - whole
+        found[column["name"]] = -worse if facts["classes"] else worse
+    return found
