@@ -33,9 +33,7 @@ _room("search", "loop repairs diagnosis signals optim gradients step tensors rec
 _room("reports", "records", "numpy rich plotly")
 _room("run", " ".join([*ROOMS]), "torch safetensors onnxscript")
 _room("integrations", "", "torch")
-_room(
-    "tasks", "", "torch numpy sklearn PIL datasets jiwer pycocotools rouge_score sacrebleu soundfile tokenizers"
-)
+_room("tasks", "", "torch numpy sklearn PIL datasets jiwer pycocotools rouge_score sacrebleu soundfile tokenizers")
 _room("cli", "tasks", "torch numpy yaml")
 
 #: What may be imported inside a function only: heavy or optional, wanted by few calls.

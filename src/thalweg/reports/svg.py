@@ -90,7 +90,7 @@ def _axes(chart: Chart, x: tuple[float, float], y: tuple[float, float]) -> str:
     parts.append(f'<text class="at" x="50%" y="100%" dy="35" text-anchor="middle">{escape(chart.x_label)}</text>')
     if chart.log_y:
         parts.append('<text dx="-48" y="100%" dy="35">log scale</text>')
-    if chart.y_label:
+    if chart.y_label and chart.y_label.lower() != chart.title.lower():
         parts.append(f'<text dx="-48" y="-8">{escape(chart.y_label)}</text>')
     return "".join(parts) + '<line class="axis" x2="100%" y1="100%" y2="100%"/>'
 

@@ -31,7 +31,8 @@ class Sequences:
         tensors = [_tensor(row, number) for number, row in enumerate(rows)]
         if not tensors:
             raise ValueError("there are no sequences: give at least one")
-        first = tensors[0]
+        first = next((row for row in tensors if len(row)), tensors[0])
+        tensors = [row if len(row) else first[:0] for row in tensors]  # nothing is of every kind
         for number, row in enumerate(tensors):
             if row.shape[1:] != first.shape[1:] or row.dtype != first.dtype:
                 raise ValueError(
@@ -94,7 +95,7 @@ def _tensor(row: Any, number: int) -> Tensor:
         array = np.asarray(row)
         if array.dtype.kind not in "fiub" and array.size:
             raise TypeError(f"sequence {number} holds {array.dtype}, not numbers; encode it as numbers first")
-        row = torch.from_numpy(np.ascontiguousarray(array.astype(np.int64) if array.dtype.kind in "iu" else array))
+        row = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else array.dtype, order="C"))
     if row.ndim < 1:
         raise ValueError(f"sequence {number} is a single number: give one with an axis of its own")
     return row.detach()
