@@ -182,9 +182,9 @@ class Batches:
 def bucketed(order: Tensor, lengths: Tensor, size: int, source: torch.Generator | None) -> Tensor:
     """Examples in `order`, rearranged so that each `size` that follow each other are of similar length.
 
-    Within windows of `WINDOW` batches (fewer of small data) the examples are sorted by length and cut into batches, which are then drawn in
-    a new order; the last batch of all stays the one that may be smaller. Without a `source` of randomness everything
-    is sorted.
+    Within windows of `WINDOW` batches (fewer of small data) the examples are sorted by length and cut into batches,
+    which are then drawn in a new order; the last batch of all stays the one that may be smaller. Without a `source` of
+    randomness everything is sorted.
 
     >>> bucketed(torch.arange(6), torch.tensor([5, 1, 4, 2, 6, 3]), 2, None).tolist()
     [1, 3, 5, 2, 0, 4]
