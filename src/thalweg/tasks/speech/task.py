@@ -23,6 +23,9 @@ from thalweg.tasks.task import BadData
 #: Share of the recordings to learn from that chooses the best weights.
 VALIDATION = 0.1
 
+#: Folders from which on those to learn from are parted from those held out as wholes.
+FOLDERS = 10
+
 #: Updates that a training is to have; passes over the data at least and at most.
 UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 3000, 20, 150
 
@@ -49,7 +52,8 @@ def make(
 
     The network tells letters apart, or whole words where each recording is one of a few (`units`). A tenth of the
     recordings to learn from, drawn by the seed, chooses the best weights; `test_word_error_rate` is of the folder's
-    test list, or else of a share `held_out`. The language model counts the last `order` units of the transcripts, and
+    test list, or else of a share `held_out`. Where there are ten folders or more, as of one speaker each, they are held
+    out as wholes. The language model counts the last `order` units of the transcripts, and
     of the sentences of a file `text`; `language_weight` and `length_bonus` say what it is worth beside the sound.
 
     Raises:
@@ -132,13 +136,32 @@ def _split(
     found: Sequence[Said], test: Sequence[Said] | None, held_out: float, seed: int
 ) -> tuple[list[Said], list[Said], list[Said]]:
     """Recordings to learn from, to choose the best weights by, and to test on, drawn by the seed."""
-    drawn = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    groups = _groups(found)
+    drawn = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
     judged = 0 if test is not None else max(1, round(held_out * len(found)))
-    chosen = judged + max(1, round(VALIDATION * (len(found) - judged)))
-    if len(found) <= chosen:
+    parts: tuple[list[Said], ...] = ([], [], [])
+    wanted = (len(found), max(1, round(VALIDATION * (len(found) - judged))), judged)
+    for number in drawn:  # the last part is filled first
+        part = next(part for part in (2, 1, 0) if len(parts[part]) < wanted[part])
+        parts[part].extend(found[i] for i in groups[number])
+    if not parts[0] or not parts[1]:
         raise ValueError(f"{len(found)} recordings are too few to hold some out: at least 3 were expected")
-    parts = [[found[i] for i in sorted(rows)] for rows in (drawn[chosen:], drawn[judged:chosen], drawn[:judged])]
-    return parts[0], parts[1], list(test) if test is not None else parts[2]
+    in_order = [sorted(part, key=lambda said: said.place) for part in parts]
+    return in_order[0], in_order[1], list(test) if test is not None else in_order[2]
+
+
+def _groups(found: Sequence[Said]) -> list[list[int]]:
+    """Recordings that must not be parted: those of one folder, of one speaker mostly, where there are many folders.
+
+    Else what is held out would say how well voices are known that were heard before. Folders that are named after the
+    words are no speakers.
+    """
+    folders: dict[Path, list[int]] = {}
+    for number, said in enumerate(found):
+        folders.setdefault(said.path.parent, []).append(number)
+    if len(folders) < FOLDERS or all(said.words == normalised(said.path.parent.name) for said in found):
+        return [[number] for number in range(len(found))]
+    return list(folders.values())
 
 
 def _sentences(text: Path | None, facts: dict[str, Any], bad: BadData) -> list[str]:
