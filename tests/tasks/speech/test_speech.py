@@ -104,6 +104,25 @@ def test_goes_on_exactly_where_it_was_stopped(folder, tmp_path):
         assert torch.equal(one, other)
 
 
+def run_facts(run):
+    return json.loads((run.directory / "facts.json").read_text())
+
+
+def test_the_network_goes_to_onnx(run, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    given = example(run_facts(run))
+    thalweg.export(run.model, tmp_path / "heard.onnx", example=given)
+    session = onnxruntime.InferenceSession(tmp_path / "heard.onnx")
+    draw = np.random.default_rng(2)
+    sounds = [speak(sentence, draw) for sentence in ("ab cd", "dab", "ba cad")]
+    lengths = torch.tensor([len(sound) for sound in sounds])
+    padded = np.stack([np.pad(sound, (0, given[0].shape[1] - len(sound))) for sound in sounds])
+    names = [i.name for i in session.get_inputs()]
+    found = session.run(None, dict(zip(names, (padded, lengths.numpy()), strict=True)))[0]
+    expected = run.model.eval()(torch.from_numpy(padded), lengths).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 def test_cepstra_in_sphinx_layout_train_too(tmp_path):
     sphinx(tmp_path / "data")
     recipe = thalweg.recipe("speech-recognition", data=str(tmp_path / "data"), **SMALL)
@@ -111,7 +130,7 @@ def test_cepstra_in_sphinx_layout_train_too(tmp_path):
     assert run.metrics["test_word_error_rate"] > 0 and len(run.sections) == 3
     file = next((tmp_path / "data").rglob("*.mfc"))
     assert len(list(thalweg.Task.answers(run.directory, [file]))) == 1
-    thalweg.predict(thalweg.load(run.directory), example(json.loads((run.directory / "facts.json").read_text())))
+    assert thalweg.predict(thalweg.load(run.directory), example(run_facts(run))).shape[:2] == (2, 250)
 
 
 def test_parts_do_not_overlap_and_the_seed_decides(folder):

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 #: Length of a window and distance between two [s], the usual ones (Davis & Mermelstein 1980, section II).
 WINDOW, HOP = 0.025, 0.010
 
-#: Added to energies before their logarithm: sound is in ±1, so this lies below the noise of 16 bits.
+#: The least energy: sound is in ±1, so this lies below the noise of 16 bits. Not added, since the exporter to ONNX takes
+#: so small a summand for none.
 FLOOR = 1e-8
 
 
@@ -50,7 +51,7 @@ class LogMel(nn.Module):
         ).transpose(1, 2)
         energies = spectrum.real.square() + spectrum.imag.square()
         frames = 1 + (lengths - self.bins).clamp_min(0) // self.hop
-        return (energies @ self.filters + FLOOR).log(), frames
+        return (energies @ self.filters).clamp_min(FLOOR).log(), frames
 
 
 def spans(rate: int) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from thalweg.tasks.speech.examples import CEPSTRA, examples, kind_of, read
 from thalweg.tasks.speech.network import build
 from thalweg.tasks.speech.pictures import Pictures
 from thalweg.tasks.speech.recogniser import WordErrors, language_of, recognise, scored
-from thalweg.tasks.speech.sound import COEFFICIENTS
+from thalweg.tasks.speech.sound import COEFFICIENTS, FRAMES
 from thalweg.tasks.task import BadData
 
 #: Share of the recordings to learn from that chooses the best weights.
@@ -25,6 +25,9 @@ VALIDATION = 0.1
 
 #: Folders from which on those to learn from are parted from those held out as wholes.
 FOLDERS = 10
+
+#: Length of the utterances that an exported network takes [s].
+EXPORTED = 10
 
 #: Updates that a training is to have; passes over the data at least and at most.
 UPDATES, FEWEST_EPOCHS, MOST_EPOCHS = 3000, 20, 150
@@ -126,10 +129,10 @@ def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Itera
 
 
 def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Two utterances of a second, as an export follows them."""
-    if facts["rate"] is None:
-        return torch.zeros(2, 100, facts["coefficients"]), torch.tensor([100, 80])
-    return torch.zeros(2, facts["rate"]), torch.tensor([facts["rate"], facts["rate"] * 4 // 5])
+    """Two utterances of ten seconds: an exported network takes others padded to that, with their own lengths."""
+    length = EXPORTED * (FRAMES if facts["rate"] is None else facts["rate"])
+    shape = (2, length, facts["coefficients"]) if facts["rate"] is None else (2, length)
+    return torch.zeros(shape), torch.tensor([length, length // 2])
 
 
 def _split(

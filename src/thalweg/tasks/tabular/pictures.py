@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import thalweg
 
-#: Points of the scatter, rows that importances are measured on, and permutations of each column.
-POINTS, ROWS, REPEATS = 800, 2000, 3
+#: Points of the scatter, classes of the matrix, rows that importances are measured on, permutations of each column.
+POINTS, CLASSES, ROWS, REPEATS = 800, 25, 2000, 3
 
 
 class Pictures(thalweg.Callback):

@@ -59,7 +59,7 @@ def make(
     rows, validation_rows, test_rows = _split(len(table), held_out if test is None else 0.0, seed)
     facts_columns, notes = reading.infer(table.part(rows), target_column, bad)
     facts: dict[str, Any] = {"target": target_column, "columns": facts_columns, "width": width, "layers": layers}
-    facts |= {"members": members, "dropout": dropout}
+    facts |= {"members": members, "dropout": dropout, "header": header}
     facts |= _target_facts(table, rows, target_column, kind)
     parts = [table.part(part) for part in (rows, validation_rows, test_rows)]
     if test is not None:
@@ -91,7 +91,7 @@ def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Itera
     """
     for file in files:
         bad = BadData()
-        table = read_table(Path(file), bad)
+        table = read_table(Path(file), bad, facts["header"])
         x = inputs(table, facts, bad)
         for row, output in enumerate(thalweg.predict(model, x)):
             answer: dict[str, Any] = {"file": str(file), "line": table.lines[row]}
