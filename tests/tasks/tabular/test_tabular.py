@@ -11,6 +11,7 @@ import thalweg
 from thalweg.tasks.tabular.network import build
 from thalweg.tasks.tabular.scores import CrossEntropy, RootMeanSquaredError, SquaredError, accuracy
 from thalweg.tasks.tabular.task import make, predict
+from thalweg.tasks.tabular.trees import boosted_trees
 
 DATA = Path(thalweg.__file__).parents[3] / "shared" / "data" / "tabular"
 SMALL = {"width": 32, "layers": 2, "members": 2}
@@ -54,6 +55,7 @@ def test_a_number_is_learned_from_numbers_categories_and_holes(table, tmp_path):
     spread = np.std([float(row[-1]) for row in invented(1200)])
     assert run.metrics["test_rmse"] < 0.3 * spread  # a straight line leaves three quarters of it
     assert run.metrics["validation_rmse"] < 0.3 * spread
+    assert 0.05 * spread < run.metrics["test_rmse_of_boosted_trees"] < 0.3 * spread
     held_out = [section.title for section in run.sections]
     assert held_out == ["Residuals", "Importance of the columns"]
     ranked = [row[0] for row in run.sections[1].parts[0].rows]
@@ -65,6 +67,7 @@ def test_a_number_is_learned_from_numbers_categories_and_holes(table, tmp_path):
 def test_classes_are_learned_and_answered(tmp_path):
     run = trained(tmp_path, written(tmp_path / "t.csv", invented(1200, classes=True)))
     assert run.metrics["test_accuracy"] > 0.85 and run.metrics["validation_accuracy"] > 0.85
+    assert run.metrics["test_accuracy_of_boosted_trees"] > 0.85
     assert [section.title for section in run.sections] == ["Confusions", "Importance of the columns"]
     fresh = invented(200, seed=7, classes=True)
     answers = list(thalweg.Task.answers(run.directory, [written(tmp_path / "new.csv", fresh)]))
@@ -182,6 +185,17 @@ def test_bad_rows_are_skipped_and_told(tmp_path):
     assert len(made["data"][1]) + len(made["validation_data"][1]) + len(held) == 57
     told = " ".join(made["notes"])
     assert all(f"line {line}" in told for line in (6, 7, 8, 62)) and len(made["notes"]) == 4
+
+
+def test_trees_see_what_is_missing_and_that_categories_have_no_order():
+    draw = np.random.default_rng(0)
+    hole, level = torch.tensor(draw.random(600) < 0.5), torch.tensor(draw.integers(0, 8, 600))
+    y = 10.0 * hole + torch.tensor([0.0, 3, 1, 2, 0, 3, 1, 2])[level]
+    x = (torch.zeros(600, 1), hole.float()[:, None], level[:, None])
+    facts = {"columns": [{"kind": "number"}, {"kind": "category", "levels": list("abcdef")}], "classes": []}
+    parts = [(tuple(part[rows] for part in x), y[rows]) for rows in (slice(0, 250), slice(250, 500), slice(500, 600))]
+    found = boosted_trees(parts[:2], parts[2], facts)
+    assert (found - parts[2][1]).abs().max() < 0.2
 
 
 # ── loss, metrics, network ──

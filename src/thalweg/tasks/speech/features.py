@@ -11,8 +11,8 @@ from torch.nn import functional as F
 #: Length of a window and distance between two [s], the usual ones (Davis & Mermelstein 1980, section II).
 WINDOW, HOP = 0.025, 0.010
 
-#: The least energy: sound is in ±1, so this lies below the noise of 16 bits. Not added, since the exporter to ONNX takes
-#: so small a summand for none.
+#: The least energy: sound is in ±1, so this lies below the noise of 16 bits. It is no summand, since the exporter to
+#: ONNX leaves out so small a one.
 FLOOR = 1e-8
 
 

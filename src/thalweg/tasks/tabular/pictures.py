@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,20 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.tasks.tabular.trees import Part, boosted_trees
 
 #: Points of the scatter, classes of the matrix, rows that importances are measured on, permutations of each column.
 POINTS, CLASSES, ROWS, REPEATS = 800, 25, 2000, 3
 
 
 class Pictures(thalweg.Callback):
-    """At the end of a training: the score on the rows that were held out, residuals or confusions, importances."""
+    """At the end of a training: the score on the rows that were held out, residuals or confusions, importances.
 
-    def __init__(self, facts: dict[str, Any], judged: tuple[tuple[Tensor, ...], Tensor], seed: int) -> None:
-        self.facts, self.judged, self.seed = facts, judged, seed
+    `learned` are the parts that the training saw, from which boosted trees learn too, for comparison.
+    """
+
+    def __init__(self, facts: dict[str, Any], learned: Sequence[Part], judged: Part, seed: int) -> None:
+        self.facts, self.learned, self.judged, self.seed = facts, learned, judged, seed
 
     def on_end(self, run: thalweg.Run) -> None:
         """Measure and show."""
@@ -26,8 +31,12 @@ class Pictures(thalweg.Callback):
         if not len(y):
             return
         output = thalweg.predict(run.model, x)
-        run.add_metrics(**{f"test_{self._name}": score(output, y, self.facts)})
-        run.show(self._confusions(output, y) if self.facts["classes"] else self._residuals(output, y))
+        own, trees = score(output, y, self.facts), boosted_trees(self.learned, self.judged, self.facts)
+        beside = float((trees == y).double().mean()) if self.facts["classes"] else score(trees, y, self.facts)
+        run.add_metrics(**{f"test_{self._name}": own, f"test_{self._name}_of_boosted_trees": beside})
+        section = self._confusions(output, y) if self.facts["classes"] else self._residuals(output, y)
+        trees_say = f"Boosted trees (scikit-learn's, with its defaults) reach {_told(beside)} beside {_told(own)}."
+        run.show(thalweg.Section(section.title, f"{section.words} {trees_say}", section.parts))
         run.show(self._importances(run.model))
 
     @property
@@ -43,9 +52,9 @@ class Pictures(thalweg.Callback):
         points = {"a row": (y[picked].tolist(), output[picked].tolist())}
         shares = {"rows": (middles, counts.tolist())}
         words = (
-            f"On {len(y):,} rows that were held out, predictions of {target} miss by {error.abs().median():.4g} in the "
-            f"middle and by {error.square().mean().sqrt():.4g} as a root mean square; on the whole they lie "
-            f"{error.mean():+.4g} off."
+            f"On {len(y):,} rows that were held out, predictions of {target} miss by {_told(error.abs().median())} in "
+            f"the middle and by {_told(error.square().mean().sqrt())} as a root mean square; on the whole they lie "
+            f"{_told(error.mean())} off."
         )
         parts = [
             thalweg.Curves("Predicted and true", f"true {target}", f"predicted {target}", points, points=True),
@@ -66,13 +75,18 @@ class Pictures(thalweg.Callback):
 
     def _importances(self, model: nn.Module) -> thalweg.Section:
         found = importances(model, self.facts, self.judged, self.seed)
-        rows = [[name, f"{gain:.4g}"] for name, gain in sorted(found.items(), key=lambda pair: -pair[1])]
+        rows = [[name, _told(gain)] for name, gain in sorted(found.items(), key=lambda pair: -pair[1])]
         what = "accuracy falls by" if self.facts["classes"] else "rmse rises by"
         words = (
             "How much worse the predictions get when one column is shuffled among the rows "
             f"(Breiman 2001, section 10), the mean of {REPEATS} shuffles."
         )
         return thalweg.Section("Importance of the columns", words, [thalweg.Table(["column", what], rows)])
+
+
+def _told(number: Tensor | float) -> str:
+    """A number for a person: `46,269`, `0.4123`."""
+    return f"{float(number):,.0f}" if abs(float(number)) >= 1000 else f"{float(number):.4g}"
 
 
 def score(output: Tensor, y: Tensor, facts: dict[str, Any]) -> float:
@@ -82,9 +96,7 @@ def score(output: Tensor, y: Tensor, facts: dict[str, Any]) -> float:
     return float((output.double() - y).square().mean().sqrt())
 
 
-def importances(
-    model: nn.Module, facts: dict[str, Any], judged: tuple[tuple[Tensor, ...], Tensor], seed: int
-) -> dict[str, float]:
+def importances(model: nn.Module, facts: dict[str, Any], judged: Part, seed: int) -> dict[str, float]:
     """By column, how much worse the score is when its cells are shuffled; on at most `ROWS` rows."""
     generator = torch.Generator().manual_seed(seed)
     (numbers, missing, categories), y = judged

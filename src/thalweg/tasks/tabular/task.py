@@ -76,7 +76,7 @@ def make(
         "validation_data": validation,
         "metrics": (accuracy if is_classes else RootMeanSquaredError(),),
         "epochs": min(MOST_EPOCHS, max(EPOCHS, math.ceil(32 * UPDATES / len(y)))),
-        "callbacks": [Pictures(facts, judged, seed)],
+        "callbacks": [Pictures(facts, [(x, y), validation], judged, seed)],
         "seed": seed,
         "facts": facts,
         "notes": [*bad.notes(), *notes],
