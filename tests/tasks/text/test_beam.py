@@ -38,7 +38,7 @@ class Table(nn.Module):
 
 def best_of_all(model, kind, longest, power):
     """Every answer there is, one by one."""
-    answers = ((*middle, END) for n in range(longest) for middle in itertools.product(range(3, KINDS), repeat=n))
+    answers = ((*middle, END) for n in range(1, longest) for middle in itertools.product(range(3, KINDS), repeat=n))
     scored = [(model.log_p(kind, answer) / len(answer) ** power, list(answer[:-1])) for answer in answers]
     return max(scored)
 
@@ -58,7 +58,8 @@ def test_one_beam_takes_the_likeliest_token_each_time():
     model = Table(5)
     found = search(model, torch.tensor([[1]]), 12, beams=1)
     answer, last, before = [], BEGIN, BEGIN
-    while (token := int(model.logits[1, before, last].argmax())) != END and len(answer) < 12:
+    first = [token for token in range(KINDS) if token != END]  # an empty answer is none
+    while (token := max(first if not answer else range(KINDS), key=model.logits[1, before, last].__getitem__)) != END:
         answer.append(token)
         before, last = last, token
     assert found.tokens[0] == answer

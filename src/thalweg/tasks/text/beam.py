@@ -53,6 +53,8 @@ def search(model: Any, source: Tensor, longest: int, beams: int = BEAMS, power: 
     for length in range(1, longest + 1):
         logits, state = model.step(begun[:, :, -1].flatten(), state)
         total = scores[:, :, None] + F.log_softmax(logits.float(), dim=-1).view(batch, beams, -1)
+        if length == 1:
+            total[:, :, END] = -math.inf  # an empty answer is none
         kinds = total.shape[2]
         top, places = total.flatten(1).topk(min(2 * beams, beams * kinds), dim=1)
         parents, tokens = places // kinds, places % kinds
