@@ -187,7 +187,7 @@ SECTIONS = """
 .shown p { margin: .6rem 0 0; max-width: 44rem; font-size: .875rem }
 .shown .prose { margin: 0; white-space: pre-wrap }
 .shown .letters { font: .8125rem/1.5 ui-monospace, Menlo, Consolas, monospace; max-width: none }
-.told-table th { width: auto; border-top: 0 }
+.told-table th { width: auto; border-top: 0; overflow-wrap: normal }
 .plot .many { stroke-width: 3.5; opacity: .55 }
 .image { margin: 0 }
 .image img { display: block; max-width: 100%; height: auto; image-rendering: pixelated; margin-bottom: .5rem }
