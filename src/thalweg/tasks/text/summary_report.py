@@ -105,7 +105,7 @@ class SummaryReport(thalweg.Callback):
         lengths = [span * SPAN + SPAN / 2 for span in sorted(spans)]
         means = [sum(spans[span]) / len(spans[span]) for span in sorted(spans)]
         lines = {"mean": (lengths, means)}
-        return [*parts, thalweg.Curves("Length against score", "words of the reference", "ROUGE-L", lines, points=True)]
+        return [*parts, thalweg.Curves("Length against score", "words of the reference", "ROUGE-L", lines)]
 
     def _pointing(self, papers: Sequence[Paper], found: Sequence[Any]) -> thalweg.Section:
         """How often each place of a text is pointed at, and how often it would have been best."""

@@ -75,9 +75,7 @@ class TranslationReport(thalweg.Callback):
                 lengths.append(span * SPAN + SPAN / 2)
                 texts, references = [answers[n][0] for n in numbers], [pairs[n][1] for n in numbers]
                 means.append(corpus_bleu(texts, references)[0])
-        curve = thalweg.Curves(
-            "Length against score", "words of the source", "BLEU", {name: (lengths, means)}, points=True
-        )
+        curve = thalweg.Curves("Length against score", "words of the source", "BLEU", {name: (lengths, means)})
         return [*tables, curve]
 
     def _attention(self, model: Any, pairs: Sequence[Pair], answers: Sequence[Any]) -> thalweg.Section:
