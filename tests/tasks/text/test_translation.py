@@ -142,7 +142,7 @@ def test_an_empty_file_a_missing_one_and_no_folder_are_said(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         make(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"lacks train.en\[.gz\] or train.fr\[.gz\]"):
-        make(folder, target="fr")
+        make(folder, target_language="fr")
     (folder / "val.de").write_bytes(b"")
     with pytest.raises(ValueError, match="val.de is empty"):
         make(folder)

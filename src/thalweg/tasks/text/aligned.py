@@ -43,7 +43,7 @@ def read_parts(folder: Path, source: str, target: str, longest: int, bad: BadDat
     """
     folder = Path(folder)
     if source == target:
-        raise ValueError(f"source and target are both {source!r}: they name two languages")
+        raise ValueError(f"source_language and target_language are both {source!r}: they name two languages")
     if hub.is_hub(folder):
         return _of_hub(folder, source, target, longest, bad, seed)
     if not folder.is_dir():
@@ -56,7 +56,7 @@ def read_parts(folder: Path, source: str, target: str, longest: int, bad: BadDat
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise FileNotFoundError(
             f"{folder} lacks train.{source}[.gz] or train.{target}[.gz]; it has {there}. "
-            "Say the endings with --source and --target"
+            "Say the endings with --source-language and --target-language"
         )
     train = parts["train"]
     validation = next((parts[name] for name in VALIDATION if name in parts), None)

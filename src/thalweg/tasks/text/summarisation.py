@@ -49,8 +49,8 @@ class Summary:
 def make(
     data: Path,
     answer: Literal["point", "write"] = "point",
-    source: str = "source",
-    target: str = "target",
+    text_field: str = "source",
+    summary_field: str = "target",
     vocabulary: int = 4000,
     width: int = 128,
     layers: int = 2,
@@ -61,10 +61,10 @@ def make(
 ) -> dict[str, Any]:
     """Learn to summarise from JSON lines: `train.jsonl`, `val.jsonl` (or dev, valid) and `test.jsonl` of a folder.
 
-    The fields `source` (a text, or a list of its sentences) and `target` (a summary, or a list of them) are read; a
-    text of more than `longest` characters is bad data. The network learns to write summaries, copying where it can, and
-    to point at the sentence of the text that says most of its summary; `answer` is which of them `predict` gives, and
-    the numbers `rouge1`, `rouge2`, `rougeL` are of. The report has both.
+    The fields `text_field` (a text, or a list of its sentences) and `summary_field` (a summary, or a list of them) are
+    read; a text of more than `longest` characters is bad data. The network learns to write summaries, copying where it
+    can, and to point at the sentence of the text that says most of its summary; `answer` is which of them `predict`
+    gives, and the numbers `rouge1`, `rouge2`, `rougeL` are of. The report has both.
 
     Returns:
         The keyword arguments of `fit`; inputs are the text's tokens and the summary from its beginning, targets the
@@ -75,11 +75,11 @@ def make(
         ValueError: a file is empty or damaged, or a line is not JSON, lacks a field or is too long.
     """
     bad = BadData(on_bad_data)
-    papers = read_parts(data, (source, target), longest, bad, seed)
+    papers = read_parts(data, (text_field, summary_field), longest, bad, seed)
     tokens = BytePairs.learned((text for p in papers.train for text in (*p.sentences, *p.summaries)), vocabulary)
     facts = {
         "answer": answer,
-        "source": source,
+        "source": text_field,
         "tokens": tokens.facts(),
         "vocabulary": len(tokens),
         "width": width,

@@ -35,8 +35,8 @@ AT_ONCE = 100
 
 def make(
     data: Path,
-    source: str = "en",
-    target: str = "de",
+    source_language: str = "en",
+    target_language: str = "de",
     network: Literal["transformer", "lstm"] = "transformer",
     vocabulary: int = 4000,
     width: int | None = None,
@@ -46,7 +46,8 @@ def make(
     on_bad_data: str = "refuse",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Learn to translate from the aligned files of a folder: `train.SOURCE` and `train.TARGET`, a sentence a line.
+    """Learn to translate from the aligned files of a folder, a sentence a line: `train.en` and `train.de`, where the
+    endings are the names of the languages.
 
     `val.*` (or `valid`, `validation`, `dev`) is held out, else 5 % of the training pairs; each `test*` part is
     translated at the end and scored. Both languages share one vocabulary of `vocabulary` byte pairs, learned from the
@@ -61,14 +62,14 @@ def make(
         ValueError: files do not align, are empty or not UTF-8, or a line is empty or too long.
     """
     bad = BadData(on_bad_data)
-    parts = read_parts(data, source, target, longest, bad, seed)
+    parts = read_parts(data, source_language, target_language, longest, bad, seed)
     tokens = BytePairs.learned((text for pair in parts.train for text in pair), vocabulary)
     own_width, own_layers, own_dropout = SIZES[network]
     width = width or own_width
     facts = {
         "network": network,
-        "source": source,
-        "target": target,
+        "source": source_language,
+        "target": target_language,
         "tokens": tokens.facts(),
         "vocabulary": len(tokens),
         "width": width,
