@@ -1,5 +1,6 @@
 import gzip
 import random
+import signal
 
 import pytest
 import torch
@@ -65,6 +66,16 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(folder, tmp_path):
     half = thalweg.resume(tmp_path / "half", steps=14, verbose=False)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, half.model.state_dict()[name]), name
+
+
+def test_one_who_interrupts_need_not_wait_for_scores(folder, tmp_path):
+    class Stop(thalweg.Callback):
+        def on_step(self, run, record):
+            signal.raise_signal(signal.SIGINT)
+
+    recipe = thalweg.recipe("translation", data=folder, **SMALL)
+    run = recipe.fit(run_dir=tmp_path / "run", verbose=False, callbacks=[Stop()])
+    assert run.stopped_because == "interrupted" and "bleu" not in run.metrics and not run.sections
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(folder, tmp_path):

@@ -52,7 +52,9 @@ class SummaryReport(thalweg.Callback):
         self.parts = {"validation": validation, **({"test": test} if test else {})}
 
     def on_end(self, run: Any) -> None:
-        """Summarise, score and show."""
+        """Summarise, score and show; not where it was interrupted, since that takes its time."""
+        if run.stopped_because == "interrupted":
+            return
         mode = run.model.training
         run.model.eval()
         self.rouge = Rouge()

@@ -36,7 +36,9 @@ class TranslationReport(thalweg.Callback):
         self.parts = parts
 
     def on_end(self, run: Any) -> None:
-        """Translate, score and show."""
+        """Translate, score and show; not where it was interrupted, since that takes its time."""
+        if run.stopped_because == "interrupted":
+            return
         mode = run.model.training
         run.model.eval()
         rows, numbers, first = [], {}, None
