@@ -82,7 +82,7 @@ def write_page(found: dict[str, Any]) -> None:
 
 def row(line: Line, found: dict[str, Any]) -> str:
     own = found[f"{line.name}/ours"]
-    goal = own["metrics"][line.beside] if line.beside else line.goal
+    goal = line.aim(own["metrics"])
     sign = "≤" if line.lower else "≥"
     met = "✓" if line.reached(own["metrics"]) else "✗"
     minutes = own["seconds"] / 60

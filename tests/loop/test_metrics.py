@@ -161,3 +161,22 @@ def test_higher(name):
 )
 def test_lower(name):
     assert not higher_is_better(name)
+
+
+def test_an_object_is_called_by_its_name_else_by_its_class():
+    class Largest:
+        def reset(self):
+            self.largest = float("-inf")
+
+        def update(self, output, target):
+            self.largest = max(self.largest, output.max().item())
+
+        def compute(self):
+            return self.largest
+
+    named = Largest()
+    named.name = "largest_output"
+    metrics = resolve_metrics([Largest(), named])
+    metrics.reset()
+    metrics.update(torch.tensor([2.0, 3.0]), torch.tensor([0.0, 0.0]))
+    assert metrics.compute() == {"Largest": 3.0, "largest_output": 3.0}

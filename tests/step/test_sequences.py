@@ -164,3 +164,13 @@ def test_nan_is_named_by_its_row(tmp_path) -> None:
 def test_lengths_that_differ_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="x has 2 rows and y has 3"):
         thalweg.fit(nn.Linear(2, 1), (Sequences([[1.0], [2.0]]), torch.zeros(3, 1)), "mse", verbose=False)
+
+
+def test_a_small_data_set_too_is_cut_into_other_batches_each_epoch():
+    lengths = torch.arange(160)
+    given = Sequences([torch.full((int(length) + 1,), float(length)) for length in lengths])
+    batches = Batches(read((given, lengths)), Order(16, by_length=True), torch.float32, torch.device("cpu"))
+    first, second = ({frozenset(y.tolist()) for _, y in batches.epoch(epoch)} for epoch in (0, 1))
+    assert len(first) == 10 and not first & second
+    spread = [max(batch) - min(batch) for batch in first]
+    assert sum(spread) / len(spread) < 120  # of batches drawn without a look at their lengths: 141

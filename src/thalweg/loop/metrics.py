@@ -85,7 +85,7 @@ def resolve_metrics(metrics: Any, loss_name: str | None = None) -> Metrics:
     """Metrics by name, as callables (output, target) → a mean over examples, or torchmetrics objects.
 
     Args:
-        metrics: one, or several.
+        metrics: one, or several. An object is called by its `name`, else by its class.
         loss_name: name of the training's loss; it says what the outputs are (logits or probabilities).
 
     Raises:
@@ -122,7 +122,7 @@ def _resolve(metric: Any, loss_name: str) -> tuple[str, Metric]:
             raise ValueError(unknown("metric", metric, list(_METRICS)))
         return metric, _METRICS[metric](loss_name)
     if all(callable(getattr(metric, method, None)) for method in ("update", "compute", "reset")):
-        return type(metric).__name__, _Stateful(metric)
+        return getattr(metric, "name", type(metric).__name__), _Stateful(metric)
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), _Called(metric)
     raise TypeError(f"a metric is a name, a function (output, target) or a torchmetrics object, got {metric!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,7 +18,7 @@ def _boolean(text: str) -> bool:
 
 
 def _path(text: str) -> Path:
-    if re.match(r"[a-z]{2,}:", text):  # a name with its kind before it (hub:OWNER/NAME) lies in no folder
+    if text.startswith("hub:"):  # a data set's name, which a task takes in place of a folder
         return Path(text)
     return Path(text).expanduser().absolute()  # a run may be resumed from another folder
 

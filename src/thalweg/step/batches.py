@@ -23,8 +23,9 @@ from thalweg.tensors.seeds import generator
 #: than one of a single batch. Half a megabyte stays in a core's second-level cache.
 CHUNK_BYTES = 1 << 19
 CHUNK_BATCHES = 64
-#: Batches among whose examples those of similar length are put together.
-WINDOW = 50
+#: Batches among whose examples those of similar length are put together; at most this share of all batches, so that a
+#: small data set, too, is cut into other batches each epoch.
+WINDOW, WINDOW_SHARE = 50, 0.25
 #: Rows of a micro-batch where the batch is the whole data set and nothing else was asked.
 MICRO_BATCH = 1024
 
@@ -181,14 +182,15 @@ class Batches:
 def bucketed(order: Tensor, lengths: Tensor, size: int, source: torch.Generator | None) -> Tensor:
     """Examples in `order`, rearranged so that each `size` that follow each other are of similar length.
 
-    Within windows of `WINDOW` batches the examples are sorted by length and cut into batches, which are then drawn in
-    a new order; the last batch of all stays the one that may be smaller. Without a `source` of randomness everything
-    is sorted.
+    Within windows of `WINDOW` batches (fewer of small data) the examples are sorted by length and cut into batches,
+    which are then drawn in a new order; the last batch of all stays the one that may be smaller. Without a `source` of
+    randomness everything is sorted.
 
     >>> bucketed(torch.arange(6), torch.tensor([5, 1, 4, 2, 6, 3]), 2, None).tolist()
     [1, 3, 5, 2, 0, 4]
     """
-    windows = order.split(size * WINDOW if source is not None else len(order))
+    window_size = max(2, min(WINDOW, int(WINDOW_SHARE * len(order) / size)))
+    windows = order.split(size * window_size if source is not None else len(order))
     windows = [window[lengths[window].argsort(stable=True)] for window in windows]
     if source is None:
         return torch.cat(windows)

@@ -1,0 +1,1 @@
+"""Tables: any CSV → a network for the column that is asked for."""
