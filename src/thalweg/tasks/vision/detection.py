@@ -21,7 +21,7 @@ from thalweg.tasks.vision.scenes import Canvas, Scenes, scenes
 #: Images of a batch.
 BATCH_SIZE = 8
 #: Images that a training sees in all, and the bounds of its epochs.
-IMAGES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 30_000, 10, 150
+IMAGES_SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 20_000, 10, 150
 
 
 def make(

@@ -46,13 +46,13 @@ def sheet(images: Sequence[Image], words: Sequence[str], columns: int, side: int
 
 
 def _cut(line: str, font: Any, width: int) -> str:
-    """As much of a line as fits."""
+    """As much of a line as fits. Pillow's own font has no more than Latin letters: no ellipsis, no arrow."""
     if font.getlength(line) <= width:
         return line
     length = len(line)
-    while length and font.getlength(line[:length] + "…") > width:
+    while length and font.getlength(line[:length] + "...") > width:
         length -= 1
-    return line[:length] + "…"
+    return line[:length] + "..."
 
 
 def boxed(

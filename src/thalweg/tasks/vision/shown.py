@@ -80,8 +80,8 @@ class Confusions(thalweg.Callback):
         if not worst:
             return []
         words = [
-            f"{self.classes[int(labels[i])]}\n→ {self.classes[int(predicted[i])]} {float(probabilities[i].max()):.0%}"
-            for i in worst
+            f"{self.classes[int(labels[i])]}\nsaid {self.classes[int(predicted[i])]}, {share:.0%}"
+            for i, share in zip(worst, probabilities[worst].amax(1).tolist(), strict=True)
         ]
         drawn = sheet([image_of(self.part.images[i]) for i in worst], words, COLUMNS)
         caption = "The worst mistakes: below each image its class, then what the network says and how sure it is."
