@@ -120,6 +120,15 @@ def test_the_network_goes_to_onnx(table, tmp_path):
     np.testing.assert_allclose(found, model(*few).detach().numpy(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [("a", "b", "y"), ("colour", "y")], ids=["numbers", "categories"])
+def test_columns_of_one_kind_alone(tmp_path, kept):
+    names = ("a", "b", "colour", "noise", "y")
+    rows = [[row[names.index(name)] for name in kept] for row in invented(300)]
+    run = trained(tmp_path, written(tmp_path / "t.csv", rows, kept))
+    spread = np.std([float(row[-1]) for row in rows])
+    assert run.metrics["test_rmse"] < 0.9 * spread and len(run.sections) == 2
+
+
 def test_rows_are_in_one_part_only_and_facts_come_from_training(table):
     made = make(table, "y", **SMALL, seed=3)
     judged = made["callbacks"][0].judged
