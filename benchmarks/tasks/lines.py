@@ -50,10 +50,10 @@ class Line:
 
 
 LINES = (
-    Line("mnist", "image-classification", "images/mnist", "validation_accuracy", 0.993, 5),
-    Line("fashion", "image-classification", "images/fashion-mnist", "validation_accuracy", 0.90, 8),
+    Line("mnist", "image-classification", "images/mnist", "test_accuracy", 0.993, 5),
+    Line("fashion", "image-classification", "images/fashion-mnist", "test_accuracy", 0.90, 8),
     Line(
-        "cifar", "image-classification", "images/cifar10-jpeg-subset.tar.gz", "validation_accuracy", 0.68, 15,
+        "cifar", "image-classification", "images/cifar10-jpeg-subset.tar.gz", "test_accuracy", 0.68, 15,
         inside="cifar10",
     ),
     Line("blood", "object-detection", "detection/bccd-voc.tar.gz", "mean_average_precision", 0.75, 40, inside="BCCD"),

@@ -44,6 +44,12 @@ def test_paths_are_absolute(tmp_path, monkeypatch):
     assert from_text("data", "~/files", Path | str) == Path.home() / "files"
 
 
+def test_names_of_the_hub_are_no_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(from_text("data", "hub:owner/name:config", Path)) == "hub:owner/name:config"
+    assert from_text("data", "c:name", Path).is_absolute()
+
+
 def test_what_is_no_text_passes():
     assert from_text("width", 3.5, int) == 3.5
 

@@ -22,6 +22,16 @@ def softmax(*shape, axis=-1):
     return randn(*shape).softmax(axis)
 
 
+class Positions:
+    """A loss of one's own over positions, those of target -1 left out; it says itself how many it counted."""
+
+    def __call__(self, output, target):
+        return F.cross_entropy(output.flatten(0, 1), target.flatten(), ignore_index=-1)
+
+    def num_terms(self, output, target):
+        return (target >= 0).sum()
+
+
 def ctc_target(batch=6, longest=4, time=12):
     label_lengths = torch.randint(1, longest + 1, (batch,), generator=G)
     return (
@@ -148,6 +158,12 @@ CASES = {
         randn(6, 1),
         labels(6, classes=2).double(),
         lambda z, y: F.binary_cross_entropy_with_logits(z[:, 0], y, pos_weight=torch.tensor(3.0)),
+    ),
+    "own count": (
+        Positions(),
+        randn(6, 3, 5),
+        labels(6, 3, ignored=4).clamp_min(-1),
+        lambda z, y: F.cross_entropy(z.transpose(1, 2), y, ignore_index=-1),
     ),
     "torch sum": (nn.MSELoss(reduction="sum"), randn(6, 2), randn(6, 2), nn.MSELoss(reduction="sum")),
     "own": (

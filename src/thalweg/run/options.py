@@ -18,6 +18,8 @@ def _boolean(text: str) -> bool:
 
 
 def _path(text: str) -> Path:
+    if text.startswith("hub:"):  # a data set's name, which a task takes in place of a folder
+        return Path(text)
     return Path(text).expanduser().absolute()  # a run may be resumed from another folder
 
 

@@ -70,7 +70,8 @@ class Loss:
 def resolve(loss: str | Callable[[Any, Any], Tensor]) -> Loss:
     """The loss of a name, a torch module, or a function (output, target) → scalar.
 
-    A function is taken as a mean over the rows of the batch unless it has `reduction="sum"`. The modules of `torch.nn`
+    A function is taken as a mean over the rows of the batch unless it has `reduction="sum"`, or a method
+    `num_terms(output, target)` that says how many terms its mean is over. The modules of `torch.nn`
     (and `cross_entropy`, `nll_loss` of `torch.nn.functional`) are counted as they count themselves.
 
     Raises:
@@ -256,7 +257,7 @@ def _called(loss: Any) -> Loss:
     # A subclass that computes something else counts in its own way: what matters is whose forward it is.
     forward = getattr(type(loss), "forward", None)
     value: Callable[[Any, Any], Tensor] = loss
-    count: Callable[[Any, Any], int | Tensor] = _num_examples
+    count: Callable[[Any, Any], int | Tensor] = getattr(loss, "num_terms", _num_examples)
     check: Callable[[Any, Any], object] = lambda output, target: None  # noqa: E731
     if loss is F.cross_entropy or loss is F.nll_loss or forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward):
         count, check = _weighted(loss)

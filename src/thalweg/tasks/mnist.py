@@ -29,8 +29,8 @@ def make(data: Path, seed: int = 0) -> dict[str, Any]:
     folder = Path(data)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: give one with train-images-idx3-ubyte[.gz] …")
-    x, y = _part(folder, "training")
-    x_test, y_test = _part(folder, "test")
+    x, y = idx_part(folder, "training")
+    x_test, y_test = idx_part(folder, "test")
     if x.shape[1:] != x_test.shape[1:]:
         sizes = " and ".join("×".join(str(n) for n in part.shape[1:]) for part in (x, x_test))
         raise ValueError(f"the training and test images in {folder} must be of one size, but are {sizes}")
@@ -49,7 +49,7 @@ def make(data: Path, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+def idx_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images `[examples, rows, columns]` in grey levels 0 to 255 as bytes, and labels `[examples]`."""
     image_file, label_file = _find(folder, part, "images", 3), _find(folder, part, "labels", 1)
     images, labels = read_idx(image_file), read_idx(label_file)

@@ -1,0 +1,210 @@
+"""Summarisation: long texts said in a sentence, by a network that writes, copies and points."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import thalweg
+from thalweg.tasks.task import BadData
+from thalweg.tasks.text.beam import search
+from thalweg.tasks.text.lines import read_lines
+from thalweg.tasks.text.losses import IGNORED
+from thalweg.tasks.text.papers import Paper, read_parts, sentences_of
+from thalweg.tasks.text.rouge import overlap
+from thalweg.tasks.text.summary_networks import Summariser, SummaryLoss
+from thalweg.tasks.text.summary_report import SummaryReport
+from thalweg.tasks.text.tokens import BEGIN, END, PADDING, BytePairs, vocabulary_of
+
+#: Width of an attention head: few and wide ones cost least on a CPU.
+HEAD = 64
+
+#: How much a sentence is wanted falls by e for so much less ROUGE-L.
+SHARPNESS = 0.1
+
+#: Tokens of a summary that the choice of a sentence counts as.
+POINTING = 10.0
+
+#: Tokens of a summary at most; texts summarised at once.
+LONGEST, AT_ONCE = 80, 50
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a network makes of a text: its own words, the sentence it points at and its place, and its tokens."""
+
+    written: str
+    pointed: str
+    place: int
+    tokens: list[int]
+
+
+def make(
+    data: Path,
+    answer: Literal["point", "write"] = "point",
+    source: str = "source",
+    target: str = "target",
+    vocabulary: int = 4000,
+    width: int = 128,
+    layers: int = 2,
+    dropout: float = 0.2,
+    longest: int = 20_000,
+    on_bad_data: str = "refuse",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Learn to summarise from JSON lines: `train.jsonl`, `val.jsonl` (or dev, valid) and `test.jsonl` of a folder.
+
+    The fields `source` (a text, or a list of its sentences) and `target` (a summary, or a list of them) are read; a
+    text of more than `longest` characters is bad data. The network learns to write summaries, copying where it can, and
+    to point at the sentence of the text that says most of its summary; `answer` is which of them `predict` gives, and
+    the numbers `rouge1`, `rouge2`, `rougeL` are of. The report has both.
+
+    Returns:
+        The keyword arguments of `fit`; inputs are the text's tokens and the summary from its beginning, targets the
+        summary to its end and how much each sentence is wanted.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: a file is empty or damaged, or a line is not JSON, lacks a field or is too long.
+    """
+    bad = BadData(on_bad_data)
+    papers = read_parts(data, (source, target), longest, bad, seed)
+    tokens = BytePairs.learned((text for p in papers.train for text in (*p.sentences, *p.summaries)), vocabulary)
+    facts = {
+        "answer": answer,
+        "source": source,
+        "tokens": tokens.facts(),
+        "vocabulary": len(tokens),
+        "width": width,
+        "layers": layers,
+        "heads": max(1, width // HEAD),
+        "dropout": dropout,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = build(facts)
+    return {
+        "model": model,
+        "data": coded(tokens, papers.train),
+        "loss": SummaryLoss(POINTING),
+        "validation_data": coded(tokens, papers.validation),
+        "optimizer": "muon",
+        "learning_rate": 0.002,
+        "batch_size": 32,
+        "epochs": 12,
+        "clip_norm": 1.0,
+        "callbacks": [SummaryReport(tokens, summarised, facts, papers.validation, papers.test)],
+        "seed": seed,
+        "facts": facts,
+        "notes": bad.notes(),
+    }
+
+
+def coded(tokens: BytePairs, papers: Sequence[Paper]) -> tuple[Any, Any]:
+    """Inputs (text, summary from its beginning) and targets (summary to its end, how much each place of the text is
+    wanted); a row for each summary, of different length.
+    """
+    sources, answers, wanted = [], [], []
+    for paper in papers:
+        source = text_tokens(tokens, paper.sentences)
+        begins = [place for place, token in enumerate(source) if token == BEGIN]
+        for summary in paper.summaries:
+            scores = torch.tensor([overlap(summary, sentence) for sentence in paper.sentences])
+            row = torch.zeros(len(source))
+            row[begins] = (scores / SHARPNESS).softmax(0)
+            sources.append(source)
+            answers.append(tokens.encode(summary)[: LONGEST - 1])
+            wanted.append(row)
+    return (
+        (
+            thalweg.Sequences(sources, padding=PADDING),
+            thalweg.Sequences([[BEGIN, *row] for row in answers], padding=PADDING),
+        ),
+        (thalweg.Sequences([[*row, END] for row in answers], padding=IGNORED), thalweg.Sequences(wanted, padding=0)),
+    )
+
+
+def text_tokens(tokens: BytePairs, sentences: Sequence[str]) -> list[int]:
+    """A text as the network reads it: `BEGIN` before each sentence, `END` after the last."""
+    return [token for row in tokens.encode_all(list(sentences)) for token in (BEGIN, *row)] + [END]
+
+
+def build(facts: dict[str, Any]) -> nn.Module:
+    """The network of these facts, its weights fresh.
+
+    Raises:
+        ValueError: the width cannot be shared by its heads.
+    """
+    if facts["width"] % (2 * facts["heads"]):
+        raise ValueError(f"width is shared by {facts['heads']} heads of even width, got {facts['width']}")
+    return Summariser(facts["vocabulary"], facts["width"], facts["layers"], facts["heads"], facts["dropout"])
+
+
+@torch.no_grad()
+def summarised(model: Any, tokens: BytePairs, texts: Sequence[Sequence[str]]) -> list[Summary]:
+    """What the network makes of each text, given as its sentences."""
+    device = next(model.parameters()).device
+    rows = [text_tokens(tokens, sentences) for sentences in texts]
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    found: list[Summary | None] = [None] * len(rows)
+    for start in range(0, len(order), AT_ONCE):
+        numbers = order[start : start + AT_ONCE]
+        batch = thalweg.Sequences([rows[number] for number in numbers], padding=PADDING)
+        source = batch.take(torch.arange(len(numbers))).to(device)
+        places = model.best_sentence(source).tolist()
+        written = search(model, source, longest=LONGEST)
+        for number, place, answer in zip(numbers, places, written.tokens, strict=True):
+            found[number] = Summary(tokens.decode(answer).strip(), texts[number][place], place, answer)
+    return [summary for summary in found if summary is not None]
+
+
+def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Iterator[dict[str, Any]]:
+    """Each line of the files is a text, or a JSON object that has one in its field.
+
+    Raises:
+        ValueError: a JSON object lacks the field, or it holds no text.
+    """
+    tokens = vocabulary_of(facts["tokens"])
+    for file in files:
+        for number, line in enumerate(read_lines(file, BadData("refuse")), start=1):
+            if not line or not line.strip():
+                continue
+            sentences = _sentences(line, facts["source"], f"{file}, line {number}")
+            (found,) = summarised(model, tokens, [sentences])
+            answer = found.pointed if facts["answer"] == "point" else found.written
+            yield {
+                "answer": answer,
+                "file": str(file),
+                "line": number,
+                "written": found.written,
+                "pointed": found.pointed,
+                "sentence": found.place + 1,
+            }
+
+
+def _sentences(line: str, name: str, place: str) -> list[str]:
+    """The sentences of a line, which is JSON where it begins with a brace."""
+    if not line.lstrip().startswith("{"):
+        return sentences_of(line)
+    try:
+        value = json.loads(line).get(name)
+    except ValueError as error:
+        raise ValueError(f"{place}: the line begins like JSON and is none ({error})") from error
+    sentences = sentences_of(value) if isinstance(value, str) else value
+    if not isinstance(sentences, list) or not sentences or not all(isinstance(text, str) for text in sentences):
+        raise ValueError(f"{place}: the field {name!r} is to hold a text or a list of sentences")
+    return [" ".join(text.split()) for text in sentences if text.strip()]
+
+
+def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Two texts and the beginnings of two summaries, for an export to follow through the model."""
+    return torch.full((2, 16), BEGIN), torch.full((2, 8), BEGIN)
+
+
+task = thalweg.Task(make=make, build=build, predict=predict, example=example)

@@ -1,0 +1,158 @@
+"""Translation: sentences of one language into those of another, learned from two aligned files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import thalweg
+from thalweg.tasks.task import BadData
+from thalweg.tasks.text.aligned import Pair, read_parts
+from thalweg.tasks.text.beam import search
+from thalweg.tasks.text.lines import read_lines
+from thalweg.tasks.text.losses import IGNORED, SmoothedCrossEntropy
+from thalweg.tasks.text.tokens import BEGIN, END, PADDING, BytePairs, vocabulary_of
+from thalweg.tasks.text.translation_networks import translator
+from thalweg.tasks.text.translation_report import TranslationReport
+
+#: What suits each network where nothing else is asked for: width, layers, dropout.
+SIZES = {"transformer": (128, 3, 0.1), "lstm": (256, 1, 0.2)}
+
+#: Width of an attention head: few and wide ones cost least on a CPU.
+HEAD = 64
+
+#: Share of the probability that the loss wants spread over all tokens.
+SMOOTHING = 0.1
+
+#: Sentences translated at once.
+AT_ONCE = 100
+
+
+def make(
+    data: Path,
+    source: str = "en",
+    target: str = "de",
+    network: Literal["transformer", "lstm"] = "transformer",
+    vocabulary: int = 4000,
+    width: int | None = None,
+    layers: int | None = None,
+    dropout: float | None = None,
+    longest: int = 1000,
+    on_bad_data: str = "refuse",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Learn to translate from the aligned files of a folder: `train.SOURCE` and `train.TARGET`, a sentence a line.
+
+    `val.*` (or `valid`, `validation`, `dev`) is held out, else 5 % of the training pairs; each `test*` part is
+    translated at the end and scored. Both languages share one vocabulary of `vocabulary` byte pairs, learned from the
+    training part. Lines of more than `longest` characters are bad data.
+
+    Returns:
+        The keyword arguments of `fit`; inputs are source tokens and the answer from its beginning, targets the answer
+        to its end.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: files do not align, are empty or not UTF-8, or a line is empty or too long.
+    """
+    bad = BadData(on_bad_data)
+    parts = read_parts(data, source, target, longest, bad, seed)
+    tokens = BytePairs.learned((text for pair in parts.train for text in pair), vocabulary)
+    own_width, own_layers, own_dropout = SIZES[network]
+    width = width or own_width
+    facts = {
+        "network": network,
+        "source": source,
+        "target": target,
+        "tokens": tokens.facts(),
+        "vocabulary": len(tokens),
+        "width": width,
+        "layers": layers or own_layers,
+        "heads": max(1, width // HEAD),
+        "dropout": own_dropout if dropout is None else dropout,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = build(facts)
+    return {
+        "model": model,
+        "data": coded(tokens, parts.train),
+        "loss": SmoothedCrossEntropy(SMOOTHING),
+        "validation_data": coded(tokens, parts.validation),
+        "optimizer": "muon",
+        "learning_rate": 0.004,
+        "batch_size": 128,
+        "epochs": 12,
+        "clip_norm": 1.0,
+        "callbacks": [TranslationReport(tokens, translated, {"validation": parts.validation, **parts.tests})],
+        "seed": seed,
+        "facts": facts,
+        "notes": bad.notes(),
+    }
+
+
+def coded(tokens: BytePairs, pairs: Sequence[Pair]) -> tuple[Any, Any]:
+    """Inputs (source, answer from its beginning) and targets (answer to its end), rows of different length."""
+    sources = [[*row, END] for row in tokens.encode_all([source for source, _ in pairs])]
+    answers = tokens.encode_all([target for _, target in pairs])
+    return (
+        (
+            thalweg.Sequences(sources, padding=PADDING),
+            thalweg.Sequences([[BEGIN, *row] for row in answers], padding=PADDING),
+        ),
+        thalweg.Sequences([[*row, END] for row in answers], padding=IGNORED),
+    )
+
+
+def build(facts: dict[str, Any]) -> nn.Module:
+    """The network of these facts, its weights fresh.
+
+    Raises:
+        ValueError: the width cannot be shared by its heads.
+    """
+    if facts["width"] % (2 * facts["heads"]):
+        raise ValueError(f"width is shared by {facts['heads']} heads of even width, got {facts['width']}")
+    return translator(facts)
+
+
+def translated(model: Any, tokens: BytePairs, texts: Sequence[str]) -> list[tuple[str, list[int], float]]:
+    """Each text in the other language, with its tokens and its score: the mean of log p a token, roughly."""
+    device = next(model.parameters()).device
+    rows = [[*row, END] for row in tokens.encode_all(list(texts))]
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    found: list[tuple[str, list[int], float]] = [("", [], 0.0)] * len(rows)
+    for start in range(0, len(order), AT_ONCE):
+        numbers = order[start : start + AT_ONCE]
+        batch = thalweg.Sequences([rows[number] for number in numbers], padding=PADDING)
+        source = batch.take(torch.arange(len(numbers))).to(device)
+        answers = search(model, source, longest=2 * source.shape[1] + 10)
+        for number, answer, score in zip(numbers, answers.tokens, answers.scores, strict=True):
+            found[number] = (tokens.decode(answer).strip(), answer, score)
+    return found
+
+
+def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Iterator[dict[str, Any]]:
+    """Each line of the files is a sentence; an empty one stays empty."""
+    tokens = vocabulary_of(facts["tokens"])
+    for file in files:
+        lines = [line or "" for line in read_lines(file, BadData("refuse"))]
+        for first in range(0, len(lines), AT_ONCE):
+            piece = lines[first : first + AT_ONCE]
+            for number, (line, (answer, _, score)) in enumerate(
+                zip(piece, translated(model, tokens, piece), strict=True), start=first + 1
+            ):
+                if not line.strip():
+                    answer = ""
+                yield {"answer": answer, "file": str(file), "line": number, "source": line, "score": score}
+
+
+def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Two sources and the beginnings of two answers, for an export to follow through the model."""
+    return torch.full((2, 8), END), torch.full((2, 8), BEGIN)
+
+
+task = thalweg.Task(make=make, build=build, predict=predict, example=example)

@@ -1,0 +1,62 @@
+"""Data sets by name: the same code reads a local folder in the hub's layout; no test fetches anything."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from thalweg.run.options import from_text
+from thalweg.tasks.task import BadData
+from thalweg.tasks.text import aligned, language_model, papers
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(tmp_path, **parts):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for part, rows in parts.items():
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Path(f"hub:{folder}")
+
+
+def test_a_name_stays_a_name():
+    assert from_text("data", "hub:owner/name", Path) == Path("hub:owner/name")
+    assert from_text("data", "name", Path).is_absolute()
+
+
+def test_a_text(tmp_path):
+    data = write(tmp_path, train=[{"text": "some words"}] * 20, validation=[{"text": "other words"}] * 4)
+    made = language_model.make(data, length=8)
+    assert made["facts"]["tokens"]["characters"] == "".join(sorted(set("some words\n")))
+    assert made["validation_data"][0].shape == (6, 8)  # 47 characters
+
+
+def test_translations_in_two_columns_or_one(tmp_path):
+    pairs = [{"en": f"word {n}", "de": f"wort {n}"} for n in range(30)]
+    data = write(tmp_path, train=[*pairs, {"en": "", "de": "leer"}], test=pairs[:3])
+    with pytest.raises(ValueError, match="train, line 31: the line is empty"):
+        aligned.read_parts(data, "en", "de", 100, BadData(), 0)
+    parts = aligned.read_parts(data, "en", "de", 100, BadData("skip"), 0)
+    assert len(parts.train) == 29 and {(a[:4], b[:4]) for a, b in parts.train} == {("word", "wort")}
+    assert len(parts.validation) == 1 and len(parts.tests["test"]) == 3  # held out of the 30, not the test part
+    with pytest.raises(ValueError, match="has no columns 'en' and 'fr': it has en, de"):
+        aligned.read_parts(data, "en", "fr", 100, BadData("skip"), 0)
+    with pytest.raises(ValueError, match="they name two languages"):
+        aligned.read_parts(data, "en", "en", 100, BadData(), 0)
+
+
+def test_summaries(tmp_path):
+    rows = [{"document": "One. Two. Three.", "summary": "One."}] * 20
+    data = write(tmp_path, train=rows)
+    parts = papers.read_parts(data, ("document", "summary"), 100, BadData(), 0)
+    assert (len(parts.train), len(parts.validation), parts.test) == (18, 2, [])
+    assert parts.train[0] == papers.Paper(["One.", "Two.", "Three."], ["One."])
+    with pytest.raises(ValueError, match="train, line 1: the line has no field 'source'"):
+        papers.read_parts(data, ("source", "summary"), 100, BadData(), 0)
