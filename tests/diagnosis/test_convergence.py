@@ -117,6 +117,18 @@ def test_flat_while_the_rate_has_yet_to_come_down_is_not_the_end() -> None:
     assert judge(flat, 60, annealing=True).state == "improving"
 
 
+def test_one_evaluation_that_slipped_does_not_end_a_training() -> None:
+    """A detector with batch norm: its sixth evaluation was six times the others, and hid from then on that it fell."""
+    values = np.array(
+        [1.063, 0.866, 0.783, 0.879, 4.374, 0.747, 0.722, 0.743, 0.683, 0.683, 0.692, 0.648, 0.646, 0.690, 0.643]
+    )
+    calm = np.where(values > 2, 0.81, values)
+    for series in (values, calm):
+        made = history(series)
+        made.append(StepRecord(751, 15, 0.0, {"loss": 0.6, "learning_rate": 0.09}))  # past its peak
+        assert judge(made, 15, "validation_loss", annealing=True, remaining=2250).state == "improving"
+
+
 def test_the_sentence_names_epoch_and_span() -> None:
     sentence = judge(history(0.3 + 2 * np.exp(-np.arange(60) / 3)), 60).sentence
     assert sentence == "Converged at epoch 60: validation loss has been flat within its noise for 40 epochs."

@@ -40,7 +40,10 @@ def script(tmp_path):
 
 
 def test_the_tasks_that_are_installed():
-    assert task_names() == ["digits", "mnist"]
+    assert task_names() == [
+        "digits", "image-classification", "language-model", "mnist", "object-detection", "speech-recognition",
+        "summarisation", "tabular", "translation",
+    ]  # fmt: skip
 
 
 def test_a_script_is_called_with_text_read_by_its_hints(script):

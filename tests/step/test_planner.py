@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from thalweg.step import compiler, planner
 from thalweg.step.batches import Parts
 from thalweg.step.compiler import Compilation, CompileFailed
-from thalweg.step.data import Batch
+from thalweg.step.data import Batch, shapes
 from thalweg.step.forward import Forward
 from thalweg.step.kernels import allocator
 from thalweg.step.plan import Plan
@@ -179,6 +179,64 @@ def test_a_model_that_cannot_be_recorded() -> None:
     of.model.register_forward_hook(lambda *_: None)
     step = planned(of, told := [])
     assert_goes_on_eagerly(step, "dropout", "The step is not compiled: it has hooks.", told)
+
+
+class Heard:
+    """A probe that listens to one update by hooks, as the signals of a training do to its tenth."""
+
+    def __init__(self, model: nn.Module, update: int) -> None:
+        self.model, self.update, self.listens = model, update, False
+
+    def before(self, parameters: Any) -> None: ...
+
+    def after(self, parameters: Any) -> None: ...
+
+    def gradients(self, parameters: Any) -> None: ...
+
+    def train(self, step: PlannedStep, batches: list[Any], count: int) -> None:
+        for number in range(1, count + 1):
+            self.listens = number == self.update
+            handle = self.model.register_forward_pre_hook(lambda *_: None) if self.listens else None
+            step(batches[number % len(batches)], self)
+            if handle is not None:
+                handle.remove()
+
+
+@pytest.mark.parametrize("update", [10, 11])
+def test_an_update_that_is_listened_to_is_not_the_one_to_record(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tenth update is listened to in every training, and is the first at which a program may be recorded."""
+    recorded: list[int] = []
+
+    def record(step: PlannedStep, batch: Batch) -> None:
+        assert not step.forward.model._forward_pre_hooks
+        recorded.append(step.number)
+        raise Untraceable("it was only to be seen when")
+
+    monkeypatch.setattr(PlannedStep, "record", record)
+    of = case("dense")
+    step = planned(of, budget=Budget())
+    step.open()
+    Heard(of.model, update).train(step, of.batches, 14)
+    step.close()
+    assert len(recorded) == 1 and recorded[0] + 1 != update
+
+
+@pytest.mark.parametrize("update", [3, 4])
+def test_a_given_plan_is_not_recorded_at_such_an_update_either(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[int] = []
+
+    def record(step: PlannedStep, batch: Batch) -> None:
+        assert not step.forward.model._forward_pre_hooks
+        recorded.append(step.number)
+        raise Untraceable("it was only to be seen when")
+
+    monkeypatch.setattr(PlannedStep, "record", record)
+    of = case("dense")
+    step = planned(of, plan=Plan(compiled_after=3, batch=shapes(of.batches[0])))
+    step.open()
+    Heard(of.model, update).train(step, of.batches, 8)
+    step.close()
+    assert len(recorded) == 1 and recorded[0] + 1 != update
 
 
 @pytest.mark.usefixtures("no_process")

@@ -47,6 +47,10 @@ BACK, AHEAD = 200, 60
 #: Share of the peak at which a rate that is to come down has not begun to.
 PEAK = 0.99
 
+#: A loss above zero that is this many times both of its neighbours is a slip of one evaluation, no noise: where batch
+#: norm's running statistics lag behind weights that move fast, a single epoch can be off by any factor.
+SPIKE = 2.0
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -198,8 +202,20 @@ def _curve(history: History, watched: str, what: str, remaining: float | None, a
     falling = 1 - part if annealing else np.ones(count)
     passed = part - part**2 / 2 if annealing else part  # what the sum of the rates grows by
     noise = np.sqrt(np.maximum(0.01, np.concatenate([rates[chosen] / rates[-1], falling])))
-    future = forecast(clock[chosen], values[chosen], clock[-1] + rates[-1] * left * passed, noise)
+    future = forecast(clock[chosen], _without_spikes(values)[chosen], clock[-1] + rates[-1] * left * passed, noise)
     return Curve(what, steps, values, ahead, future, remaining is None)
+
+
+def _without_spikes(values: Floats) -> Floats:
+    """Each spike lowered to the larger of its neighbours, so that it does not pass for noise.
+
+    >>> _without_spikes(np.array([3.0, 2.0, 9.0, 1.5, 1.0])).tolist()
+    [3.0, 2.0, 2.0, 1.5, 1.0]
+    """
+    lowered = values.copy()
+    around = np.maximum(values[:-2], values[2:])
+    lowered[1:-1] = np.where((around > 0) & (values[1:-1] > SPIKE * around), around, values[1:-1])
+    return lowered
 
 
 def _rates(history: History, steps: npt.NDArray[np.int64]) -> Floats:

@@ -131,14 +131,14 @@ class PlannedStep(Step):
         """Make one update; returns the loss on the batch before it, a detached scalar."""
         batch = self.laid(batch, self.plan)
         planner = self._planner
+        is_heard = probe is not None and probe.listens
         if planner is not None:
-            planner.consider(batch)
+            planner.consider(batch, is_heard)
             batch = self.laid(batch, self.plan)  # which may be another now, from this update on
         elif self.asked.plan is not None:
-            self._as_planned(batch)
+            self._as_planned(batch, is_heard)
         self.number += 1
         program = self.program
-        is_heard = probe is not None and probe.listens
         if program is not None and not is_heard and type(batch) is tuple and program.takes(batch):
             return self.by_program(program, batch, probe, watcher)
         if planner is None or is_heard:
@@ -179,12 +179,17 @@ class PlannedStep(Step):
             watcher.update(output, batch[1])
         return loss
 
-    def _as_planned(self, batch: Batch | Parts) -> None:
-        """Switch at the updates of a given plan; have its compiled step ready in time, waiting for it if need be."""
+    def _as_planned(self, batch: Batch | Parts, is_heard: bool) -> None:
+        """Switch at the updates of a given plan; have its compiled step ready in time, waiting for it if need be.
+
+        A step that is listened to has hooks, which a program would pass over: the next one is recorded.
+        """
         if self.number == self.plan.arithmetic_after:
             self.follow(self.plan)
         after = self.plan.compiled_after
-        if after is None or self.program is not None or type(batch) is not tuple or shapes(batch) != self.plan.batch:
+        if is_heard or after is None or self.program is not None:
+            return
+        if type(batch) is not tuple or shapes(batch) != self.plan.batch:
             return
         try:
             if self.compilation is None and self.number >= max(min(after, 2), self.plan.arithmetic_after):

@@ -80,12 +80,18 @@ class Planner:
         """Seconds of the plain steps so far."""
         self._remembered: list[Batch] = []
 
-    def consider(self, batch: Batch | Parts) -> None:
-        """Whatever is due before the next update. Nothing that goes wrong with a way may end a training."""
+    def consider(self, batch: Batch | Parts, is_heard: bool = False) -> None:
+        """Whatever is due before the next update. Nothing that goes wrong with a way may end a training.
+
+        An update that is listened to has hooks, which a program would pass over: what is not bound to the first update
+        waits for the next one.
+        """
         step = self.step
         try:
             if step.number == step.first:
                 self._first_choices(batch)
+            elif is_heard:
+                pass
             elif step.compilation is not None:
                 if step.number % LOOK_EVERY == 0 and step.compilation.is_done():
                     self._take_or_leave(batch)

@@ -40,7 +40,7 @@ SMALL = {"vocabulary": 360, "width": 32, "layers": 1}
 @pytest.mark.parametrize("network", ["transformer", "lstm"])
 def test_it_learns_to_translate_and_answers(network, folder, tmp_path):
     recipe = thalweg.recipe("translation", data=folder, network=network, **SMALL)
-    run = recipe.fit(epochs=10, run_dir=tmp_path / "run", verbose=False, learning_rate=0.01, batch_size=16)
+    run = recipe.fit(epochs=20, run_dir=tmp_path / "run", verbose=False, learning_rate=0.01, batch_size=16)
     # Words in the source's order, or the right words of other sentences, come to less than half of this.
     assert run.metrics["bleu"] > 80
     assert run.metrics["bleu"] == run.metrics["bleu_test_a"] and "bleu_validation" in run.metrics

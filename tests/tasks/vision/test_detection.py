@@ -24,7 +24,7 @@ def run(voc_folder, tmp_path):
 def test_learns_what_chance_cannot_and_answers_shows_and_exports_it(run, voc_folder, tmp_path, capsys):
     """One training, and all that can be asked of it."""
     assert run.metrics["mean_average_precision"] >= 0.8
-    assert run.metrics["validation_mean_average_precision"] >= 0.8
+    assert run.metrics["mean_average_precision_of_validation"] >= 0.8
     page = run.report().read_text()
     assert "What is found where" in page and page.count("data:image/png") >= 6
     image = voc_folder / "JPEGImages" / "test00.png"

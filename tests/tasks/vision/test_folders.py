@@ -128,6 +128,13 @@ def test_nothing_to_learn_from(tmp_path):
         read(tmp_path, choice="skip")
 
 
+def test_nothing_that_can_be_read(whole):
+    for path in whole.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no image in .*whole can be read"):
+        read(whole, choice="skip")
+
+
 def save(folder, name, array, mode, count=1):
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):

@@ -72,7 +72,7 @@ def boxed(
     pen = ImageDraw.Draw(drawn)
     font = ImageFont.load_default(max(11, drawn.width // 50))
     for box in true:
-        pen.rectangle(tuple(box), outline="white")
+        pen.rectangle(tuple(box), outline="white", width=max(1, drawn.width // 320))
     for box, kind, label in zip(boxes, kinds, labels, strict=True):
         colour = COLOURS[kind % len(COLOURS)]
         pen.rectangle(tuple(box), outline=colour, width=max(2, drawn.width // 300))

@@ -177,6 +177,8 @@ def _of_classes(trees: dict[str, Tree], size: int | None, bad: BadData) -> Label
     fitted, said = _fitted(found_sizes, size)
     remarks = images.Remarks()
     read = {part: _part(trees[part], listed[part], classes, fitted, remarks, bad) for part in trees}
+    if not read["training"][0]:
+        raise ValueError(f"no image in {trees['training'].root} can be read: at least one of each class was expected")
     return _finished({part: pixels for part, pixels in read.items() if pixels[0]}, classes, [*said, *remarks.notes()])
 
 

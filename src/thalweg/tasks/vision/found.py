@@ -25,8 +25,8 @@ BATCH_SIZE = 16
 class Boxes(thalweg.Callback):
     """At the end of a training: mean average precision as a metric, and a section of the report.
 
-    `mean_average_precision` is of the test part where there is one, else of the validation part, and
-    `validation_mean_average_precision` always of the latter.
+    `mean_average_precision` is of the test part where there is one, else of the validation part;
+    `mean_average_precision_of_validation` is always of the latter, for choices that the test part must not make.
     """
 
     def __init__(self, parts: Mapping[str, Scenes], canvas: Canvas, classes: Sequence[str]) -> None:
@@ -42,7 +42,8 @@ class Boxes(thalweg.Callback):
         }
         last = "test" if "test" in self.parts else "validation"
         run.add_metrics(
-            validation_mean_average_precision=measured["validation"].mean, mean_average_precision=measured[last].mean
+            mean_average_precision=measured[last].mean,
+            mean_average_precision_of_validation=measured["validation"].mean,
         )
         run.show(self._section(last, measured, found[last]))
 
