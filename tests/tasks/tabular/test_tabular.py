@@ -153,6 +153,18 @@ def test_a_folder_brings_its_own_test_part(tmp_path):
         make(tmp_path, "y")
 
 
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    written(tmp_path / "set" / "train.csv", invented(100))
+    written(tmp_path / "set" / "test.csv", invented(30, seed=1))
+    made = make(f"hub:{tmp_path / 'set'}", "y", **SMALL)
+    plain = make(tmp_path / "set", "y", **SMALL)
+    assert made["facts"]["columns"] == plain["facts"]["columns"]
+    assert torch.equal(made["data"][1], plain["data"][1])
+    assert len(made["callbacks"][0].judged[1]) == 30
+
+
 def test_kinds_of_targets(tmp_path):
     rows = [[str(i), str(i % 5), str(i * 0.5), ["no", "yes"][i % 2]] for i in range(60)]
     path = written(tmp_path / "t.csv", rows, ("i", "five", "half", "word"))
