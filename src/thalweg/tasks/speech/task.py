@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import thalweg
 from thalweg.tasks.speech import units as pieces
 from thalweg.tasks.speech.corpus import Said, find, normalised
-from thalweg.tasks.speech.examples import CEPSTRA, examples, kind_of, read
+from thalweg.tasks.speech.examples import CEPSTRA, bands_of, examples, kind_of, read
 from thalweg.tasks.speech.network import build
 from thalweg.tasks.speech.pictures import Pictures
 from thalweg.tasks.speech.recogniser import WordErrors, language_of, recognise, scored
@@ -83,6 +83,7 @@ def make(
     for name, part in zip(("learn from", "choose the best weights by", "test on"), parts, strict=True):
         if not len(part):
             raise ValueError(f"{data} holds no sound recording to {name}: {'; '.join(bad.notes())}")
+    facts["bands"] = bands_of(parts[0].utterances, facts) if single else None
     facts["language"] = None
     if language_model and not single:
         sentences = [*parts[0].sentences, *_sentences(text, facts, bad)]
