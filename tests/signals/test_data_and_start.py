@@ -198,3 +198,24 @@ def test_a_resumed_run_keeps_its_facts(tmp_path: Path) -> None:
     nn.init.constant_(trained[0].weight, 3.0)
     run = thalweg.resume(tmp_path, model=trained, data=table(), loss="cross_entropy", steps=3)
     assert run.history.facts == before | {"planned_steps": 3, "ended_at": 3}
+
+
+class Beside(nn.Module):
+    """Two inputs, either of which may have no columns at all."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(columns, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.layer(torch.cat([a, b], 1))
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_of_several_inputs_one_without_columns_is_passed_over(first: int) -> None:
+    x, y = table()
+    parts = (x[:, :first], x[:, first:])
+    held = tuple(part[:20] for part in parts)
+    found = facts(Beside(4), (parts, y), validation_data=(held, y[:20]))
+    assert found["num_features"] == 4 and found["input_std"] == pytest.approx(float(x.double().std(correction=0)))
+    assert found["shared_with_validation"] == 1

@@ -86,8 +86,8 @@ def sample(batches: Batches, most: int = EXAMPLES) -> Batch:
 
 
 def _first(tree: Any) -> Tensor | None:
-    """The first tensor: of several inputs, the one that is looked at."""
-    return next(iter(leaves(tree)), None) if tree is not None else None
+    """The first tensor that holds anything: of several inputs, the one that is looked at."""
+    return next((t for t in leaves(tree) if t.numel()), None) if tree is not None else None
 
 
 def _of_inputs(x: Tensor) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _keys(*parts: list[Tensor]) -> Tensor:
     """
     flat = [[t.reshape(len(t), -1) for t in part] for part in parts]
     most = max(16, NUMBERS // sum(len(part[0]) for part in flat))
-    keys = torch.cat([_hashed([t[:, :: math.ceil(t.shape[1] / most)] for t in part]) for part in flat])
+    keys = torch.cat([_hashed([t[:, :: max(1, math.ceil(t.shape[1] / most))] for t in part]) for part in flat])
     if all(t.shape[1] <= most for t in flat[0]):
         return keys
     _, place, times = keys.unique(return_inverse=True, return_counts=True)

@@ -6,11 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from thalweg.tasks.speech.augment import Mask, Warp
-from thalweg.tasks.speech.features import FromCepstra, LogMel, Normalise, filterbank, within
+from thalweg.tasks.speech.examples import bands_of
+from thalweg.tasks.speech.features import FromCepstra, Levelled, LogMel, Normalise, filterbank, within
 from thalweg.tasks.speech.network import build, num_frames
 
 FACTS = {"network": "recurrent", "width": 32, "layers": 2, "dropout": 0.0, "rate": 8000, "coefficients": 13}
-FACTS |= {"units": ["a", "b", "c"]}
+FACTS |= {"units": ["a", "b", "c"], "bands": None}
 NETWORKS = ["recurrent", "conformer"]
 
 
@@ -66,6 +67,24 @@ def test_normalised_over_its_own_frames_alone():
         torch.testing.assert_close(row[:length].std(0, correction=0), torch.ones(40), atol=1e-4, rtol=0)
     assert not found[1, 20:].any()
     assert Normalise()(torch.full((1, 9, 40), 7.0), torch.tensor([9])).abs().max() == 0  # nothing to blow up
+
+
+def test_single_words_are_levelled_by_the_training_part():
+    sounds = [(0.02 * 3**number * draw(2000 + 900 * number, seed=number)).numpy() for number in range(4)]
+    bands = bands_of(sounds, FACTS)
+    front, levelled = LogMel(8000, 40), Levelled(**bands)
+    parts = []
+    for sound in sounds:
+        energies, frames = front(torch.from_numpy(sound)[None], torch.tensor([len(sound)]))
+        padded = F.pad(energies, (0, 0, 0, 5), value=3.0)
+        found = levelled(padded, frames)[0]
+        assert not found[int(frames) :].any()
+        parts.append(found[: int(frames)])
+        louder = front(torch.from_numpy(5 * sound)[None], torch.tensor([len(sound)]))[0]
+        torch.testing.assert_close(levelled(louder, frames)[0], parts[-1], atol=1e-3, rtol=0)
+    together = torch.cat(parts)
+    torch.testing.assert_close(together.mean(0), torch.zeros(40), atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.std(0, correction=0), torch.ones(40), atol=1e-3, rtol=0)
 
 
 # ── augmentation ──

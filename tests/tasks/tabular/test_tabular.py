@@ -120,6 +120,15 @@ def test_the_network_goes_to_onnx(table, tmp_path):
     np.testing.assert_allclose(found, model(*few).detach().numpy(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [("a", "b", "y"), ("colour", "y")], ids=["numbers", "categories"])
+def test_columns_of_one_kind_alone(tmp_path, kept):
+    names = ("a", "b", "colour", "noise", "y")
+    rows = [[row[names.index(name)] for name in kept] for row in invented(300)]
+    run = trained(tmp_path, written(tmp_path / "t.csv", rows, kept))
+    spread = np.std([float(row[-1]) for row in rows])
+    assert run.metrics["test_rmse"] < 0.9 * spread and len(run.sections) == 2
+
+
 def test_rows_are_in_one_part_only_and_facts_come_from_training(table):
     made = make(table, "y", **SMALL, seed=3)
     judged = made["callbacks"][0].judged
@@ -142,6 +151,18 @@ def test_a_folder_brings_its_own_test_part(tmp_path):
     (tmp_path / "train.csv").unlink()
     with pytest.raises(FileNotFoundError, match="lacks train.csv"):
         make(tmp_path, "y")
+
+
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    written(tmp_path / "set" / "train.csv", invented(100))
+    written(tmp_path / "set" / "test.csv", invented(30, seed=1))
+    made = make(f"hub:{tmp_path / 'set'}", "y", **SMALL)
+    plain = make(tmp_path / "set", "y", **SMALL)
+    assert made["facts"]["columns"] == plain["facts"]["columns"]
+    assert torch.equal(made["data"][1], plain["data"][1])
+    assert len(made["callbacks"][0].judged[1]) == 30
 
 
 def test_kinds_of_targets(tmp_path):

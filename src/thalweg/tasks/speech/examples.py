@@ -13,12 +13,16 @@ import torch
 import thalweg
 from thalweg.tasks.speech.align import needed
 from thalweg.tasks.speech.corpus import Said
-from thalweg.tasks.speech.network import num_frames
+from thalweg.tasks.speech.features import level
+from thalweg.tasks.speech.network import BANDS, front_of, num_frames
 from thalweg.tasks.speech.sound import Samples, rate_of, read_cepstra, read_sound
 from thalweg.tasks.speech.units import encoded
 from thalweg.tasks.task import BadData
 
 CEPSTRA = ".mfc"
+
+#: Least deviation of a band: one without sound is not blown up.
+LEAST = 0.3
 
 
 @dataclass
@@ -104,3 +108,16 @@ def examples(recordings: Sequence[Said], facts: dict[str, Any], bad: BadData) ->
         found.sentences.append(said.words)
         found.places.append(said.path.name)
     return found
+
+
+def bands_of(utterances: Sequence[Samples], facts: dict[str, Any]) -> dict[str, list[float]]:
+    """Mean and deviation of each log-mel band over all frames, after each utterance's own level is taken off."""
+    front, total, squares, count = front_of(facts), torch.zeros(BANDS), torch.zeros(BANDS), 0
+    total, squares = total.double(), squares.double()
+    for utterance in utterances:
+        energies, frames = front(torch.as_tensor(utterance)[None], torch.tensor([len(utterance)]))
+        x = level(energies, frames)[0, : int(frames)].double()
+        total, squares, count = total + x.sum(0), squares + x.square().sum(0), count + len(x)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(LEAST)
+    return {"mean": mean.tolist(), "deviation": deviation.tolist()}

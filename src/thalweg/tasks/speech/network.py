@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from thalweg.tasks.speech.augment import Mask, Warp
 from thalweg.tasks.speech.conformer import Conformer
-from thalweg.tasks.speech.features import FromCepstra, LogMel, Normalise, spans, within
+from thalweg.tasks.speech.features import FromCepstra, Levelled, LogMel, Normalise, spans, within
 
 BANDS = 40
 
@@ -26,9 +26,11 @@ class AcousticModel(nn.Module):
     CTC over the whole width is CTC over the utterance.
     """
 
-    def __init__(self, front: nn.Module, encoder: nn.Module, width: int, num_units: int, dropout: float) -> None:
+    def __init__(
+        self, front: nn.Module, normalise: nn.Module, encoder: nn.Module, width: int, num_units: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.front, self.normalise = front, Normalise()
+        self.front, self.normalise = front, normalise
         self.warp, self.mask = Warp(), Mask()
         self.subsample = Subsample(width)
         self.encoder = encoder
@@ -103,6 +105,14 @@ def num_frames(length: int, facts: dict[str, Any]) -> int:
 def build(facts: dict[str, Any]) -> AcousticModel:
     """The network that the facts of a run describe, with fresh weights from torch's generator."""
     width, layers, dropout = facts["width"], facts["layers"], facts["dropout"]
-    front = LogMel(facts["rate"], BANDS) if facts["rate"] is not None else FromCepstra(facts["coefficients"], BANDS)
+    normalise = Normalise() if facts["bands"] is None else Levelled(facts["bands"]["mean"], facts["bands"]["deviation"])
     kind = Conformer if facts["network"] == "conformer" else Recurrent
-    return AcousticModel(front, kind(width, layers, dropout), width, 1 + len(facts["units"]), dropout)
+    units = 1 + len(facts["units"])
+    return AcousticModel(front_of(facts), normalise, kind(width, layers, dropout), width, units, dropout)
+
+
+def front_of(facts: dict[str, Any]) -> LogMel | FromCepstra:
+    """What makes log-mel bands of the utterances of a run."""
+    if facts["rate"] is None:
+        return FromCepstra(facts["coefficients"], BANDS)
+    return LogMel(facts["rate"], BANDS)

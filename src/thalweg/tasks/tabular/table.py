@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from thalweg.tasks.task import BadData
 
@@ -73,6 +73,19 @@ def read_table(path: Path, bad: BadData, header: str = "auto") -> Table:
     if not kept:
         raise ValueError(f"{path} holds no rows of data: at least one was expected below its column names")
     return Table(path, dict(zip(names, map(list, zip(*kept, strict=True)), strict=True)), lines)
+
+
+def of_hub(name: str, part: Any) -> Table:
+    """A part of a data set of the hub, `name`, its rows counted from 1; columns that hold more than words and numbers
+    are left out.
+    """
+    columns = {}
+    for column, feature in part.features.items():
+        if type(feature).__name__ == "ClassLabel":
+            columns[column] = ["" if cell is None else feature.int2str(cell) for cell in part[column]]
+        elif type(feature).__name__ == "Value":
+            columns[column] = ["" if cell is None else str(cell).strip() for cell in part[column]]
+    return Table(Path(name), columns, list(range(1, 1 + len(part))))
 
 
 def is_missing(cell: str) -> bool:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.tasks import hub
 from thalweg.tasks.tabular import columns as reading
 from thalweg.tasks.tabular.network import build
 from thalweg.tasks.tabular.pictures import Pictures
 from thalweg.tasks.tabular.scores import CrossEntropy, RootMeanSquaredError, SquaredError, accuracy
-from thalweg.tasks.tabular.table import Table, is_missing, number, read_table
+from thalweg.tasks.tabular.table import Table, is_missing, number, of_hub, read_table
 from thalweg.tasks.task import BadData
 
 #: Share of the rows not held out that chooses the best weights.
@@ -42,7 +43,8 @@ def make(
     on_bad_data: str = "refuse",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A network for the column `target_column` of a CSV file `data`, or of `train.csv` [and `test.csv`] in a folder.
+    """A network for the column `target_column` of a CSV file `data`, or of `train.csv` [and `test.csv`] in a folder. A
+    name of the hub, `hub:OWNER/NAME`, will do as well.
 
     Columns are numbers, dates or categories by what they hold; missing cells are told to the network. A share
     `held_out` of the rows, drawn by the seed, is set aside for the last judgement (`test_rmse`, `test_accuracy`), where
@@ -54,7 +56,7 @@ def make(
     """
     _check(kind, header, held_out)
     bad = BadData(on_bad_data)
-    table, test = _tables(Path(data), bad, header)
+    table, test = _of_hub(str(data)) if hub.is_hub(data) else _tables(Path(data), bad, header)
     table = _with_target(table, target_column, bad)
     rows, validation_rows, test_rows = _split(len(table), held_out if test is None else 0.0, seed)
     facts_columns, notes = reading.infer(table.part(rows), target_column, bad)
@@ -127,6 +129,14 @@ def _tables(data: Path, bad: BadData, header: str) -> tuple[Table, Table | None]
         raise FileNotFoundError(f"the folder {data} lacks train.csv[.gz]: give it, or a CSV file")
     test = [read_table(path, bad, header) for path in found["test"]]
     return read_table(found["train"][0], bad, header), test[0] if test else None
+
+
+def _of_hub(name: str) -> tuple[Table, Table | None]:
+    found = hub.splits(name)
+    parts = [hub.part(found, which) for which in ("train", "test")]
+    if parts[0] is None:
+        raise ValueError(f"{name} has no part to learn from: its parts are {', '.join(found)}")
+    return of_hub(name, parts[0]), of_hub(name, parts[1]) if parts[1] is not None else None
 
 
 def _with_target(table: Table, target: str, bad: BadData) -> Table:
