@@ -15,10 +15,11 @@ from thalweg.records import section
 SCRIPT = '''
 """A line through points of a file."""
 from pathlib import Path
+from typing import Literal
 import torch
 import thalweg
 
-def make(data: Path, width: int = 4, seed: int = 0):
+def make(data: Path, width: int = 4, shape: Literal["line", "curve"] = "line", seed: int = 0):
     """Points of a file, one a line."""
     numbers = [float(line) for line in Path(data).read_text().split()]
     x = torch.tensor(numbers)[:, None]
@@ -125,6 +126,7 @@ def test_its_options_and_words_are_those_of_make(folder, capsys):
     assert main(["fit", "mine.py:task", "--help"]) == 0
     told = capsys.readouterr().out
     assert "--width INT  (default 4)" in told
+    assert "--shape line | curve  (default line)" in told
     assert "Points of a file, one a line." in told
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -181,7 +182,11 @@ def _help(asked: argparse.Namespace) -> int:
 
 
 def _kind(parameter: inspect.Parameter) -> str:
+    """What an option takes: its type, or the words there are to choose from."""
     hint = parameter.annotation
     if hint is parameter.empty:
         return "VALUE"
-    return (hint if isinstance(hint, str) else inspect.formatannotation(hint)).upper()
+    words = hint if isinstance(hint, str) else inspect.formatannotation(hint)
+    if "Literal[" in words:
+        return " | ".join(re.findall(r"'([^']*)'", words))
+    return words.upper()
