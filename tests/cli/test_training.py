@@ -211,4 +211,4 @@ def test_help_of_a_task_says_what_it_is(call):
 def test_help_names_the_tasks(call):
     code, out, _ = call("fit", "--help")
     assert code == 0
-    assert "tasks: digits, mnist" in out
+    assert "tasks: digits, image-classification, " in out
