@@ -95,7 +95,7 @@ USAGE = [
         "unknown command 'zzz'; known are fit, find-lr, check, backprop, resume, predict, report, runs, export, doctor",
     ),
     (["--epochs"], "--epochs"),
-    (["fit"], "fit needs a task (digits, mnist) or a script of yours, as script.py:function"),
+    (["fit"], "fit needs a task (digits, image-classification, "),
     (["fit", "digts"], "unknown task 'digts': did you mean 'digits'?"),
     (["fit", "mine.py"], "mine.py lacks a function: give mine.py:make"),
     (["fit", "mien.py:make"], "there is no script mien.py: did you mean mine.py?"),
