@@ -82,7 +82,7 @@ def make(
         "data": (training.images, training.labels),
         "loss": "cross_entropy",
         "validation_data": (validation.images, validation.labels),
-        "patience": None,  # most is gained at the end, where the rate comes down: see docs/images.md
+        "patience": None,  # the rate comes down to its end: see docs/images.md
         "epochs": min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_SEEN / len(training)))),
         "metrics": ("accuracy",),
         "callbacks": [Confusions(shown[1], shown[0], found.classes)],

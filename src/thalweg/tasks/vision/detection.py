@@ -79,7 +79,7 @@ def make(
         "loss": DetectionLoss(canvas.rows, canvas.columns),
         "validation_data": _batches(validation),
         "batch_size": BATCH_SIZE,
-        "patience": None,  # most is gained at the end, where the rate comes down: see docs/images.md
+        "patience": None,  # the rate comes down to its end: see docs/images.md
         "epochs": min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(IMAGES_SEEN / len(training.images)))),
         "callbacks": [Boxes(shown, canvas, classes)],
         "seed": seed,
