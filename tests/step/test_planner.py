@@ -202,17 +202,23 @@ class Heard:
                 handle.remove()
 
 
-@pytest.mark.parametrize("update", [10, 11])
-def test_an_update_that_is_listened_to_is_not_the_one_to_record(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tenth update is listened to in every training, and is the first at which a program may be recorded."""
-    recorded: list[int] = []
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """After how many updates a step was to be recorded; it never is."""
+    numbers: list[int] = []
 
     def record(step: PlannedStep, batch: Batch) -> None:
         assert not step.forward.model._forward_pre_hooks
-        recorded.append(step.number)
+        numbers.append(step.number)
         raise Untraceable("it was only to be seen when")
 
     monkeypatch.setattr(PlannedStep, "record", record)
+    return numbers
+
+
+@pytest.mark.parametrize("update", [10, 11])
+def test_an_update_that_is_listened_to_is_not_the_one_to_record(update: int, recorded: list[int]) -> None:
+    """The tenth update is listened to in every training, and is the first at which a program may be recorded."""
     of = case("dense")
     step = planned(of, budget=Budget())
     step.open()
@@ -222,15 +228,7 @@ def test_an_update_that_is_listened_to_is_not_the_one_to_record(update: int, mon
 
 
 @pytest.mark.parametrize("update", [3, 4])
-def test_a_given_plan_is_not_recorded_at_such_an_update_either(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded: list[int] = []
-
-    def record(step: PlannedStep, batch: Batch) -> None:
-        assert not step.forward.model._forward_pre_hooks
-        recorded.append(step.number)
-        raise Untraceable("it was only to be seen when")
-
-    monkeypatch.setattr(PlannedStep, "record", record)
+def test_a_given_plan_is_not_recorded_at_such_an_update_either(update: int, recorded: list[int]) -> None:
     of = case("dense")
     step = planned(of, plan=Plan(compiled_after=3, batch=shapes(of.batches[0])))
     step.open()

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from thalweg.tasks.task import seeded
+
 #: Rows that are read as float64 at once while statistics are taken: bounds memory, whatever the data's size.
 ROWS = 4096
 
@@ -45,8 +47,7 @@ def network(x: Tensor, num_classes: int = 10, hidden: int = 10, seed: int = 0) -
     The weights start as in He et al. 2015, section 2.2 (ten units cannot spare one that is dead from the start), and
     the biases at zero. They follow from the seed alone; the user's global random state is left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach into every device
+    with seeded(seed):
         first, last = nn.Linear(x[0].numel(), hidden), nn.Linear(hidden, num_classes)
         nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(last.weight, nonlinearity="linear")

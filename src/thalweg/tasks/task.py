@@ -1,13 +1,25 @@
-"""What the applications share: data that cannot be used is refused or skipped, and always named."""
+"""What the applications share: first weights that a seed decides; bad data refused or skipped, and always named."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
+
+import torch
 
 #: Places of one kind of fault that are named; the rest are counted.
 NAMED = 3
 
 CHOICES = ("refuse", "skip")
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn inside follows from the seed alone; the user's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach into every device
+        yield
 
 
 class BadData:

@@ -18,7 +18,7 @@ from thalweg.tasks.speech.network import build
 from thalweg.tasks.speech.pictures import Pictures
 from thalweg.tasks.speech.recogniser import WordErrors, language_of, recognise, scored
 from thalweg.tasks.speech.sound import COEFFICIENTS, FRAMES
-from thalweg.tasks.task import BadData
+from thalweg.tasks.task import BadData, seeded
 
 #: Share of the recordings to learn from that chooses the best weights.
 VALIDATION = 0.1
@@ -89,8 +89,7 @@ def make(
         sentences = [*parts[0].sentences, *_sentences(text, facts, bad)]
         language = {"sentences": sentences, "order": order, "weight": language_weight, "bonus": length_bonus}
         facts["language"] = language
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = build(facts)
     batch_size = 32 if single else 16
     per_epoch = math.ceil(len(parts[0]) / batch_size)

@@ -19,7 +19,7 @@ from thalweg.tasks.tabular.network import build
 from thalweg.tasks.tabular.pictures import Pictures
 from thalweg.tasks.tabular.scores import CrossEntropy, RootMeanSquaredError, SquaredError, accuracy
 from thalweg.tasks.tabular.table import Table, is_missing, number, of_hub, read_table
-from thalweg.tasks.task import BadData
+from thalweg.tasks.task import BadData, seeded
 
 #: Share of the rows not held out that chooses the best weights.
 VALIDATION = 0.1
@@ -67,8 +67,7 @@ def make(
     if test is not None:
         parts[2] = _with_target(test, target_column, bad)
     (x, y), validation, judged = (_encoded(part, facts, bad) for part in parts)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = build(facts)
     is_classes = bool(facts["classes"])
     return {

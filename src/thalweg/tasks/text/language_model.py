@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import thalweg
-from thalweg.tasks.task import BadData
+from thalweg.tasks.task import BadData, seeded
 from thalweg.tasks.text.language_networks import LSTMLanguageModel, TransformerLanguageModel
 from thalweg.tasks.text.language_report import LanguageReport
 from thalweg.tasks.text.lines import read_lines
@@ -73,8 +73,7 @@ def make(
     if len(coded) <= length or len(coded_held_out) < 2:
         raise ValueError(f"{data} is too short: {len(coded)} tokens to train on, and a window takes {length}")
     held_out_windows = windows(coded_held_out, length)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = build(facts)
     return {
         "model": model,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
-from thalweg.tasks.task import BadData
+from thalweg.tasks.task import BadData, seeded
 from thalweg.tasks.text.beam import search
 from thalweg.tasks.text.lines import read_lines
 from thalweg.tasks.text.losses import IGNORED
@@ -87,8 +87,7 @@ def make(
         "heads": max(1, width // HEAD),
         "dropout": dropout,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = build(facts)
     return {
         "model": model,

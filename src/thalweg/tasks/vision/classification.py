@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import thalweg
 from thalweg.tasks.idx import is_idx, read_idx
-from thalweg.tasks.task import BadData
+from thalweg.tasks.task import BadData, seeded
 from thalweg.tasks.vision import folders, images
 from thalweg.tasks.vision.moved import Moved, mirroring
 from thalweg.tasks.vision.residual import Classifier
@@ -72,8 +72,7 @@ def make(
         "mirror": mirrored,
         "shift": max(1, round(side * SHIFT * (1 if mirrored else 0.5))),
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = build(facts)
     model.pixels.measure(training.images)
     shown = ("test", found.parts["test"]) if "test" in found.parts else ("validation", validation)

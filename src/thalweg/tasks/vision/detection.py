@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
-from thalweg.tasks.task import BadData
+from thalweg.tasks.task import BadData, seeded
 from thalweg.tasks.vision import images, voc
 from thalweg.tasks.vision.assignment import DetectionLoss
 from thalweg.tasks.vision.boxes import kept
@@ -68,8 +68,7 @@ def make(
         "blocks": blocks,
         "mirror": mirror,
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = build(facts)
     model.pixels.measure(training.images)
     shown = {"validation": validation} | ({"test": parts["test"]} if "test" in parts else {})
