@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--lines", nargs="+", choices=sorted(BY_NAME), default=[line.name for line in LINES])
     parser.add_argument("--hand", action="store_true", help="the loops by hand as well")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured before")
+    parser.add_argument("--runs", type=Path, help="where our runs and their reports are kept")
     asked = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": {}}
     for line in (BY_NAME[name] for name in asked.lines if asked.data):
@@ -43,6 +44,7 @@ def main() -> None:
             if cell in results["cells"] and not asked.again:
                 continue
             print(f"{cell} …", flush=True)
+            words += ["--runs", str(asked.runs)] if asked.runs else []
             results["cells"][cell] = {**measured(words, asked.data), "machine": machine("torch", "thalweg")}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             print(f"  {results['cells'][cell]['metrics']} in {results['cells'][cell]['seconds']:.0f} s", flush=True)
@@ -91,10 +93,11 @@ def row(line: Line, found: dict[str, Any]) -> str:
     ]
     beside = ["", "", ""]
     if hand:
+        all_three = sum(cell["seconds"] for cell in hand)
         best = sorted(hand, key=lambda cell: cell["metrics"][line.metric])[0 if line.lower else -1]
         beside = [
             f"{best['metrics'][line.metric]:.4g} at {best['learning_rate']:g}", f"{best['seconds'] / 60:.1f}",
-            f"{own['seconds'] / best['seconds']:.2f}",
+            f"{own['seconds'] / best['seconds']:.2f} ({own['seconds'] / all_three:.2f})",
         ]  # fmt: skip
     in_time = "✓" if minutes <= line.minutes else "✗"
     told = [

@@ -27,11 +27,11 @@ from thalweg.tensors.named import assign, copied
 DECAY, WARM_UP = 0.01, 0.05
 
 
-def ours(line: Line, data: Path, scratch: Path) -> dict[str, Any]:
+def ours(line: Line, data: Path, scratch: Path, runs: Path) -> dict[str, Any]:
     """`thalweg fit TASK --data DIR`, nothing else."""
     started = time.perf_counter()
     recipe = thalweg.recipe(line.task, data=str(line.folder(data, scratch)), **line.options)
-    run = recipe.fit(run_dir=scratch / f"run-{line.name}", verbose=True)
+    run = recipe.fit(run_dir=runs / f"run-{line.name}", verbose=True)
     return {
         "seconds": time.perf_counter() - started, "training_seconds": run.seconds, "metrics": dict(run.metrics),
         "epochs": run.record.epochs, "steps": run.steps, "stopped_because": run.stopped_because,
@@ -133,12 +133,13 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--epochs", type=float, default=0.0)
     parser.add_argument("--size", type=int, default=0)
+    parser.add_argument("--runs", type=Path, help="where our run is kept; without it, nowhere")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         line, scratch = BY_NAME[asked.line], Path(folder)
         if asked.who == "ours":
-            found = ours(line, asked.data, scratch)
+            found = ours(line, asked.data, scratch, asked.runs or scratch)
         else:
             found = by_hand(line, asked.data, scratch, asked.rate, asked.epochs, asked.size)
     asked.out.write_text(json.dumps(found))
