@@ -8,7 +8,7 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -155,8 +155,8 @@ class Faithful:
     """A program for one kind of rule that does just what the eager step does."""
 
     has_update = True
-    made: Counter[str] = Counter()
-    numbers: list[int] = []
+    made: ClassVar[Counter[str]]
+    numbers: ClassVar[list[int]]
     """Updates made before each call."""
 
     def __init__(self, step: PlannedStep) -> None:
@@ -187,8 +187,8 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(PlannedStep, "load", lambda step, batch: (Faithful(step), {"choices": {}}))
     monkeypatch.setattr(planner.Budget, "allows", lambda *_, **__: True)
     monkeypatch.setattr(planner, "ratio", lambda *_: 2.0)
-    monkeypatch.setattr(Faithful, "made", made := Counter())
-    monkeypatch.setattr(Faithful, "numbers", [])
+    monkeypatch.setattr(Faithful, "made", made := Counter(), raising=False)
+    monkeypatch.setattr(Faithful, "numbers", [], raising=False)
     return made
 
 
