@@ -32,6 +32,18 @@ def test_a_picture_is_written_into_the_page_and_only_then_images_are_allowed() -
 
 
 @pytest.mark.parametrize(
+    ("native", "width", "is_half", "is_enlarged"),
+    [(28, 112, True, True), (640, 480, True, False), (300, None, True, False), (1200, None, False, False)],
+)
+def test_small_pictures_stand_beside_each_other(
+    native: int, width: int | None, is_half: bool, is_enlarged: bool
+) -> None:
+    text = html(Picture(PNG + bytes(8) + native.to_bytes(4, "big"), "a digit", width))
+    assert ('class="card half"' in text) is is_half
+    assert ('class="enlarged"' in text) is is_enlarged, "only pixels that are enlarged keep their edges"
+
+
+@pytest.mark.parametrize(
     "part",
     [Table([HOSTILE], [[HOSTILE]], HOSTILE), Prose(HOSTILE), Picture(PNG, HOSTILE),
      Matrix(HOSTILE, [HOSTILE], [HOSTILE], [[1]], HOSTILE), Curves(HOSTILE, HOSTILE, HOSTILE, {HOSTILE: ([1], [1])})],

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.step import planner
 from thalweg.step.compiler import has_compiler
+from thalweg.step.planned import PlannedStep
+from thalweg.step.program import Program
+from thalweg.step.whole import Step
 
 X = torch.randn(200, 1, 10, 10, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(3, (200,), generator=torch.Generator().manual_seed(2))
@@ -99,6 +105,124 @@ def test_a_run_resumes_exactly_under_its_plan(step: int) -> None:
     run = thalweg.resume("runs/b", model=model, data=(X, Y), loss="cross_entropy", verbose=False, callbacks=())
     assert run.plan.compiled_after == 6 and run.steps == 24
     assert equal(weights, dict(model.state_dict()))
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Counter[float]:
+    """How many updates were made by a program, by their rates."""
+    made: Counter[float] = Counter()
+    call = Program.__call__
+
+    def counted(self: Program, batch: Any) -> Any:
+        made[self._traced.tensors.optimizer.param_groups[0]["initial_lr"]] += 1
+        return call(self, batch)
+
+    monkeypatch.setattr(Program, "__call__", counted)
+    return made
+
+
+def losses(run: thalweg.Run, to: int) -> list[float]:
+    steps, values = run.history.series("loss")
+    return [float(value) for step, value in zip(steps, values, strict=True) if step <= to]
+
+
+RACED = {"steps": 400, "learning_rate": "auto", "optimizer": "adamw", "repair": "off"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("after", [1, 6])
+def test_candidates_of_a_race_step_by_the_plan(after: int, programs: Counter[float]) -> None:
+    plan = replace(COMPILED, compiled_after=after)
+    run, _ = trained("runs/a", plan=plan, **RACED)
+    search = run.record.decided["search"]
+    tried = [c["learning_rate"] for c in search["tried"] if max(map(int, c["losses"])) > after]
+    assert len(tried) > 1 and set(tried) <= set(programs), "one program serves them all"
+    assert run.plan == replace(plan, is_settled=True)
+    won = {"optimizer": search["optimizer"], "learning_rate": search["began_with"]}
+    fixed, _ = trained("runs/b", plan=plan, **RACED | won)
+    assert losses(run, search["steps"]) == losses(fixed, search["steps"])
+
+
+class Ready:
+    """A compilation that has been made before."""
+
+    was_ready = True
+
+    def stop(self) -> None: ...
+
+
+class Faithful:
+    """A program for one kind of rule that does just what the eager step does."""
+
+    has_update = True
+    made: ClassVar[Counter[str]]
+    numbers: ClassVar[list[int]]
+    """Updates made before each call."""
+
+    def __init__(self, step: PlannedStep) -> None:
+        self.step = step
+        self.kind = type(step.update.optimizer)
+        self.graded = list(step.update.parameters)
+
+    def takes(self, batch: Any) -> bool:
+        return type(self.step.update.optimizer) is self.kind
+
+    def __call__(self, batch: Any) -> Any:
+        self.made[self.kind.__name__] += 1
+        self.numbers.append(self.step.number)
+        loss = Step.gradients(self.step, batch)
+        gradients = [p.grad.clone() for p in self.graded]
+        self.step.update()
+        return loss, gradients, None
+
+
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Whatever is recorded is there at once, and every comparison of times speaks for it."""
+
+    def record(step: PlannedStep, batch: Any) -> None:
+        step.compilation = Ready()  # type: ignore[assignment]
+
+    monkeypatch.setattr(PlannedStep, "record", record)
+    monkeypatch.setattr(PlannedStep, "load", lambda step, batch: (Faithful(step), {"choices": {}}))
+    monkeypatch.setattr(planner.Budget, "allows", lambda *_, **__: True)
+    monkeypatch.setattr(planner, "ratio", lambda *_: 2.0)
+    monkeypatch.setattr(Faithful, "made", made := Counter(), raising=False)
+    monkeypatch.setattr(Faithful, "numbers", [], raising=False)
+    return made
+
+
+def test_the_step_is_planned_before_the_race(ready: Counter[str]) -> None:
+    run, weights = trained("runs/a", **RACED)
+    assert run.plan.compiled_after == 1 and not run.plan.notes
+    assert ready["AdamW"] > 1.2 * run.steps, "by the program, in the race too"
+    again, same = trained("runs/b", plan=run.plan, **RACED)
+    assert again.record.decided["search"] == run.record.decided["search"]
+    assert equal(weights, same), "a race under a given plan repeats to the last bit"
+
+
+def test_a_step_is_planned_anew_where_another_rule_wins(ready: Counter[str]) -> None:
+    x = torch.randn(256, 4, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(256, 1, generator=torch.Generator().manual_seed(2))
+    given = {"batch_size": 16, "epochs": 80, "patience": None, "verbose": False, "repair": "off"}
+    torch.manual_seed(0)
+    run = thalweg.fit(nn.Linear(4, 1), (x, 100 * x.sum(1, keepdim=True) + noise), "mse", run_dir="runs/a", **given)
+    search = run.record.decided["search"]
+    assert search["optimizer"] == "momentum"
+    assert run.plan.compiled_after is not None and run.plan.compiled_after >= search["steps"]
+    assert ready["AdamW"] > 0 and ready["SGD"] > 0.5 * run.steps
+
+
+def test_what_is_compiled_beside_a_race_is_taken_after_it(ready: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ready, "was_ready", False)
+    monkeypatch.setattr(Ready, "is_done", lambda self: True, raising=False)
+    monkeypatch.setattr(planner.Budget, "allows", lambda *_, share=0.0, **__: share != planner.WAITING)
+    monkeypatch.setattr(planner.Planner, "_must_wait", lambda self: False)
+    run, _ = trained("runs/a", **RACED)
+    after, search = run.plan.compiled_after, run.record.decided["search"]
+    assert after is not None and search["steps"] <= after <= search["steps"] + planner.LOOK_EVERY
+    assert ready["AdamW"] >= run.steps - after
+    assert min(Faithful.numbers) >= after, "no candidate had it"
 
 
 @needs_compiler

@@ -22,9 +22,11 @@ from thalweg.step.forward import Forward
 from thalweg.step.kernels import products
 from thalweg.step.plan import Plan
 from thalweg.step.planned import Asked, PlannedStep, shapes
+from thalweg.step.program import Program
 from thalweg.step.trace import trace
 from thalweg.step.update import Clip, Update
 from thalweg.step.whole import Step
+from thalweg.tensors.named import assign, copied
 
 Rule = Callable[[Any], Optimizer]
 pytestmark = pytest.mark.skipif(not compiler.has_compiler(), reason="there is no C++ compiler")
@@ -325,6 +327,32 @@ def test_the_program_goes_on_when_all_is_as_it_was(step: PlannedStep, plain: Ste
     handle.remove()
     assert program.takes(batch)
     assert_goes_on_as(step, plain)
+
+
+def test_one_program_serves_all_rules_of_its_kind(step: PlannedStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of one model that take turns: each is what it would be alone."""
+    calls: list[int] = []
+    call = Program.__call__
+    monkeypatch.setattr(Program, "__call__", lambda self, batch: calls.append(step.number) or call(self, batch))
+    live, batches = step.forward.state(), odd().batches[:3]
+    begin = copied(live)
+    rules = {rate: Update(torch.optim.AdamW(step.update.parameters, rate)) for rate in (0.02, 0.005)}
+    weights = dict.fromkeys(rules, begin)
+    for number in (0, 3):
+        for rate, update in rules.items():
+            assign(live, weights[rate])
+            step.serve(update, number)
+            trained(step, batches)
+            weights[rate] = copied(live)
+    assert len(calls) == 10, "all updates but the first of each, which makes the rule's state"
+    for rate, found in weights.items():
+        alone = eager(odd(), lambda parameters, rate=rate: torch.optim.AdamW(parameters, rate))
+        assign(alone.forward.state(), begin)
+        trained(alone, batches), trained(alone, batches)
+        torch.testing.assert_close(found, dict(alone.forward.state()), rtol=1e-9, atol=1e-11)
+    step.serve(Update(momentum(step.update.parameters)), 6)
+    trained(step, batches)
+    assert len(calls) == 10, "a rule of another kind has to have a program of its own"
 
 
 def test_another_batch_is_stepped_on_eagerly(step: PlannedStep, plain: Step) -> None:

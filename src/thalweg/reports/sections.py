@@ -17,6 +17,8 @@ from thalweg.reports.words import brief
 NUMBERED = 16
 #: Rows of a table that are shown; the rest are counted.
 SHOWN = 200
+#: Pictures up to this wide stand two beside each other, where the window is wide enough.
+HALF = 560
 
 
 def drawn(sections: Iterable[Section]) -> list[tuple[str, str]]:
@@ -33,7 +35,7 @@ def _part(part: Part) -> str:
     if isinstance(part, Table):
         return _card(_table(part))
     if isinstance(part, Picture):
-        return _card(_picture(part))
+        return _card(_picture(part), "half" if (part.width or _width(part.png)) <= HALF else "")
     if isinstance(part, Curves):
         return _card(svg.figure(_chart(part)))
     if isinstance(part, Matrix):
@@ -42,8 +44,8 @@ def _part(part: Part) -> str:
     return _card(f'<p class="prose{" letters" if part.monospace else ""}">{escape(part.text)}</p>')
 
 
-def _card(body: str) -> str:
-    return f'<div class="card">{body}</div>'
+def _card(body: str, kind: str = "") -> str:
+    return f'<div class="card{f" {kind}" if kind else ""}">{body}</div>'
 
 
 def _table(part: Table) -> str:
@@ -68,11 +70,17 @@ def _said(caption: str) -> str:
 def _picture(part: Picture) -> str:
     data = base64.b64encode(part.png).decode()
     width = f' width="{int(part.width)}"' if part.width else ""
+    enlarged = ' class="enlarged"' if part.width and part.width > _width(part.png) else ""
     caption = escape(part.caption)
     return (
-        f'<figure class="image"><img alt="{caption}"{width} src="data:image/png;base64,{data}">'
+        f'<figure class="image"><img alt="{caption}"{width}{enlarged} src="data:image/png;base64,{data}">'
         f'<figcaption class="soft">{caption}</figcaption></figure>'
     )
+
+
+def _width(png: bytes) -> int:
+    """Pixels of a row of an image, as its header says."""
+    return int.from_bytes(png[16:20], "big")
 
 
 def _chart(part: Curves) -> Chart:

@@ -184,13 +184,18 @@ PLANE = """
 #: What an application shows of its model; `sections.py` writes it. A matrix is a table whose cells have shades.
 SECTIONS = """
 .shown { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1rem }
+@media (min-width: 800px) {
+  .shown { grid-template-columns: repeat(2, minmax(0, 1fr)) }
+  .shown > :not(.half) { grid-column: 1 / -1 }
+}
 .shown p { margin: .6rem 0 0; max-width: 44rem; font-size: .875rem }
 .shown .prose { margin: 0; white-space: pre-wrap }
 .shown .letters { font: .8125rem/1.5 ui-monospace, Menlo, Consolas, monospace; max-width: none }
-.told-table th { width: auto; border-top: 0; overflow-wrap: normal }
+.told-table th { width: auto; border-top: 0; overflow-wrap: normal; white-space: nowrap }
 .plot .many { stroke-width: 3.5; opacity: .55 }
 .image { margin: 0 }
-.image img { display: block; max-width: 100%; height: auto; image-rendering: pixelated; margin-bottom: .5rem }
+.image img { display: block; max-width: 100%; height: auto; margin-bottom: .5rem }
+.image .enlarged { image-rendering: pixelated }
 .image figcaption { font-size: .875rem }
 .matrix { overflow-x: auto }
 .matrix h3 { margin: 0 0 .5rem; font-size: .9375rem; font-weight: 600 }

@@ -21,6 +21,7 @@ from thalweg.search.candidate import Candidate, Choice
 from thalweg.signals.signals import Signals
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
+from thalweg.step.planned import PlannedStep
 from thalweg.step.whole import Step
 from thalweg.tensors.named import assign, copied, mapped
 
@@ -118,11 +119,20 @@ def asked_for(settings: Settings, choice: Choice) -> Settings:
 class Maker:
     """Makes candidates, all of which begin with the weights, and the state of what draws, that it found."""
 
-    def __init__(self, chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        chosen: Chosen,
+        forward: Forward,
+        loss: Loss | None,
+        settings: Settings,
+        step: PlannedStep | None = None,
+    ) -> None:
+        """`step` is what all of them step by, each with its own rule; without it they step eagerly."""
         self.chosen = chosen
         self.forward = forward
         self.loss = loss
         self.settings = settings
+        self.step = step
         self._weights = copied(forward.state())
         self._random = random_state(chosen.batches)
 
@@ -130,9 +140,12 @@ class Maker:
         """A candidate that has not begun, and the parts that its training is made of."""
         self.put_back()
         parts = again(self.chosen, self.forward, self.loss, asked_for(self.settings, choice))
-        kept = Kept()
-        setup = assemble(Step(self.forward, self.loss, parts.update), parts, History(), kept, kept)
-        return Candidate(choice, Training(setup, parts.limits)), parts
+        kept, shared = Kept(), self.step
+        step = shared or Step(self.forward, self.loss, parts.update)
+        training = Training(assemble(step, parts, History(), kept, kept), parts.limits)
+        if shared is None:
+            return Candidate(choice, training), parts
+        return Candidate(choice, training, lambda: shared.serve(parts.update, training.at.step)), parts
 
     def put_back(self) -> None:
         """Model and generators are as they were found."""

@@ -150,20 +150,24 @@ def carry_out(
         history.note(facts(plain_step, prepared.chosen, settings))
     else:  # of the first batch no more can be said: its weights are gone
         history.note(of_settings(prepared.chosen, settings))
-    raced = None
+    raced, step = None, _planned(stack, prepared, settings, record, directory, resuming=checkpoint is not None)
     if checkpoint is None and (reason := why_not(settings, prepared.chosen)):
         telling.warn(reason)
     if checkpoint is None and is_raced(settings, prepared.chosen):
-        stage = Stage(prepared.chosen, prepared.forward, prepared.loss, settings, telling.search)
+        stage = Stage(prepared.chosen, prepared.forward, prepared.loss, settings, telling.search, step)
+        step.open()
         with interruptible(stage):
             raced = _race(stage, record, directory, telling)
             if stage.interrupt:
                 return _nothing_done(run, directory, telling)
         if raced is not None:
+            is_other = type(raced.parts.optimizer) is not type(prepared.chosen.optimizer)
             prepared.chosen, run.optimizer = raced.parts, raced.parts.optimizer
             history.note({"learning_rate": raced.told["learning_rate"]})
-    step = _planned(prepared, settings, record, directory, resuming=checkpoint is not None)
-    stack.callback(step.close)
+            if is_other:  # than the rule that the step was planned for
+                step.close()
+                step = _planned(stack, prepared, settings, record, directory, resuming=False)
+        step.serve(prepared.chosen.update, 0)
     saver = Saver(checkpoints, before=history.flush)
     stack.callback(saver.finish)
     signals = raced.training.setup.signals if raced is not None else None
@@ -177,8 +181,7 @@ def carry_out(
     if resuming:
         go_on(training, checkpoints, checkpoint, settings, telling)
     record.write(directory)
-    if raced is not None:
-        step.begin(training.at.step)
+    step.begin(training.at.step)
     step.open()
     telling.start()
     body = mended[0] if mended is not None else body_of(prepared.forward, prepared.loss, prepared.chosen, settings)
@@ -209,9 +212,7 @@ def _mended_step(
     """The step of a mended training: planned anew, and eager where the plan was given, or updates are left out."""
     plan = settings.plan if settings.plan == "auto" and not body.skips else "eager"
     prepared = Prepared(body.forward, body.loss, chosen)
-    step = _planned(prepared, replace(settings, plan=plan), record, directory, resuming=False)
-    stack.callback(step.close)
-    return step
+    return _planned(stack, prepared, replace(settings, plan=plan), record, directory, resuming=False)
 
 
 def _race(stage: Stage, record: RunRecord, directory: Path, telling: Telling) -> Raced | None:
@@ -225,10 +226,11 @@ def _race(stage: Stage, record: RunRecord, directory: Path, telling: Telling) ->
     except Interrupted:
         return None
     except NothingFinite as error:  # a training that shows it says more than none
-        record.decided = own
+        record.decided = {**own, "plan": record.decided["plan"]}
         telling.warn(f"{str(error)[0].upper()}{str(error)[1:]}. It is trained with the rule's own rate.")
         return None
-    record.decided = {**raced.parts.decided, "learning_rate": raced.told["learning_rate"], "search": raced.told}
+    found = {"learning_rate": raced.told["learning_rate"], "search": raced.told, "plan": record.decided["plan"]}
+    record.decided = {**raced.parts.decided, **found}
     return raced
 
 
@@ -240,7 +242,9 @@ def _nothing_done(run: Run, directory: Path, telling: Telling) -> Run:
     return run
 
 
-def _planned(prepared: Prepared, settings: Settings, record: RunRecord, directory: Path, resuming: bool) -> PlannedStep:
+def _planned(
+    stack: ExitStack, prepared: Prepared, settings: Settings, record: RunRecord, directory: Path, resuming: bool
+) -> PlannedStep:
     """The step, run as the plan says that was asked for or that the run has; else as will be found best.
 
     What is chosen is on the disk before the first update that follows it, so that a resumed run does the same.
@@ -267,6 +271,7 @@ def _planned(prepared: Prepared, settings: Settings, record: RunRecord, director
     )
     step = PlannedStep(prepared.forward, prepared.loss, chosen.update, asked, changed)
     record.decided["plan"] = step.plan.to_dict()
+    stack.callback(step.close)
     return step
 
 

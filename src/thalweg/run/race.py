@@ -23,12 +23,13 @@ from thalweg.optim import catalogue
 from thalweg.records.settings import Settings
 from thalweg.run.candidates import Kept, Maker
 from thalweg.run.choices import Chosen
-from thalweg.search.candidate import Candidate, Choice, leader
-from thalweg.search.race import FEWEST, Lane, Race, Won
+from thalweg.search.candidate import Candidate, Choice, endless, leader
+from thalweg.search.race import FEWEST, Interrupted, Lane, Race, Won
 from thalweg.step.batches import Batches, Order
 from thalweg.step.data import Stream, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
+from thalweg.step.planned import PlannedStep
 from thalweg.tensors.seeds import generator
 
 #: What optimizer="auto" races: the rule it means, and the other family. SGD without momentum is this one at a tenth of
@@ -127,25 +128,52 @@ class Stage:
     """A race of trainings in one model; made once, run once. `interrupt` may be set at any time."""
 
     def __init__(
-        self, chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings, tell: Callable[[str], None]
+        self,
+        chosen: Chosen,
+        forward: Forward,
+        loss: Loss | None,
+        settings: Settings,
+        tell: Callable[[str], None],
+        step: PlannedStep | None = None,
     ) -> None:
+        """`step` is what the candidates step by, and is planned first; without it they step eagerly."""
+        self.chosen = chosen
+        self.forward = forward
+        self.loss = loss
         self.settings = settings
         self.tell = tell
-        self.maker = Maker(chosen, forward, loss, settings)
+        self.step = step
+        self.maker = Maker(chosen, forward, loss, settings, step)
         self.parts: dict[Choice, Chosen] = {}
         """What the training of each candidate is made of."""
-        self.total = self._paced(expected_steps(chosen))
-        sample = Sample(chosen, forward, loss, self.total, settings.seed)
-        self.race = Race(self._make, sample, self.total, sample.price, tell=self._told)
+        self.race: Race | None = None
+        self._interrupt = False
 
     @property
     def interrupt(self) -> bool:
         """Whether it is to end."""
-        return self.race.interrupt
+        return self._interrupt
 
     @interrupt.setter
     def interrupt(self, value: bool) -> None:
-        self.race.interrupt = value
+        self._interrupt = value
+        if self.race is not None:
+            self.race.interrupt = value
+
+    def begin(self) -> Race:
+        """Plan the step, and what is to be raced with it.
+
+        Raises:
+            Interrupted: it was interrupted.
+        """
+        if self.step is not None:
+            self._plan(self.step)
+        if self.interrupt:
+            raise Interrupted
+        total = self._paced(expected_steps(self.chosen))
+        sample = Sample(self.chosen, self.forward, self.loss, total, self.settings.seed)
+        self.race = Race(self._make, sample, total, sample.price, tell=self._told)
+        return self.race
 
     def run(self) -> Raced:
         """Race; the model, the generators and what is returned are the winner's.
@@ -155,7 +183,8 @@ class Stage:
         """
         begun = time.perf_counter()
         try:
-            won = self.race.run(*lanes(self.settings))
+            race = self.begin()
+            won = race.run(*lanes(self.settings))
         except BaseException:
             self.maker.put_back()
             raise
@@ -164,7 +193,14 @@ class Stage:
         training.at.seconds = time.perf_counter() - begun
         kept = training.setup.events
         assert isinstance(kept, Kept)
-        return Raced(training, self.parts[won.candidate.choice], kept, told(won, self.total))
+        return Raced(training, self.parts[won.candidate.choice], kept, told(won, race.total))
+
+    def _plan(self, step: PlannedStep) -> None:
+        """Find the fastest way to run the step, on the first batches that candidates will see."""
+        self.tell("finding the fastest step")
+        with untouched(self.chosen.batches):
+            batches = endless(self.chosen.batches, 0)
+            step.plan_on(itertools.takewhile(lambda _: not self.interrupt, batches))
 
     def _paced(self, total: int) -> int:
         """As many updates as there is time for, where a time was given: the only thing that the clock decides."""
@@ -188,7 +224,7 @@ class Stage:
     def _told(self) -> None:
         """Say how the race stands."""
         words = "choosing the learning rate"
-        if (best := leader(self.race.field.values())) is not None:
+        if self.race is not None and (best := leader(self.race.field.values())) is not None:
             rule = f" with {best.choice.optimizer}" if len(lanes(self.settings)) > 1 else ""
             words += f": {len(self.race.field)} tried, {best.choice.learning_rate:g}{rule} leads"
         self.tell(words)

@@ -101,9 +101,10 @@ def _auto(search: Search, trainings: Trainings) -> LearningRate:
         return _grid(replace(search, method="grid"), trainings)
     search.refuse("trials", "also", "storage")
     stage = Stage(prepared.chosen, prepared.forward, prepared.loss, trainings.settings, trainings.display.race)
-    stage.race.cap = CAP if search.budget is None else search.budget
-    won = stage.race.run(*_lanes(search))
-    return raced(won, stage.race.spent / stage.total, _searched(search, trainings))
+    race = stage.begin()
+    race.cap = CAP if search.budget is None else search.budget
+    won = race.run(*_lanes(search))
+    return raced(won, race.spent / race.total, _searched(search, trainings))
 
 
 def _lanes(search: Search) -> list[Lane]:

@@ -55,10 +55,14 @@ class NothingFinite(ValueError):
 class Candidate:
     """A training that can be gone on with, and judged, at any time; between its turns the model is another's."""
 
-    def __init__(self, choice: Choice, training: Training) -> None:
-        """`training` has not begun: its model holds the weights, and the generators the state, that all begin with."""
+    def __init__(self, choice: Choice, training: Training, enter: Callable[[], None] = lambda: None) -> None:
+        """`training` has not begun: its model holds the weights, and the generators the state, that all begin with.
+
+        `enter` is called where a turn begins.
+        """
         self.choice = choice
         self.training = training
+        self.enter = enter
         self.ended: str | None = None
         """Why it can go on no more."""
         self.scores: dict[int, float] = {}
@@ -79,6 +83,7 @@ class Candidate:
         state = self.training.forward.state()
         assign(state, self._weights)
         self.training.memory.set_random(self._random)
+        self.enter()
         yield
         self._weights = copied(state)
         self._random = self.training.memory.random()
@@ -183,6 +188,7 @@ class Candidate:
         """Put this candidate into the model for good; its training is gone on with from there."""
         assign(self.training.forward.state(), self._weights)
         self.training.memory.set_random(self._random)
+        self.enter()
         self.drop()
         return self.training
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -90,7 +91,7 @@ class FastStep:
         """Choose how to run, on one batch; nothing of it stays."""
         self._is_prepared = True
         if self._step.asked.budget.wait and self._step.asked.plan is None:
-            self._step.plan_on((x, y))
+            self._step.plan_on(itertools.repeat((x, y)))
 
     @property
     def plan(self) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,8 +66,6 @@ class PlannedStep(Step):
         self.plan = replace(asked.plan, is_settled=True) if asked.plan is not None else asked.begun or Plan()
         self.number = 0
         """Updates made so far."""
-        self.first = 0
-        """Updates that were made before this step took over."""
         self.program: Program | None = None
         self.compilation: Compilation | None = None
         self._traced: Traced | None = None
@@ -75,12 +73,17 @@ class PlannedStep(Step):
         self._layout: layout.Layout | None = None
         self._threads = torch.get_num_threads()
         self._planner: Planner | None = None
+        self._postponed: Planner | None = None
+        self._is_open = False
         self._undo = contextlib.ExitStack()
 
     # ── around a training ────────────────────────────────────────────────────────────────────────────────────────
 
     def open(self) -> None:
-        """Begin, or go on where a run stood after `number` updates."""
+        """Begin, or go on where a run stood after `number` updates; nothing where that was done before."""
+        if self._is_open:
+            return
+        self._is_open = True
         is_cpu = self.update.parameters[0].device.type == "cpu"
         if self.asked.plan is None and is_cpu and allocator.is_available():
             self.plan = replace(self.plan, keep_memory=True)
@@ -99,16 +102,35 @@ class PlannedStep(Step):
         """The model is a stock module again, as it was found: layout, threads, memory."""
         if self.compilation is not None:
             self.compilation.stop()
-        self.program = self.compilation = self._traced = self._planner = None
+        self.program = self.compilation = self._traced = self._planner = self._postponed = None
         if self._layout is not None:
             self._layout.undo()
             self._layout = None
         self.arithmetic = None
+        self._is_open = False
         self._undo.close()
 
     def begin(self, number: int) -> None:
-        """Others have made so many updates; what is chosen before the first is chosen now."""
-        self.number = self.first = number
+        """So many updates have been made; what was postponed is chosen from here on."""
+        self.number = number
+        if self._is_open:
+            self.follow(self.plan)
+        if self._postponed is not None:
+            self._planner, self._postponed = self._postponed, None
+
+    def serve(self, update: Update, number: int) -> None:
+        """The next update is that of another rule for the same model, which has made so many.
+
+        One program serves all rules of a kind with the same options; it goes by their tensors and rates.
+        """
+        if update is not self.update:
+            self.update = update
+            if self._layout is not None:
+                self._layout.optimizer = update.optimizer
+            if self._traced is not None:
+                self._traced.tensors.optimizer = update.optimizer
+        self.number = number
+        self.follow(self.plan)
 
     def resumed(self, number: int) -> None:
         """State was loaded into model and rule, as it stood after so many updates."""
@@ -116,14 +138,26 @@ class PlannedStep(Step):
         if self._layout is not None:
             self._layout.follow()
 
-    def plan_on(self, batch: Batch) -> None:
-        """Choose everything now, on one batch, from a copy of the state; nothing of these steps stays."""
+    def plan_on(self, batches: Iterable[Batch | Parts]) -> None:
+        """Choose now what is open, on batches and from a copy of the state; nothing of these steps stays.
+
+        What is chosen holds from the first update on, but for a program that is compiled beside: it is postponed until
+        `begin`.
+        """
+        if self._planner is None:
+            return
+        self._planner.is_ahead = True
         snapshot = Snapshot(self.forward, self.update.optimizer)
         try:
-            while self._planner is not None:
+            for batch in batches:
+                if self._planner is None or self._planner.waits:
+                    break
                 self(batch)
         finally:
             snapshot.restore()
+        self._planner, self._postponed, self.number = None, self._planner, 0
+        plan = replace(self.plan, arithmetic_after=0)
+        self.tell(plan if plan.compiled_after is None else replace(plan, compiled_after=1))
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,7 +172,7 @@ class PlannedStep(Step):
         elif self.asked.plan is not None:
             self._as_planned(batch, is_heard)
         self.number += 1
-        program = self.program
+        program = self._due()
         if program is not None and not is_heard and type(batch) is tuple and program.takes(batch):
             return self.by_program(program, batch, probe, watcher)
         if planner is None or is_heard:
@@ -178,6 +212,11 @@ class PlannedStep(Step):
         if watcher is not None and output is not None:
             watcher.update(output, batch[1])
         return loss
+
+    def _due(self) -> Program | None:
+        """The program, after as many updates as the plan says."""
+        after = self.plan.compiled_after
+        return self.program if after is not None and self.number > after else None
 
     def _as_planned(self, batch: Batch | Parts, is_heard: bool) -> None:
         """Switch at the updates of a given plan; have its compiled step ready in time, waiting for it if need be.

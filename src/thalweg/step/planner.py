@@ -40,6 +40,8 @@ REMEMBERED = 8
 REMEMBERED_BYTES = 256 << 20
 #: What planning may cost, of the training that it serves, or in seconds if that is more.
 SHARE, SECONDS = 0.02, 1.0
+#: The same where the training waits for a compiler: on the average a compiled step takes half as long (docs/plan.md).
+WAITING = 0.08
 #: A way must save at least this share of a step's time: less is noise.
 WORTH = 0.97
 #: Steps below this many seconds are tried with one thread: they do not fill several.
@@ -64,10 +66,10 @@ class Budget:
     wait: bool = False
     """Compile before going on, in any case."""
 
-    def allows(self, cost: float, number: int, step: float, least: float = SECONDS) -> bool:
+    def allows(self, cost: float, number: int, step: float, least: float = SECONDS, share: float = SHARE) -> bool:
         """Whether so many seconds may be spent after `number` updates, where each takes `step` seconds."""
         to_come = float("inf") if self.steps is None else max(0, self.steps - number) * step
-        return cost <= max(least, SHARE * min(to_come, self.seconds or float("inf")))
+        return cost <= max(least, share * min(to_come, self.seconds or float("inf")))
 
 
 class Planner:
@@ -78,7 +80,15 @@ class Planner:
         self.budget = step.asked.budget
         self.times: list[float] = []
         """Seconds of the plain steps so far."""
+        self.has_begun = False
+        self.is_ahead = False
+        """Whether nothing of its steps stays, so that what is chosen later serves less."""
         self._remembered: list[Batch] = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for another process, beside which training can go on."""
+        return self.step.compilation is not None
 
     def consider(self, batch: Batch | Parts, is_heard: bool = False) -> None:
         """Whatever is due before the next update. Nothing that goes wrong with a way may end a training.
@@ -88,7 +98,8 @@ class Planner:
         """
         step = self.step
         try:
-            if step.number == step.first:
+            if not self.has_begun:
+                self.has_begun = True
                 self._first_choices(batch)
             elif is_heard:
                 pass
@@ -161,13 +172,14 @@ class Planner:
             step.settle(note=f"The step is not compiled: {error}.")
             return
         assert step.compilation is not None
-        must_wait = not step.compilation.was_ready and self._must_wait()
-        cost = time.perf_counter() - started + (compile_seconds(step.num_operations) if must_wait else 0.0)
-        if not self.budget.allows(cost, step.number, eager):
+        spent, is_ready = time.perf_counter() - started, step.compilation.was_ready
+        cost = spent + (0.0 if is_ready else compile_seconds(step.num_operations))
+        can_wait = self.budget.allows(cost, step.number, eager, share=WAITING)
+        if can_wait and (is_ready or self.is_ahead or self._must_wait()):
+            self._take_or_leave(batch)
+        elif is_ready or self._must_wait() or not self.budget.allows(spent, step.number, eager):
             step.compilation.stop()
             step.settle(note=TOO_SHORT)
-        elif must_wait or step.compilation.was_ready:
-            self._take_or_leave(batch)
 
     def _is_usual(self, batch: Batch) -> bool:
         """Whether the batch has the commonest shape of those seen, which the last one of an epoch may not have."""

@@ -46,7 +46,7 @@ class Program:
     """One library, bound to the tensors of one model and one rule.
 
     It takes batches of one shape, a model in one mode and a rule with one set of options; whatever differs is for the
-    ordinary step (`takes`).
+    ordinary step (`takes`). Another rule of the same kind may take the place of the first (`Traced.tensors`).
     """
 
     def __init__(self, library: Path, traced: Traced, forward: Forward, update: Update, batch: Batch) -> None:
@@ -54,7 +54,7 @@ class Program:
         load_small(small_library())
         self._run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
         self._traced = traced
-        self._update = update
+        self._rule = type(update.optimizer)
         self._shapes = [Shape.of(t) for t in leaves(batch)]
         self._layouts = [(t.shape, t.stride(), t.dtype) for t in traced.held()]
         self._held: list[Tensor] = []
@@ -82,6 +82,8 @@ class Program:
 
     def takes(self, batch: Batch) -> bool:
         """Whether this batch, and model and rule as they are now, are what the program was made for."""
+        if type(self._traced.tensors.optimizer) is not self._rule:
+            return False
         x, y = batch
         is_pair = type(x) is Tensor and type(y) is Tensor
         found = (x, y) if is_pair else list(leaves(batch))
@@ -107,7 +109,7 @@ class Program:
 
     def _has_options(self) -> bool:
         """Whether the rule's options but the rate are those that the program has taken as constants."""
-        groups = self._update.optimizer.param_groups
+        groups = self._traced.tensors.optimizer.param_groups
         if len(groups) != len(self._options):
             return False
         for group, options, size in zip(groups, self._options, self._sizes, strict=True):
@@ -120,7 +122,7 @@ class Program:
 
     def _is_bound(self) -> bool:
         """Whether the tensors that are held are those of model and rule; looks for them anew where they have moved."""
-        kept = [id(t) for values in self._update.optimizer.state.values() for t in values.values()]
+        kept = [id(t) for values in self._traced.tensors.optimizer.state.values() for t in values.values()]
         if kept == self._kept and self._pointers == [t.data_ptr() for t in self._live]:
             return True
         try:
@@ -137,7 +139,7 @@ class Program:
 
         Where the rule is not part of the program (`has_update`), the update is still to be made.
         """
-        for i, group in enumerate(self._update.optimizer.param_groups):
+        for i, group in enumerate(self._traced.tensors.optimizer.param_groups):
             if (rate := group["lr"]) != self._rates[i]:
                 self._rates[i] = float(rate)
                 self._traced.rates[i].fill_(self._rates[i])
