@@ -97,6 +97,34 @@ def test_sums_in_another_order_are_the_same(name: str) -> None:
     assert found.differs(clean) is None
 
 
+@pytest.mark.parametrize(("off", "is_same"), [(0.0, True), (0.05, False)])
+def test_what_is_nearer_to_the_exact_gradient_than_the_plain_step_is_taken(off: float, is_same: bool) -> None:
+    """As with eager batch norms over many images, whose sums lose three digits."""
+    found = trial()
+    p = next(iter(found.step.update.parameters))
+    clean = found.plain
+
+    def astray(batch: Batch) -> tuple[Tensor, Gradients]:
+        loss, gradients = clean(batch)
+        if p.dtype == torch.float32:
+            gradients[p].mul_(1.01)
+        return loss, gradients
+
+    def way(batch: Batch) -> tuple[Tensor, Gradients]:
+        loss, gradients = clean(batch)
+        gradients[p].mul_(1 + off)
+        gradients = {q: g.clone() for q, g in gradients.items()}
+        found.step.update()
+        return loss, gradients
+
+    before = found.everything()
+    differs = same(way, astray, found.step.update, found.batches[2:4], found.step.forward)
+    assert (differs is None) is is_same
+    after = found.everything()
+    assert all(map(torch.equal, after[0], before[0])) and after[1] == before[1]
+    assert all(t.dtype == torch.float32 for t in found.model.parameters())
+
+
 # ── what is wrong ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
