@@ -343,6 +343,7 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Faithful]], None]:
         def record(self: PlannedStep, batch: Batch) -> None:
             self.compilation = Ready()  # type: ignore[assignment]
 
+        monkeypatch.setattr(planner, "SMALL", 0.0)  # whatever the number of threads here, another is not tried
         monkeypatch.setattr(PlannedStep, "record", record)
         monkeypatch.setattr(PlannedStep, "load", lambda self, batch: (kind(self, batch), {"choices": {"a b": "small"}}))
 
