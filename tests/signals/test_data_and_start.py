@@ -49,6 +49,21 @@ def test_inputs_by_feature() -> None:
     assert told["input_is_integer"] is False
 
 
+def test_labels_of_an_example_are_counted() -> None:
+    x, y = torch.randint(5, (40, 7)), torch.randint(5, (40, 7))
+
+    class Letters(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.letters, self.head = nn.Embedding(5, 8), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.letters(x)).transpose(1, 2)
+
+    assert facts(Letters(), (x, y))["labels_per_example"] == 7
+    assert facts(dense(), table())["labels_per_example"] == 1
+
+
 def test_classes_and_the_loss_of_an_answer_that_knows_nothing() -> None:
     x, _ = table()
     y = (torch.arange(200) >= 180).long()
