@@ -99,8 +99,8 @@ def test_each_fault_is_named_once_and_alone(facts: dict[str, Any], code: str, se
 def test_letters_of_a_text_may_be_rare_but_not_one_of_them_nearly_all() -> None:
     letters = {"num_classes": 66, "largest_class_share": 0.15, "smallest_class_share": 4e-5}
     assert [finding.code for finding in found(**letters)] == ["class_imbalance"]
-    assert found(**letters, labels_per_example=128.0) == []
-    background = {**letters, "largest_class_share": 0.9, "labels_per_example": 1024.0}
+    assert found(**letters, labels_in_sequence=128) == []
+    background = {**letters, "largest_class_share": 0.9, "labels_in_sequence": 128}
     assert [finding.code for finding in found(**background)] == ["class_imbalance"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -218,11 +219,57 @@ def test_what_is_compiled_beside_a_race_is_taken_after_it(ready: Counter[str], m
     monkeypatch.setattr(Ready, "is_done", lambda self: True, raising=False)
     monkeypatch.setattr(planner.Budget, "allows", lambda *_, share=0.0, **__: share != planner.WAITING)
     monkeypatch.setattr(planner.Planner, "_must_wait", lambda self: False)
-    run, _ = trained("runs/a", **RACED)
+    run, weights = trained("runs/a", **RACED)
     after, search = run.plan.compiled_after, run.record.decided["search"]
     assert after is not None and search["steps"] <= after <= search["steps"] + planner.LOOK_EVERY
     assert ready["AdamW"] >= run.steps - after
     assert min(Faithful.numbers) >= after, "no candidate had it"
+    again, same = trained("runs/b", plan=run.plan, **RACED)
+    assert again.record.decided["search"] == search, "nor has one where the plan is given, in no cool-down either"
+    assert equal(weights, same)
+
+
+def test_a_model_that_was_handed_over_in_eval_mode_is_planned_as_it_is_trained(
+    ready: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+    record = PlannedStep.record
+    monkeypatch.setattr(
+        PlannedStep, "record", lambda step, batch: modes.append(step.forward.model.training) or record(step, batch)
+    )
+    model = network().eval()
+    thalweg.fit(model, (X, Y), "cross_entropy", batch_size=32, verbose=False, patience=None, run_dir="runs/a", **RACED)
+    assert modes == [True] and not model.training
+
+
+@pytest.mark.usefixtures("ready")
+def test_interrupted_while_the_step_is_planned_nothing_has_happened() -> None:
+    told: list[str] = []
+
+    class Stop:
+        def on_search(self, run: Any, words: str) -> None:
+            told.append(words)
+            if len(told) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    run, weights = trained("runs/a", callbacks=[Stop()], **RACED)
+    assert (run.stopped_because, run.steps) == ("interrupted", 0)
+    assert told == ["finding the fastest step"]
+    assert equal(weights, dict(network().state_dict()))
+
+
+def test_the_clock_counts_no_compiler(ready: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates that there is time for are counted by the time of one, where a given plan has a program made first."""
+    slow = PlannedStep.load
+
+    def load(step: PlannedStep, batch: Any) -> Any:
+        time.sleep(1)
+        return slow(step, batch)
+
+    monkeypatch.setattr(PlannedStep, "load", load)
+    plan = thalweg.Plan(compiled_after=1, batch=COMPILED.batch)
+    run, _ = trained("runs/a", plan=plan, time_budget=3.0, **RACED | {"steps": 10**6})
+    assert run.record.decided["search"]["total_steps"] > 200
 
 
 @needs_compiler

@@ -60,8 +60,8 @@ def test_labels_of_an_example_are_counted() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.letters(x)).transpose(1, 2)
 
-    assert facts(Letters(), (x, y))["labels_per_example"] == 7
-    assert facts(dense(), table())["labels_per_example"] == 1
+    assert facts(Letters(), (x, y))["labels_in_sequence"] == 7
+    assert facts(dense(), table())["labels_in_sequence"] == 1
 
 
 def test_classes_and_the_loss_of_an_answer_that_knows_nothing() -> None:

@@ -423,6 +423,33 @@ def test_planning_on_one_batch_leaves_no_trace(ready: Any, times: Callable[[floa
     step.close()
 
 
+def test_a_rate_at_which_planning_diverges_is_lowered_for_it(ready: Any, times: Callable[[float], None]) -> None:
+    ready(Faithful), times(2.0)
+    of = case("dense")
+    update = Update(torch.optim.SGD(of.model.parameters(), 1e12))
+    step = PlannedStep(Forward(of.model), of.loss, update, Asked(budget=Budget(wait=True)))
+    before = [t.detach().clone() for t in step.forward.state().values()]
+    step.open()
+    step.plan_on(itertools.repeat(of.batches[0]))
+    assert step.plan.compiled_after == 1 and not step.plan.notes
+    assert update.optimizer.param_groups[0]["lr"] == 1e12
+    assert same([t.detach() for t in step.forward.state().values()], before)
+    step.close()
+
+
+def test_what_an_earlier_part_of_a_run_has_chosen_is_not_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(Planner, "_first_choices", lambda self, batch: chosen.append(self.step.number))
+    for number, begun in ((0, Plan()), (50, Plan()), (50, None)):
+        of = case("dense")
+        step = planned(of, begun=begun, budget=Budget(60))
+        step.begin(number)
+        step.open()
+        trained(step, of.batches, 2)
+        step.close()
+    assert chosen == [0, 50], "by a run that goes on; one that has changed its rule chooses anew"
+
+
 def test_a_way_that_is_refused_on_one_batch_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 

@@ -144,7 +144,7 @@ def _classes(facts: dict[str, Any]) -> Finding | None:
         _number(facts, name) for name in ("largest_class_share", "smallest_class_share", "num_classes")
     )
     is_rare = least < RARE / classes and classes <= 100 and most > 3 / classes
-    if _number(facts, "labels_per_example") > 1:  # letters of a text: that some are rare is in the nature of it
+    if _number(facts, "labels_in_sequence") > 1:  # letters of a text: that some are rare is in the nature of it
         is_rare = False
     if not classes >= 2 or not (most > MOST or is_rare):
         return None

@@ -173,6 +173,8 @@ class Stage:
         total = self._paced(expected_steps(self.chosen))
         sample = Sample(self.chosen, self.forward, self.loss, total, self.settings.seed)
         self.race = Race(self._make, sample, total, sample.price, tell=self._told)
+        if self.interrupt:  # since the race was not there to be told
+            raise Interrupted
         return self.race
 
     def run(self) -> Raced:
@@ -198,6 +200,7 @@ class Stage:
     def _plan(self, step: PlannedStep) -> None:
         """Find the fastest way to run the step, on the first batches that candidates will see."""
         self.tell("finding the fastest step")
+        self.forward.model.train()
         with untouched(self.chosen.batches):
             batches = endless(self.chosen.batches, 0)
             step.plan_on(itertools.takewhile(lambda _: not self.interrupt, batches))
@@ -207,10 +210,11 @@ class Stage:
         if self.settings.time_budget is None:
             return total
         choice = lanes(self.settings)[0].choice
-        candidate, _ = self.maker(choice)
-        begun = time.perf_counter()
-        done = len(candidate.sweep([choice.learning_rate] * PACED, self.settings.seed))
-        seconds = (time.perf_counter() - begun) / max(1, done)
+        for _ in range(2):  # the first time a plan that was given may have a program compiled
+            candidate, _ = self.maker(choice)
+            begun = time.perf_counter()
+            done = len(candidate.sweep([choice.learning_rate] * PACED, self.settings.seed))
+            seconds = (time.perf_counter() - begun) / max(1, done)
         self.maker.put_back()
         return max(1, min(total, int(self.settings.time_budget / seconds)))
 

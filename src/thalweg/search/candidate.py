@@ -58,7 +58,7 @@ class Candidate:
     def __init__(self, choice: Choice, training: Training, enter: Callable[[], None] = lambda: None) -> None:
         """`training` has not begun: its model holds the weights, and the generators the state, that all begin with.
 
-        `enter` is called where a turn begins.
+        `enter` is called where a turn begins, and before each update of a cool-down.
         """
         self.choice = choice
         self.training = training
@@ -152,6 +152,7 @@ class Candidate:
             for number, batch in enumerate(itertools.islice(self._batches(), length)):
                 for group, rate in zip(setup.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * (1 - (number + 1) / (length + 1))
+                self.enter()  # each is a step from where the training stands
                 setup.step(batch)
             value = measure()
             for group, rate in zip(setup.optimizer.param_groups, rates, strict=True):

@@ -128,9 +128,8 @@ def _of_features(flat: Tensor) -> dict[str, Any]:
 def _of_targets(y: Tensor, kind: Kind | None) -> dict[str, Any]:
     task = kind.task if kind is not None else "other"
     if task == "classification":
-        shares = _shares(y)
-        labels = y.numel() / max(1, len(y)) / (len(shares) if y.is_floating_point() else 1)
-        return _of_classes(shares) | {"labels_per_example": labels}
+        is_sequence = y.ndim == (3 if y.is_floating_point() else 2)
+        return _of_classes(_shares(y)) | {"labels_in_sequence": y.shape[1] if is_sequence else 1}
     if task == "binary" and y.numel() == len(y):
         share = float(y.double().mean())
         return _of_classes(torch.tensor([1 - share, share])) | {"target_mean": share}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ from thalweg.step.trial import Snapshot
 from thalweg.step.update import Probe, Update
 from thalweg.step.whole import Step
 from thalweg.tensors.named import leaves
+
+#: What the rate is multiplied by where steps that are planned on diverge: nothing is to be learned by them.
+SLOWER = 1e-6
 
 OWN_STEP = "Steps run eagerly: the rule evaluates the loss by itself."
 
@@ -94,7 +98,7 @@ class PlannedStep(Step):
         if self.update.needs_batch or self.update.needs_closure:
             self.settle(replace(self.plan, compiled_after=None), "" if OWN_STEP in self.plan.notes else OWN_STEP)
         elif self.asked.plan is None and is_cpu and self.asked.by_clock:
-            self._planner = Planner(self)
+            self._planner = Planner(self, has_begun=self.asked.begun is not None and self.number > 0)
         elif self.plan.compiled_after is None:
             self.settle()
 
@@ -147,14 +151,20 @@ class PlannedStep(Step):
         if self._planner is None:
             return
         self._planner.is_ahead = True
-        snapshot = Snapshot(self.forward, self.update.optimizer)
+        snapshot, groups = Snapshot(self.forward, self.update.optimizer), self.update.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
         try:
             for batch in batches:
                 if self._planner is None or self._planner.waits:
                     break
-                self(batch)
+                if not math.isfinite(float(self(batch))):  # of numbers that are none nothing can be said
+                    snapshot.restore()
+                    for group in groups:
+                        group["lr"] *= SLOWER
         finally:
             snapshot.restore()
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
         self._planner, self._postponed, self.number = None, self._planner, 0
         plan = replace(self.plan, arithmetic_after=0)
         self.tell(plan if plan.compiled_after is None else replace(plan, compiled_after=1))

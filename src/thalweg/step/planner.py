@@ -75,12 +75,13 @@ class Budget:
 class Planner:
     """Chooses for one step, until it has settled."""
 
-    def __init__(self, step: PlannedStep) -> None:
+    def __init__(self, step: PlannedStep, has_begun: bool = False) -> None:
+        """`has_begun` says that what is chosen first has been chosen, in an earlier part of the run."""
         self.step = step
         self.budget = step.asked.budget
         self.times: list[float] = []
         """Seconds of the plain steps so far."""
-        self.has_begun = False
+        self.has_begun = has_begun
         self.is_ahead = False
         """Whether nothing of its steps stays, so that what is chosen later serves less."""
         self._remembered: list[Batch] = []
@@ -220,7 +221,7 @@ class Planner:
         noise = float(exact.std()) / len(exact) ** 0.5
         away = float((losses["fast"].mean() - exact.mean()).abs())
         gain = ratio({name: spent[1:] for name, spent in times.items()}, "exact", "fast")
-        if away > noise:
+        if not away <= noise:
             where = f"over {len(exact)} steps the loss was off by {away:.2g}, its noise is {noise:.2g}"
             note = f"bfloat16 was not taken: {where}."
         elif gain * WORTH <= 1:
