@@ -99,7 +99,7 @@ class Planner:
         """
         step = self.step
         try:
-            if not self.has_begun:
+            if not self.has_begun and not (is_heard and step.number):
                 self.has_begun = True
                 self._first_choices(batch)
             elif is_heard:
