@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lines import BY_NAME, Line
 from torch.profiler import ProfilerActivity, profile
-from worker import _batches
+from worker import batches_by_hand
 
 import thalweg
 from thalweg.step.forward import Forward
@@ -55,7 +55,7 @@ def measured(line: Line, data: Path, scratch: Path, size: int) -> dict[str, Any]
     """Share of those operators in the time of all, and milliseconds of a step."""
     given = thalweg.recipe(line.task, data=str(line.folder(data, scratch)), **line.options).arguments
     model, loss = given["model"].train(), resolve(given["loss"]) if given.get("loss") is not None else None
-    batches, _ = _batches(given, size)
+    batches, _ = batches_by_hand(given, size)
     rule = torch.optim.AdamW(model.parameters(), lr=1e-3)
     forward, drawn = Forward(model), batches.epoch(0)
 

@@ -64,7 +64,7 @@ def by_hand(line: Line, data: Path, scratch: Path, rate: float, epochs: float, s
     given = recipe.arguments
     model, loss = given["model"], resolve(given["loss"]) if given.get("loss") is not None else None
     torch.manual_seed(given.get("seed", 0))
-    batches, held = _batches(given, size)
+    batches, held = batches_by_hand(given, size)
     metrics = resolve_metrics(given.get("metrics", ()), loss.name if loss else None)
     total = math.ceil(epochs) * (batches.per_epoch or 1)
     rule = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=DECAY)
@@ -96,7 +96,7 @@ def by_hand(line: Line, data: Path, scratch: Path, rate: float, epochs: float, s
     }  # fmt: skip
 
 
-def _batches(given: dict[str, Any], size: int) -> tuple[Batches, Batches]:
+def batches_by_hand(given: dict[str, Any], size: int) -> tuple[Batches, Batches]:
     cpu = torch.device("cpu")
     training, held = read(given["data"]), given.get("validation_data")
     size = size or given.get("batch_size") or automatic_size(len(training))

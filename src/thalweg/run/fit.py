@@ -25,7 +25,7 @@ from thalweg.records.settings import Settings, expanded
 from thalweg.repairs.change import Body
 from thalweg.repairs.network import fold
 from thalweg.run import directory as directories
-from thalweg.run.candidates import assemble
+from thalweg.run.candidates import Maker, assemble
 from thalweg.run.choices import Chosen, choose
 from thalweg.run.facts import facts, of_settings
 from thalweg.run.finish import finish
@@ -154,7 +154,7 @@ def carry_out(
     if checkpoint is None and (reason := why_not(settings, prepared.chosen)):
         telling.warn(reason)
     if checkpoint is None and is_raced(settings, prepared.chosen):
-        stage = Stage(prepared.chosen, prepared.forward, prepared.loss, settings, telling.search, step)
+        stage = Stage(Maker(prepared.chosen, prepared.forward, prepared.loss, settings, step), telling.search)
         step.open()
         with interruptible(stage):
             raced = _race(stage, record, directory, telling)

@@ -127,23 +127,11 @@ def lane(name: str) -> Lane:
 class Stage:
     """A race of trainings in one model; made once, run once. `interrupt` may be set at any time."""
 
-    def __init__(
-        self,
-        chosen: Chosen,
-        forward: Forward,
-        loss: Loss | None,
-        settings: Settings,
-        tell: Callable[[str], None],
-        step: PlannedStep | None = None,
-    ) -> None:
-        """`step` is what the candidates step by, and is planned first; without it they step eagerly."""
-        self.chosen = chosen
-        self.forward = forward
-        self.loss = loss
-        self.settings = settings
+    def __init__(self, maker: Maker, tell: Callable[[str], None]) -> None:
+        """The step that candidates share, where they share one, is planned first."""
+        self.maker = maker
+        self.settings = maker.settings
         self.tell = tell
-        self.step = step
-        self.maker = Maker(chosen, forward, loss, settings, step)
         self.parts: dict[Choice, Chosen] = {}
         """What the training of each candidate is made of."""
         self.race: Race | None = None
@@ -166,12 +154,13 @@ class Stage:
         Raises:
             Interrupted: it was interrupted.
         """
-        if self.step is not None:
-            self._plan(self.step)
+        maker = self.maker
+        if maker.step is not None:
+            self._plan(maker.step)
         if self.interrupt:
             raise Interrupted
-        total = self._paced(expected_steps(self.chosen))
-        sample = Sample(self.chosen, self.forward, self.loss, total, self.settings.seed)
+        total = self._paced(expected_steps(maker.chosen))
+        sample = Sample(maker.chosen, maker.forward, maker.loss, total, self.settings.seed)
         self.race = Race(self._make, sample, total, sample.price, tell=self._told)
         if self.interrupt:  # since the race was not there to be told
             raise Interrupted
@@ -200,9 +189,10 @@ class Stage:
     def _plan(self, step: PlannedStep) -> None:
         """Find the fastest way to run the step, on the first batches that candidates will see."""
         self.tell("finding the fastest step")
-        self.forward.model.train()
-        with untouched(self.chosen.batches):
-            batches = endless(self.chosen.batches, 0)
+        step.forward.model.train()
+        source = self.maker.chosen.batches
+        with untouched(source):
+            batches = endless(source, 0)
             step.plan_on(itertools.takewhile(lambda _: not self.interrupt, batches))
 
     def _paced(self, total: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from thalweg.optim import catalogue
 from thalweg.records.learning_rate import LearningRate
 from thalweg.records.settings import positive, unknown, whole
+from thalweg.run.candidates import Maker
 from thalweg.run.race import RULES, Sample, Stage, expected_steps, is_long, lane
 from thalweg.run.trainings import Trainings
 from thalweg.search import grid, halving, random, tpe
@@ -100,8 +101,8 @@ def _auto(search: Search, trainings: Trainings) -> LearningRate:
     if not is_long(prepared.chosen, expected_steps(prepared.chosen)):
         return _grid(replace(search, method="grid"), trainings)
     search.refuse("trials", "also", "storage")
-    stage = Stage(prepared.chosen, prepared.forward, prepared.loss, trainings.settings, trainings.display.race)
-    race = stage.begin()
+    maker = Maker(prepared.chosen, prepared.forward, prepared.loss, trainings.settings)
+    race = Stage(maker, trainings.display.race).begin()
     race.cap = CAP if search.budget is None else search.budget
     won = race.run(*_lanes(search))
     return raced(won, race.spent / race.total, _searched(search, trainings))

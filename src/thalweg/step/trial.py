@@ -213,8 +213,7 @@ def _exact(plain: Way, batch: Batch, expected_loss: Tensor, snapshot: Snapshot, 
 def _beside(gradients: Gradients, expected: Gradients, exact: Gradients, noise: Mapping[nn.Parameter, float]) -> float:
     """How far gradients are from the exact ones, beyond what the plain step's are.
 
-    The sums of eager batch norms over many images lose digits: what differs from them by a hundredth may be the better
-    gradient.
+    Sums over many examples lose digits in either: what differs from the eager gradient may be the better one.
     """
     allowed = {}
     for p, g in exact.items():
