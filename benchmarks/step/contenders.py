@@ -56,4 +56,11 @@ CONTENDERS = {
     "jax-jit": Contender("JAX jit", "in_jax", "jit", "jax"),
     "jax-scan": Contender("JAX scan of 50 steps", "in_jax", "scan", "jax"),
 }
+ON_GPU = {
+    "torch-reduce-overhead": Contender(
+        'torch.compile(mode="reduce-overhead"), fused Adam', "in_torch", "reduce_overhead", same_weights=True
+    ),
+}
+"""Who takes part on a GPU alone: what they are for is the cost of launching kernels."""
+EVERYONE = CONTENDERS | ON_GPU
 REFERENCE = "torch-eager"

@@ -25,7 +25,7 @@ def _stepping(workload: Workload, **options: Any) -> Callable[[], Contender]:
         model = torch_models.model(workload.name)
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
         step = thalweg.fast_step(model, "cross_entropy", optimizer, example=ring[0], steps=STEPS_TO_COME, **options)
-        return Stepping(step, ring, read=torch.Tensor.item, plan=lambda: str(step.plan))
+        return Stepping(step, ring, wait=torch_models.wait, read=torch.Tensor.item, plan=lambda: str(step.plan))
 
     return make
 

@@ -29,7 +29,7 @@ def _stepping(workload: Workload, wrap: Callable[[nn.Module], Any], **rule: Any)
             optimizer.step()
             return loss
 
-        return Stepping(step, ring, read=Tensor.item)
+        return Stepping(step, ring, wait=torch_models.wait, read=Tensor.item)
 
     return make
 
@@ -44,6 +44,10 @@ def default_adam(workload: Workload) -> Make:
 
 def compiled(workload: Workload) -> Make:
     return _stepping(workload, torch.compile, fused=True)
+
+
+def reduce_overhead(workload: Workload) -> Make:
+    return _stepping(workload, lambda model: torch.compile(model, mode="reduce-overhead"), fused=True)
 
 
 def max_autotune(workload: Workload) -> Make:

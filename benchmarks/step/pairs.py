@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contenders import CONTENDERS, REFERENCE, Contender
+from contenders import CONTENDERS, EVERYONE, REFERENCE, Contender
 from load import MOST, Others
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -68,7 +68,7 @@ class Worker:
     """A contender's process."""
 
     def __init__(self, name: str, workload: str, deadline: float) -> None:
-        contender = CONTENDERS[name]
+        contender = EVERYONE[name]
         if not contender.python.exists():
             raise Failed(f"absent: no environment {contender.environment} (environments.sh makes it)")
         self.cache, self.errors = tempfile.mkdtemp(), tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with it)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from workloads import BLOCKS, CHARACTERS, CLASSES, HEADS, LAYERS, STAGES, WIDTH, WORKLOADS, Workload
+
+DEVICE = torch.device(os.environ.get("STEP_DEVICE", "cpu"))
+"""Where models and batches are; on_gpu.py sets it."""
+
+
+def wait(loss: object = None) -> None:
+    """Until what was asked for is computed."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def dense(*widths: int) -> nn.Module:
@@ -115,7 +125,8 @@ def model(name: str, seed: int = 0) -> nn.Module:
     """In training mode; the same first weights for the same seed. `dense-577`: two hidden layers of that width."""
     torch.manual_seed(seed)
     kind, _, width = name.partition("-")
-    return dense(*(int(width),) * 3, CLASSES) if kind == "dense" else MODELS[name]()
+    made = dense(*(int(width),) * 3, CLASSES) if kind == "dense" else MODELS[name]()
+    return made.to(DEVICE)
 
 
 def loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -124,4 +135,4 @@ def loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def ring(workload: Workload) -> list[tuple[Tensor, Tensor]]:
-    return [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in workload.ring()]
+    return [(torch.from_numpy(x).to(DEVICE), torch.from_numpy(y).to(DEVICE)) for x, y in workload.ring()]

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
 from typing import Any, Protocol
 
-from contenders import CONTENDERS, PACKAGES
+from contenders import EVERYONE, PACKAGES
 from workloads import named
 
 
@@ -103,7 +103,7 @@ def main() -> None:
     os.dup2(2, 1)
     name, workload = sys.argv[1:]
     try:
-        make = getattr(import_module(CONTENDERS[name].module), CONTENDERS[name].function)(named(workload))
+        make = getattr(import_module(EVERYONE[name].module), EVERYONE[name].function)(named(workload))
         made: Any = None
         print(json.dumps({"ready": True}), file=answers)
         for line in sys.stdin:

@@ -115,7 +115,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Counter[float]:
     call = Program.__call__
 
     def counted(self: Program, batch: Any) -> Any:
-        made[self._traced.tensors.optimizer.param_groups[0]["initial_lr"]] += 1
+        made[self._recorded.tensors.optimizer.param_groups[0]["initial_lr"]] += 1
         return call(self, batch)
 
     monkeypatch.setattr(Program, "__call__", counted)
@@ -156,6 +156,7 @@ class Faithful:
     """A program for one kind of rule that does just what the eager step does."""
 
     has_update = True
+    reuses_memory = False
     made: ClassVar[Counter[str]]
     numbers: ClassVar[list[int]]
     """Updates made before each call."""
@@ -164,6 +165,9 @@ class Faithful:
         self.step = step
         self.kind = type(step.update.optimizer)
         self.graded = list(step.update.parameters)
+
+    def serve(self, optimizer: Any) -> None:
+        """The step knows."""
 
     def takes(self, batch: Any) -> bool:
         return type(self.step.update.optimizer) is self.kind

@@ -56,7 +56,7 @@ def test_eager_is_what_changes_no_number() -> None:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "a layout": ({"layout": "rows_last"}, "layout is one of as_is, channels_last, got 'rows_last'"),
-    "an arithmetic": ({"arithmetic": "float8"}, "arithmetic is one of exact, bfloat16, got 'float8'"),
+    "an arithmetic": ({"arithmetic": "float8"}, "arithmetic is one of exact, tf32, bfloat16, got 'float8'"),
     "a field": ({"treads": 2}, "a plan has no 'treads'; it has layout, .*, threads, .*is_settled"),
     "no threads": ({"threads": 0}, "threads is a whole number of at least 1, or None; got 0"),
     "half a thread": ({"threads": 1.5}, "threads is a whole number of at least 1, or None; got 1.5"),

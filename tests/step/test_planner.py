@@ -288,6 +288,7 @@ class Faithful:
     """A program that does just what the eager step does; others do something else."""
 
     has_update = True
+    reuses_memory = False
 
     def __init__(self, step: PlannedStep, batch: Batch) -> None:
         self.step = step

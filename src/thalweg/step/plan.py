@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 LAYOUTS = ("as_is", "channels_last")
-ARITHMETICS = ("exact", "bfloat16")
+ARITHMETICS = ("exact", "tf32", "bfloat16")
 PRODUCTS = ("onednn", "small")
 
 
@@ -25,13 +25,17 @@ class Plan:
     layout: str = "as_is"
     """Memory order of images and of the weights that read them: as_is, or channels_last."""
     arithmetic: str = "exact"
-    """What products are computed in: exact is the parameters' own dtype; bfloat16 keeps sums and updates in it."""
+    """What products are computed in: exact is the parameters' own dtype; tf32 (on a GPU) and bfloat16 keep sums and
+    updates in it.
+    """
     arithmetic_after: int = 0
     """Updates after which that arithmetic is taken."""
     threads: int | None = None
     """Threads of torch while training; None leaves them."""
     keep_memory: bool = False
     """Memory that a step frees stays with the process while training."""
+    captured_after: int | None = None
+    """Updates after which the whole step runs as one CUDA graph; None: never."""
     compiled_after: int | None = None
     """Updates after which the whole step runs as one compiled program; None: never."""
     batch: tuple[tuple[int, ...], ...] = ()
@@ -49,7 +53,7 @@ class Plan:
         for name, known in (("layout", LAYOUTS), ("arithmetic", ARITHMETICS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"a plan's {name} is one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, least in (("threads", 1), ("compiled_after", 1), ("arithmetic_after", 0)):
+        for name, least in (("threads", 1), ("captured_after", 1), ("compiled_after", 1), ("arithmetic_after", 0)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"a plan's {name} is a whole number of at least {least}, or None; got {value!r}")
@@ -63,7 +67,12 @@ class Plan:
     @property
     def is_eager(self) -> bool:
         """Whether a step is just what the model's own code does, one operation after the other."""
-        return self.layout == "as_is" and self.arithmetic == "exact" and self.compiled_after is None
+        return self.layout == "as_is" and self.arithmetic == "exact" and self.program_after is None
+
+    @property
+    def program_after(self) -> int | None:
+        """Updates after which a step is first run as one program, captured or compiled."""
+        return min((n for n in (self.captured_after, self.compiled_after) if n is not None), default=None)
 
     def __str__(self) -> str:
         """In words: "channels last, compiled from step 12 on: 2.1 times as fast as eager".
@@ -78,6 +87,8 @@ class Plan:
             words.append(f"products in {self.arithmetic}")
         if self.threads is not None:
             words.append(f"{self.threads} thread{'s' * (self.threads > 1)}")
+        if self.captured_after is not None:
+            words.append(f"one CUDA graph from step {self.captured_after + 1} on")
         if self.compiled_after is not None:
             words.append(f"compiled from step {self.compiled_after + 1} on")
         gain = f": {self.gain:.2g} times as fast as eager" if words and self.gain is not None else ""

@@ -17,15 +17,17 @@ from thalweg.step.batches import Parts
 from thalweg.step.compiler import Compilation, CompileFailed
 from thalweg.step.data import Batch, shapes
 from thalweg.step.forward import Forward
+from thalweg.step.graphs import Graph, fused, live
 from thalweg.step.kernels import allocator, layout
 from thalweg.step.plan import Plan
 from thalweg.step.planner import Budget, Planner
-from thalweg.step.program import Program
-from thalweg.step.refusals import Untraceable
+from thalweg.step.program import Program, loaded
+from thalweg.step.refusals import DEVICES, Untraceable
 from thalweg.step.trace import Traced, trace
 from thalweg.step.trial import Snapshot
 from thalweg.step.update import Probe, Update
 from thalweg.step.whole import Step
+from thalweg.tensors.devices import wait
 from thalweg.tensors.named import leaves
 
 #: What the rate is multiplied by where steps that are planned on diverge: nothing is to be learned by them.
@@ -51,6 +53,11 @@ class Asked:
     """Whether what was timed may decide; else only what changes no number is done."""
 
 
+def eagerly(plan: Plan) -> Plan:
+    """The same without programs."""
+    return replace(plan, captured_after=None, compiled_after=None)
+
+
 class PlannedStep(Step):
     """One update from one batch, like `Step`; how it is run may change from one update to the next.
 
@@ -71,11 +78,15 @@ class PlannedStep(Step):
         self.number = 0
         """Updates made so far."""
         self.program: Program | None = None
+        """The compiled step, where there is one."""
+        self.captured: Graph | None = None
+        """On a GPU the step as one graph of kernels, until it is compiled."""
         self.compilation: Compilation | None = None
         self._traced: Traced | None = None
         self._changed = changed
         self._layout: layout.Layout | None = None
         self._threads = torch.get_num_threads()
+        self._products = torch.get_float32_matmul_precision()
         self._planner: Planner | None = None
         self._postponed: Planner | None = None
         self._is_open = False
@@ -88,25 +99,25 @@ class PlannedStep(Step):
         if self._is_open:
             return
         self._is_open = True
-        is_cpu = self.update.parameters[0].device.type == "cpu"
-        if self.asked.plan is None and is_cpu and allocator.is_available():
+        if self.asked.plan is None and self.device.type == "cpu" and allocator.is_available():
             self.plan = replace(self.plan, keep_memory=True)
         if self.plan.keep_memory:
             self._undo.enter_context(allocator.kept())
         self._undo.callback(torch.set_num_threads, self._threads)
+        self._undo.callback(torch.set_float32_matmul_precision, self._products)
         self.follow(self.plan)
         if self.update.needs_batch or self.update.needs_closure:
-            self.settle(replace(self.plan, compiled_after=None), "" if OWN_STEP in self.plan.notes else OWN_STEP)
-        elif self.asked.plan is None and is_cpu and self.asked.by_clock:
+            self.settle(eagerly(self.plan), "" if OWN_STEP in self.plan.notes else OWN_STEP)
+        elif self.asked.plan is None and self.device.type in DEVICES and self.asked.by_clock:
             self._planner = Planner(self, has_begun=self.asked.begun is not None and self.number > 0)
-        elif self.plan.compiled_after is None:
+        elif self.plan.program_after is None:
             self.settle()
 
     def close(self) -> None:
         """The model is a stock module again, as it was found: layout, threads, memory."""
         if self.compilation is not None:
             self.compilation.stop()
-        self.program = self.compilation = self._traced = self._planner = self._postponed = None
+        self.program = self.captured = self.compilation = self._traced = self._planner = self._postponed = None
         if self._layout is not None:
             self._layout.undo()
             self._layout = None
@@ -133,6 +144,9 @@ class PlannedStep(Step):
                 self._layout.optimizer = update.optimizer
             if self._traced is not None:
                 self._traced.tensors.optimizer = update.optimizer
+            for program in (self.captured, self.program):
+                if program is not None:
+                    program.serve(update.optimizer)
         self.number = number
         self.follow(self.plan)
 
@@ -166,8 +180,8 @@ class PlannedStep(Step):
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
         self._planner, self._postponed, self.number = None, self._planner, 0
-        plan = replace(self.plan, arithmetic_after=0)
-        self.tell(plan if plan.compiled_after is None else replace(plan, compiled_after=1))
+        captured, compiled = (n and 1 for n in (self.plan.captured_after, self.plan.compiled_after))
+        self.tell(replace(self.plan, arithmetic_after=0, captured_after=captured, compiled_after=compiled))
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -189,6 +203,8 @@ class PlannedStep(Step):
             return super().__call__(batch, probe, watcher)
         started = time.perf_counter()
         loss = super().__call__(batch, probe, watcher)
+        if not planner.waits:
+            wait(self.device)
         planner.times.append(time.perf_counter() - started)
         return loss
 
@@ -210,7 +226,7 @@ class PlannedStep(Step):
         loss, gradients, output = program(batch)
         if probe is not None or not program.has_update:
             for p, g in zip(program.graded, gradients, strict=True):
-                p.grad = g
+                p.grad = g.clone() if program.reuses_memory and probe is not None else g
             if probe is not None:
                 probe.gradients(update.parameters)
             if not program.has_update:
@@ -225,8 +241,13 @@ class PlannedStep(Step):
 
     def _due(self) -> Program | None:
         """The program, after as many updates as the plan says."""
-        after = self.plan.compiled_after
-        return self.program if after is not None and self.number > after else None
+        for after, program in (
+            (self.plan.compiled_after, self.program),
+            (self.plan.captured_after, self.captured),
+        ):
+            if program is not None and after is not None and self.number > after:
+                return program
+        return None
 
     def _as_planned(self, batch: Batch | Parts, is_heard: bool) -> None:
         """Switch at the updates of a given plan; have its compiled step ready in time, waiting for it if need be.
@@ -235,21 +256,29 @@ class PlannedStep(Step):
         """
         if self.number == self.plan.arithmetic_after:
             self.follow(self.plan)
-        after = self.plan.compiled_after
-        if is_heard or after is None or self.program is not None:
+        if is_heard or self._is_complete or type(batch) is not tuple or shapes(batch) != self.plan.batch:
             return
-        if type(batch) is not tuple or shapes(batch) != self.plan.batch:
-            return
+        captured, compiled = self.plan.captured_after, self.plan.compiled_after
+        begin = max(min(self.plan.program_after or 0, 2), self.plan.arithmetic_after)
         try:
-            if self.compilation is None and self.number >= max(min(after, 2), self.plan.arithmetic_after):
+            if compiled is not None and self._traced is None and self.number >= begin:
                 self.record(batch)
-            if self.number >= after:
+            if captured is not None and self.captured is None and self.number >= captured:
+                self.captured = self.capture(batch)
+            if compiled is not None and self.number >= compiled:
                 self.program, _ = self.load(batch)
         except (Untraceable, CompileFailed) as error:
-            self.settle(
-                replace(self.plan, compiled_after=None),
-                f"The plan's compiled step could not be made again ({error}): steps run eagerly.",
-            )
+            plan, now = eagerly(self.plan), "run eagerly"
+            if self.captured is not None:
+                plan, now = replace(self.plan, compiled_after=None), "stay one CUDA graph"
+            self.settle(plan, f"The plan's compiled step could not be made again ({error}): steps {now}.")
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether nothing of a given plan is to be made any more."""
+        if self.program is not None or self.plan.compiled_after is None:
+            return self.program is not None or self.captured is not None or self.plan.captured_after is None
+        return False
 
     # ── what a planner does with it ──────────────────────────────────────────────────────────────────────────────
 
@@ -263,8 +292,10 @@ class PlannedStep(Step):
                 self._layout = layout.Layout(self.forward.model.parameters(), self.update.optimizer)
                 self._layout.apply()
         torch.set_num_threads(plan.threads or self._threads)
-        is_fast = plan.arithmetic == "bfloat16" and self.number >= plan.arithmetic_after
-        self.arithmetic = torch.bfloat16 if is_fast else None
+        arithmetic = plan.arithmetic if self.number >= plan.arithmetic_after else "exact"
+        self.arithmetic = torch.bfloat16 if arithmetic == "bfloat16" else None
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if arithmetic == "tf32" else self._products)
 
     def laid(self, batch: Any, plan: Plan) -> Any:
         """A batch in the memory order of a plan."""
@@ -275,26 +306,40 @@ class PlannedStep(Step):
         return layout.images_last(batch)
 
     def record(self, batch: Batch) -> None:
-        """Write the step down and begin to compile it.
+        """Write the step down and, on a CPU, have another process begin to compile it.
 
         Raises:
             Untraceable, CompileFailed: it is not to be; the message says why.
         """
         self._traced = trace(self, batch, self.asked.outputs)
+        if self.device.type == "cuda":
+            return
         choices = self.plan.products if self.asked.plan is not None else None
         arguments = [*self._traced.held(), *leaves(batch)]
         self.compilation = Compilation.start(self._traced.graph, arguments, torch.get_num_threads(), choices)
+
+    def capture(self, batch: Batch) -> Graph:
+        """Make one graph of all kernels of a step.
+
+        Raises:
+            Untraceable: it is not to be; the message says why.
+        """
+        return Graph(*live(self, batch, self.asked.outputs), self.forward, self.update, batch)
 
     def load(self, batch: Batch) -> tuple[Program, dict[str, Any]]:
         """The compiled step, and what is known of it; waits until it is there.
 
         Raises:
-            CompileFailed: it cannot be had.
+            CompileFailed, Untraceable: it cannot be had.
         """
-        assert self.compilation is not None and self._traced is not None
+        assert self._traced is not None
+        if self.device.type == "cuda":
+            run = fused(self._traced, [*self._traced.held(), *leaves(batch)])
+            return Graph(run, self._traced, self.forward, self.update, batch), {"choices": {}}
+        assert self.compilation is not None
         library, known = self.compilation.result()
         try:
-            return Program(library, self._traced, self.forward, self.update, batch), known
+            return Program(loaded(library), self._traced, self.forward, self.update, batch), known
         except (OSError, RuntimeError) as error:
             library.unlink(missing_ok=True)  # the next one makes it anew
             raise CompileFailed(f"what was made cannot be loaded ({str(error).strip().splitlines()[0]})") from error

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,7 @@ from thalweg.step.plan import Plan
 from thalweg.step.program import Program
 from thalweg.step.refusals import Untraceable
 from thalweg.step.trial import Snapshot, ratio, same, timed
+from thalweg.tensors.devices import wait
 from thalweg.tensors.named import num_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ SMALL = 2e-3
 #: Channels last and one thread are taken also where the eager step is slower by this factor: by the first the compiled
 #: step gains more than an eager one, and the second leaves a core to compile on.
 LEANING = 1.1
+#: What capturing a step on a GPU and trying it takes [s]; it is worth twice as much training (docs/plan.md).
+CAPTURING = 0.5
 #: Updates between two looks at whether the other process is done.
 LOOK_EVERY = 5
 
@@ -124,16 +128,26 @@ class Planner:
         step = self.step
         snapshot = Snapshot(step.forward, step.update.optimizer)
         try:
-            plain = min(_seconds(lambda: step.plainly(batch)) for _ in range(2))
+            plain = min(self._seconds(lambda: step.plainly(batch)) for _ in range(2))
             plan = step.plan
             can_lie = layout.has_images(step.forward.model) and not step.forward.is_keras
             if can_lie and self.budget.allows(10 * plain, 0, plain):
                 plan = self._faster(plan, replace(plan, layout="channels_last"), batch, worth=LEANING)
-            if plain < SMALL and torch.get_num_threads() > 1:
+            if plain < SMALL and torch.get_num_threads() > 1 and self._is_cpu:
                 plan = self._faster(plan, replace(plan, threads=1), batch, 5 * plain, LEANING)
         finally:
             snapshot.restore()
         step.tell(plan)
+
+    @property
+    def _is_cpu(self) -> bool:
+        return self.step.device.type == "cpu"
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        call()
+        wait(self.step.device)
+        return time.perf_counter() - started
 
     def _faster(self, now: Plan, new: Plan, batch: Batch, seconds: float = 0.0, worth: float = WORTH) -> Plan:
         """The one whose eager step is faster, in turn on one batch; followed from here on."""
@@ -142,7 +156,7 @@ class Planner:
             for name, plan in (("now", now), ("new", new)):
                 self.step.follow(plan)
                 laid = self.step.laid(batch, plan)
-                found = timed({name: _call(self.step.plainly, laid)}, 1, seconds)
+                found = timed({name: _call(self.step.plainly, laid)}, 1, seconds, self.step.device)
                 if block:  # the first is a warm-up
                     times[name] += found[name]
         gain = ratio(times, "now", "new")
@@ -156,10 +170,13 @@ class Planner:
         """Arithmetic of fewer digits, where asked; then whether to compile."""
         step, eager = self.step, statistics.median(self.times[1:])
         if step.asked.is_fast and type(batch) is tuple:
-            self._try_fast()
+            self._try_fast(["bfloat16"] if self._is_cpu else ["tf32", "bfloat16"])
         if type(batch) is not tuple or step.constrained:
             why = "its weights are constrained" if step.constrained else "batches come in parts"
             step.settle(note=f"The step is not compiled: {why}.")
+            return
+        if not self._is_cpu:
+            self._capture_and_compile(batch, eager)
             return
         if not self.budget.allows(0.3, step.number, eager, least=0.0):  # recording it and trying it
             step.settle(note=TOO_SHORT)
@@ -182,6 +199,48 @@ class Planner:
             step.compilation.stop()
             step.settle(note=TOO_SHORT)
 
+    def _capture_and_compile(self, batch: Batch, eager: float) -> None:
+        """On a GPU: the same kernels in one graph; then, where it repays, others that do several operations each.
+
+        These are compiled in this process, so that the training waits.
+        """
+        step = self.step
+        if not self.budget.allows(CAPTURING, step.number, eager, least=0.0, share=0.5):
+            step.settle(note="The step is not captured: this training is too short to repay it.")
+            return
+        if not self._is_usual(batch):
+            return
+        now = eager / self._capture(batch)
+        if step.plan.is_settled:
+            return
+        try:
+            if self.budget.allows(compile_seconds(0), step.number, now, share=WAITING):
+                step.record(batch)
+                if self.budget.allows(compile_seconds(step.num_operations), step.number, now, share=WAITING):
+                    self._take_or_leave(batch)
+                    return
+            step.settle(note=TOO_SHORT)
+        except Untraceable as error:
+            step.settle(note=f"The step is not compiled: {error}.")
+
+    def _capture(self, batch: Batch) -> float:
+        """The step as one graph of the same kernels; returns how many times as fast a step is then."""
+        step = self.step
+        try:
+            program = step.capture(batch)
+        except Untraceable as error:
+            step.settle(note=f"The step is not captured: {error}.")
+            return 1.0
+        reason, gain = self._tried(program, batch)
+        if reason is not None:
+            notes = (*step.plan.notes, f"The captured step was not taken: {reason}.")
+            step.tell(replace(step.plan, notes=notes))
+            return 1.0
+        step.captured = program
+        total = round(gain * (step.plan.gain or 1.0), 3)
+        step.tell(replace(step.plan, captured_after=step.number, batch=shapes(batch), gain=total))
+        return gain
+
     def _is_usual(self, batch: Batch) -> bool:
         """Whether the batch has the commonest shape of those seen, which the last one of an epoch may not have."""
         seen = [shapes(b) for b in self._remembered]
@@ -195,42 +254,72 @@ class Planner:
         """
         return self.budget.wait or torch.get_num_threads() >= _num_cores()
 
-    def _try_fast(self) -> None:
-        """bfloat16 products where they are faster and the loss over the remembered batches agrees within its noise."""
+    def _try_fast(self, arithmetics: Sequence[str]) -> None:
+        """Products of fewer digits where they are faster and the loss over the remembered batches agrees within its
+        noise.
+        """
         step = self.step
         if step.update.parameters[0].dtype != torch.float32 or len(self._remembered) < 3:
             return
         snapshot = Snapshot(step.forward, step.update.optimizer)
         losses: dict[str, Tensor] = {}
         times: dict[str, list[float]] = {}
-        fast_plan = replace(step.plan, arithmetic="bfloat16", arithmetic_after=step.number)
+        plans = {name: replace(step.plan, arithmetic=name, arithmetic_after=step.number) for name in arithmetics}
         try:
-            for name, plan in (("exact", step.plan), ("fast", fast_plan)):
+            for name, plan in {"exact": step.plan, **plans}.items():
                 snapshot.restore()
                 step.follow(plan)
                 taken, times[name] = [], []
                 for batch in self._remembered:
                     started = time.perf_counter()
                     taken.append(step.plainly(batch))
+                    wait(step.device)
                     times[name].append(time.perf_counter() - started)
                 losses[name] = torch.stack(taken).double()
+            if not self._is_cpu:
+                times = self._times_captured({"exact": step.plan, **plans}) or times
         finally:
             snapshot.restore()
             step.follow(step.plan)
         exact = losses["exact"]
         noise = float(exact.std()) / len(exact) ** 0.5
-        away = float((losses["fast"].mean() - exact.mean()).abs())
-        gain = ratio({name: spent[1:] for name, spent in times.items()}, "exact", "fast")
-        if not away <= noise:
-            where = f"over {len(exact)} steps the loss was off by {away:.2g}, its noise is {noise:.2g}"
-            note = f"bfloat16 was not taken: {where}."
-        elif gain * WORTH <= 1:
-            note = f"bfloat16 was not taken: with it a step takes {1 / gain:.2f} times as long on this machine."
-        else:
-            step.follow(fast_plan)
-            step.tell(replace(fast_plan, gain=round(gain * (step.plan.gain or 1.0), 3)))
-            return
-        step.tell(replace(step.plan, notes=(*step.plan.notes, note)))
+        gains, notes = {}, []
+        for name in arithmetics:
+            away = float((losses[name].mean() - exact.mean()).abs())
+            gain = ratio({of: spent[1:] for of, spent in times.items()}, "exact", name)
+            if not away <= noise:
+                where = f"over {len(exact)} steps the loss was off by {away:.2g}, its noise is {noise:.2g}"
+                notes.append(f"{name} was not taken: {where}.")
+            elif gain * WORTH <= 1:
+                notes.append(
+                    f"{name} was not taken: with it a step takes {1 / gain:.2f} times as long on this machine."
+                )
+            else:
+                gains[name] = gain
+        plan = replace(step.plan, notes=(*step.plan.notes, *notes))
+        if gains:
+            name = max(gains, key=lambda name: gains[name])
+            gain = round(gains[name] * (plan.gain or 1.0), 3)
+            plan = replace(plan, arithmetic=name, arithmetic_after=step.number, gain=gain)
+            step.follow(plan)
+        step.tell(plan)
+
+    def _times_captured(self, plans: Mapping[str, Plan]) -> dict[str, list[float]] | None:
+        """Seconds of a step as one CUDA graph under each plan: eagerly a step lasts as long as its launches take,
+        whatever is computed. None where it cannot be captured.
+        """
+        step, batch = self.step, self._remembered[-1]
+        ways: dict[str, Callable[[], Tensor]] = {}
+        try:
+            for name, plan in plans.items():
+                step.follow(plan)
+                program = step.capture(batch)
+                if not program.takes(batch):
+                    return None
+                ways[name] = partial(step.by_program, program, batch)
+        except Untraceable:
+            return None
+        return timed(ways, 6, 0.01, step.device)
 
     # ── when it is ready ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -249,7 +338,7 @@ class Planner:
         if reason is not None:
             step.settle(note=f"The compiled step was not taken: {reason}.")
             return
-        step.program = program
+        step.program, step.captured = program, None
         now = replace(
             step.plan,
             compiled_after=step.number,
@@ -260,7 +349,7 @@ class Planner:
         step.settle(now)
 
     def _tried(self, program: Program, batch: Batch) -> tuple[str | None, float]:
-        """Why a program is not to be taken, or None; and how many times as fast as the plain step it is."""
+        """Why a program is not to be taken, or None; and how many times as fast as the step as it is now it is."""
         step = self.step
         tried = [*[b for b in self._remembered if program.takes(b)][-1:], batch]
 
@@ -282,8 +371,10 @@ class Planner:
             return differs, 1.0
         snapshot = Snapshot(step.forward, step.update.optimizer)
         try:
-            ways = {"plain": lambda: step.plainly(batch), "program": lambda: step.by_program(program, batch)}
-            times = timed(ways, 5, 0.01)
+            now = step.captured
+            plainly = (lambda: step.by_program(now, batch)) if now is not None else (lambda: step.plainly(batch))
+            ways = {"plain": plainly, "program": lambda: step.by_program(program, batch)}
+            times = timed(ways, 5, 0.01, step.device)
         finally:
             snapshot.restore()
         gain = ratio(times, "plain", "program")
@@ -297,12 +388,6 @@ def compile_seconds(operations: int) -> float:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def _call(function: Callable[[Batch], Tensor], batch: Batch) -> Callable[[], Tensor]:

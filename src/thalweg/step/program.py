@@ -5,7 +5,7 @@ Model and rule are changed where they lie, so that before and after any step an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from operator import itemgetter
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from thalweg.step.compiler import Shape, small_library
@@ -20,7 +21,7 @@ from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
 from thalweg.step.kernels.products import load_small
 from thalweg.step.refusals import HOOKS
-from thalweg.step.trace import Traced
+from thalweg.step.trace import Recorded
 from thalweg.step.update import Update
 from thalweg.tensors.named import leaves
 
@@ -42,26 +43,42 @@ def _structure(tree: Any) -> Any:
     return [_structure(part) for part in tree] if isinstance(tree, tuple | list) else None
 
 
+#: Arguments of a recorded step → its results.
+Run = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+def loaded(library: Path) -> Run:
+    """What a compiled step is called by.
+
+    Raises:
+        OSError, RuntimeError: the library cannot be loaded.
+    """
+    load_small(small_library())
+    run: Run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+    return run
+
+
 class Program:
-    """One library, bound to the tensors of one model and one rule.
+    """A recorded step, bound to the tensors of one model and one rule.
 
     It takes batches of one shape, a model in one mode and a rule with one set of options; whatever differs is for the
-    ordinary step (`takes`). Another rule of the same kind may take the place of the first (`Traced.tensors`).
+    ordinary step (`takes`). Another rule of the same kind may take the place of the first (`serve`).
     """
 
-    def __init__(self, library: Path, traced: Traced, forward: Forward, update: Update, batch: Batch) -> None:
-        """Raises RuntimeError where the library cannot be loaded."""
-        load_small(small_library())
-        self._run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
-        self._traced = traced
+    reuses_memory = False
+    """Whether the next call writes over the gradients that this one gave."""
+
+    def __init__(self, run: Run, recorded: Recorded, forward: Forward, update: Update, batch: Batch) -> None:
+        self._run = run
+        self._recorded = recorded
         self._rule = type(update.optimizer)
         self._shapes = [Shape.of(t) for t in leaves(batch)]
-        self._layouts = [(t.shape, t.stride(), t.dtype) for t in traced.held()]
+        self._layouts = [(t.shape, t.stride(), t.dtype) for t in recorded.held()]
         self._held: list[Tensor] = []
-        self._live = list(traced.tensors.model.values())
+        self._live = list(recorded.tensors.model.values())
         self._pointers: list[int] = []
         self._kept: list[int] | None = None
-        self._rates = [float(rate) for rate in traced.rates]  # as they were when the step was recorded
+        self._rates = [float(rate) for rate in recorded.rates]  # as they were when the step was recorded
         self._options = [
             [(name, value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")]
             for group in update.optimizer.param_groups
@@ -76,13 +93,17 @@ class Program:
             if held
         ]
         self._trained = [(p, p.requires_grad) for p in forward.model.parameters()]
-        self._output_spec = traced.output_spec
-        self.graded: list[nn.Parameter] = traced.graded
-        self.has_update = traced.has_update
+        self._output_spec = recorded.output_spec
+        self.graded: list[nn.Parameter] = recorded.graded
+        self.has_update = recorded.has_update
+
+    def serve(self, optimizer: Optimizer) -> None:
+        """Go by another rule's tensors and rates from here on."""
+        self._recorded.tensors.optimizer = optimizer
 
     def takes(self, batch: Batch) -> bool:
         """Whether this batch, and model and rule as they are now, are what the program was made for."""
-        if type(self._traced.tensors.optimizer) is not self._rule:
+        if type(self._recorded.tensors.optimizer) is not self._rule:
             return False
         x, y = batch
         is_pair = type(x) is Tensor and type(y) is Tensor
@@ -109,7 +130,7 @@ class Program:
 
     def _has_options(self) -> bool:
         """Whether the rule's options but the rate are those that the program has taken as constants."""
-        groups = self._traced.tensors.optimizer.param_groups
+        groups = self._recorded.tensors.optimizer.param_groups
         if len(groups) != len(self._options):
             return False
         for group, options, size in zip(groups, self._options, self._sizes, strict=True):
@@ -122,16 +143,20 @@ class Program:
 
     def _is_bound(self) -> bool:
         """Whether the tensors that are held are those of model and rule; looks for them anew where they have moved."""
-        kept = [id(t) for values in self._traced.tensors.optimizer.state.values() for t in values.values()]
+        kept = [id(t) for values in self._recorded.tensors.optimizer.state.values() for t in values.values()]
         if kept == self._kept and self._pointers == [t.data_ptr() for t in self._live]:
             return True
         try:
-            held = self._traced.held()
+            held = self._recorded.held()
         except LookupError:
             return False  # the rule has no state yet: its first step makes it
         if [(t.shape, t.stride(), t.dtype) for t in held] != self._layouts:
             return False
         self._held, self._kept, self._pointers = held, kept, [t.data_ptr() for t in self._live]
+        return self._follow()
+
+    def _follow(self) -> bool:
+        """The tensors of model or rule are others now; whether the program can go on with these."""
         return True
 
     def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor], Any]:
@@ -139,11 +164,12 @@ class Program:
 
         Where the rule is not part of the program (`has_update`), the update is still to be made.
         """
-        for i, group in enumerate(self._traced.tensors.optimizer.param_groups):
-            if (rate := group["lr"]) != self._rates[i]:
-                self._rates[i] = float(rate)
-                self._traced.rates[i].fill_(self._rates[i])
+        if self.has_update:
+            for i, group in enumerate(self._recorded.tensors.optimizer.param_groups):
+                if (rate := group["lr"]) != self._rates[i]:
+                    self._rates[i] = float(rate)
+                    self._recorded.rates[i].fill_(self._rates[i])
         found = self._run([*self._held, *leaves(batch)])
         end = 1 + len(self.graded)
-        outputs = pytree.tree_unflatten(found[end:], self._output_spec) if self._output_spec is not None else None
-        return found[0], found[1:end], outputs
+        outputs = pytree.tree_unflatten(list(found[end:]), self._output_spec) if self._output_spec is not None else None
+        return found[0], list(found[1:end]), outputs

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
@@ -22,8 +23,8 @@ class Untraceable(ValueError):
     """The step cannot be written down; the message says why, to follow "the step is not compiled: "."""
 
 
-def check(forward: Forward, batch: Batch) -> None:
-    """Let pass a model whose steps on such batches may all be one program.
+def check(forward: Forward, batch: Batch) -> torch.device:
+    """Let pass a model whose steps on such batches may all be one program; returns where they are computed.
 
     Raises:
         Untraceable: they may not.
@@ -49,10 +50,28 @@ def check(forward: Forward, batch: Batch) -> None:
     for name, p in model.named_parameters():
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
             raise Untraceable(f"parameter {name!r} has hooks, which a program passes over")
-        if p.device.type != "cpu":
-            raise Untraceable(f"programs are made for the CPU, and parameter {name!r} is on {p.device.type}")
+    return _device(model, batch)
 
 
+def _device(model: nn.Module, batch: Batch) -> torch.device:
+    """Where all tensors of model and batch are.
+
+    Raises:
+        Untraceable: in several places, or where no programs are made.
+    """
+    held: dict[str, Tensor] = {f"parameter {name!r}": p for name, p in model.named_parameters()}
+    held |= {f"buffer {name!r}": t for name, t in model.named_buffers()}
+    device = next(iter(held.values())).device
+    if device.type not in DEVICES:
+        raise Untraceable(f"programs are made for CPU and CUDA, and the model is on {device.type}")
+    named = [*held.items(), *(("a part of the batch", t) for t in pytree.tree_leaves(batch))]
+    for name, t in named:
+        if t.device != device:  # a graph of kernels would go by what it was when recorded
+            raise Untraceable(f"the model is on {device}, and {name} on {t.device}")
+    return device
+
+
+DEVICES = ("cpu", "cuda")
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 HOOKS = (
     "_forward_hooks",
@@ -72,6 +91,21 @@ def is_recordable(update: Update) -> bool:
         return False
     values = (v for p in update.parameters for v in optimizer.state.get(p, {}).values())
     return all(value is None or isinstance(value, Tensor) for value in values)
+
+
+class NothingFrozen(TorchDispatchMode):
+    """Refuse what a graph of kernels would see once only: numbers drawn, read, or kept in memory, beside the GPU."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if "_attention" in str(function):  # the seeds of its dropout lie on the CPU where there is none to be captured
+            return result
+        found = pytree.tree_leaves((args, kwargs, result))
+        devices = {t.device.type for t in found if isinstance(t, Tensor)}
+        is_mixed = "cpu" in devices and (len(devices) > 1 or torch.Tag.nondeterministic_seeded in function.tags)
+        if is_mixed or function is torch.ops.aten._local_scalar_dense.default:
+            raise Untraceable(f"it calls {function} on the CPU in each step")
+        return result
 
 
 @contextmanager

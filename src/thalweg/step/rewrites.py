@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from thalweg.step.kernels import operators
 from thalweg.step.refusals import Untraceable
@@ -40,6 +40,12 @@ def fit_to_compile(graph: GraphModule, num_held: int) -> list[Tensor]:
     return constants
 
 
+def _is_away(node: Node) -> bool:
+    """Whether an operation's result is on a GPU, for which our operators are not made."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
 def _is_plain(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) or target is operator.getitem
 
@@ -48,7 +54,7 @@ def _draw_masks(graph: GraphModule) -> None:
     """Masks of dropout, which torch draws into empty memory, are drawn as new tensors."""
     empty = (torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default, torch.ops.aten.empty.memory_format)
     for node in list(graph.graph.nodes):
-        if node.target is not torch.ops.aten.bernoulli_.float or len(node.args) > 2 or node.kwargs:
+        if node.target is not torch.ops.aten.bernoulli_.float or len(node.args) > 2 or node.kwargs or _is_away(node):
             continue
         memory, p = node.args[0], node.args[1] if len(node.args) > 1 else 0.5
         if memory.target not in empty or list(memory.users) != [node]:
@@ -71,6 +77,8 @@ def _hold_scalars(graph: GraphModule) -> None:
     for node in list(graph.graph.nodes):
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, Tensor) or value.ndim or value.dtype != torch.float64:
+            continue
+        if _is_away(node):
             continue
         users = [user for user in node.users if getattr(user.meta.get("val"), "ndim", 0)]
         if users:

@@ -14,7 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,10 +45,10 @@ class Tensors:
     optimizer: Optimizer
 
     @classmethod
-    def of(cls, forward: Forward, update: Update) -> Tensors:
-        """Those of a model and of a rule that has made a step."""
+    def of(cls, forward: Forward, update: Update, has_update: bool = True) -> Tensors:
+        """Those of a model and, for a program that has the update in it, of a rule that has made a step."""
         model = {**dict(forward.model.named_parameters()), **dict(forward.model.named_buffers())}
-        state = update.optimizer.state
+        state = update.optimizer.state if has_update else {}
         names = [(p, n) for p in update.parameters for n, v in state.get(p, {}).items() if isinstance(v, Tensor)]
         return cls(model, names, update.optimizer)
 
@@ -58,26 +58,25 @@ class Tensors:
         return [t.detach() if t.requires_grad else t for t in self.model.values()] + [state[p][n] for p, n in self.rule]
 
 
-@dataclass(slots=True)
-class Traced:
-    """A step as a graph of tensor operations.
+@dataclass(slots=True, kw_only=True)
+class Recorded:
+    """What is known of a step that was written down or is to be captured.
 
     Its arguments are `held` followed by the leaves of a batch; its results are the loss, the gradients in the order of
     `update.parameters` (those that are None left out), then the outputs' leaves. `held` are the live tensors of model
-    and rule, which the graph changes in place, one double scalar for each parameter group (its rate), and tensors that
-    the model keeps elsewhere.
+    and rule, which are changed in place, one double scalar for each parameter group (its rate), and tensors that the
+    model keeps elsewhere. Without the update (`has_update`) there are none of the rule.
     """
 
-    graph: GraphModule
     tensors: Tensors
-    rates: list[Tensor]
-    constants: list[Tensor]
-    has_update: bool
     graded: list[nn.Parameter]
     """Parameters that have a gradient, in the order in which gradients come back."""
-    shared: list[tuple[str, nn.Parameter, nn.Parameter]]
-    """Counts that were equal when recorded, by name, of two parameters each: the first one's stands for both."""
     output_spec: Any
+    has_update: bool = False
+    rates: list[Tensor] = field(default_factory=list)
+    constants: list[Tensor] = field(default_factory=list)
+    shared: list[tuple[str, nn.Parameter, nn.Parameter]] = field(default_factory=list)
+    """Counts that were equal when recorded, by name, of two parameters each: the first one's stands for both."""
 
     def held(self) -> list[Tensor]:
         """The arguments ahead of the batch, as they are now.
@@ -91,16 +90,24 @@ class Traced:
         return [*self.tensors.all(), *self.rates, *self.constants]
 
 
+@dataclass(slots=True, kw_only=True)
+class Traced(Recorded):
+    """A step as a graph of tensor operations."""
+
+    graph: GraphModule
+
+
 def trace(step: Step, batch: Batch, outputs: bool) -> Traced:
     """Write down a step on a batch of this shape; `outputs` asks for the model's outputs too.
 
-    The rule must have made a step, so that its state is there.
+    The rule must have made a step, so that its state is there. On a GPU the update is left out: the rules of torch
+    have kernels there that take all parameters at once, and `graphs` captures these.
 
     Raises:
         Untraceable: the step is not always this program, or cannot be followed.
     """
-    refusals.check(step.forward, batch)
-    if refusals.is_recordable(step.update):
+    device = refusals.check(step.forward, batch)
+    if device.type == "cpu" and refusals.is_recordable(step.update):
         try:
             return _traced(_Recorder(step, outputs), batch)
         except _RuleFailed:
@@ -123,9 +130,10 @@ class _Objective(nn.Module):
         self.model = step.forward.model
         self.call = lambda batch: objective(step.forward, step.loss, batch)
         self.arithmetic = step.arithmetic
+        self.device = step.update.parameters[0].device.type
 
     def forward(self, *batch: Any) -> Any:
-        with torch.autocast("cpu", self.arithmetic, enabled=self.arithmetic is not None, cache_enabled=False):
+        with torch.autocast(self.device, self.arithmetic, enabled=self.arithmetic is not None, cache_enabled=False):
             return self.call(batch)
 
 
@@ -136,10 +144,11 @@ class _Recorder:
         self.forward = step.forward
         self.objective = _Objective(step)
         self.update = update = step.update
-        self.tensors = Tensors.of(step.forward, update)
+        self.tensors = Tensors.of(step.forward, update, has_update)
         self.outputs = outputs
         self.has_update = has_update
-        self.rates = [torch.tensor(float(g["lr"]), dtype=torch.float64) for g in update.optimizer.param_groups]
+        groups = update.optimizer.param_groups if has_update else []
+        self.rates = [torch.tensor(float(group["lr"]), dtype=torch.float64) for group in groups]
         self.graded: list[nn.Parameter] = []
         self.shared: list[tuple[str, nn.Parameter, nn.Parameter]] = []
         self.output_spec: Any = None
@@ -209,7 +218,7 @@ class _Recorder:
             for group, rate in zip(optimizer.param_groups, rates, strict=True)
         ]
         try:
-            with torch.no_grad(), _as_if_compiling(), _ScalarTensors():
+            with torch.no_grad(), as_if_compiling(), ScalarTensors():
                 Update(twin, self.update.clip).clip_gradients()
                 type(optimizer).step(twin)
                 for stored, exact in scalars:
@@ -219,7 +228,7 @@ class _Recorder:
 
 
 @contextmanager
-def _as_if_compiling() -> Iterator[None]:
+def as_if_compiling() -> Iterator[None]:
     """Rules of torch read counts and rates back to the host, except where a compiler looks on."""
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True
@@ -229,7 +238,7 @@ def _as_if_compiling() -> Iterator[None]:
         torch.compiler._is_compiling_flag = before
 
 
-class _ScalarTensors(TorchFunctionMode):
+class ScalarTensors(TorchFunctionMode):
     """Lets a rate that is a tensor stand where torch takes a number: `p.add_(g, alpha=-rate)`."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -263,12 +272,12 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
         raise Untraceable(f"it cannot be followed ({type(error).__name__}: {first[:160]})") from error
     constants = rewrites.fit_to_compile(graph, len(held))
     return Traced(
-        graph,
-        recorder.tensors,
-        recorder.rates,
-        constants,
-        recorder.has_update,
-        recorder.graded,
-        recorder.shared,
-        recorder.output_spec,
+        graph=graph,
+        tensors=recorder.tensors,
+        rates=recorder.rates,
+        constants=constants,
+        has_update=recorder.has_update,
+        graded=recorder.graded,
+        shared=recorder.shared,
+        output_spec=recorder.output_spec,
     )

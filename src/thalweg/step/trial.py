@@ -22,6 +22,7 @@ from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
 from thalweg.step.update import Update
 from thalweg.tensors import seeds
+from thalweg.tensors.devices import wait
 from thalweg.tensors.named import assign, copied, mapped
 
 #: Share of the norm of all tensors below which one is looked at beside all, not by itself: rounding has no size.
@@ -35,6 +36,9 @@ SHAKE, SHAKES, MARGIN = 8.0, 2, 10.0
 BESIDE, ASTRAY = 2.0, 0.1
 #: Roundings of θ that θ′ − θ may be off by, of each entry, where both ways add the same to it.
 ROUNDINGS = 4.0
+
+
+CPU = torch.device("cpu")
 
 
 class Snapshot:
@@ -129,12 +133,12 @@ def same(
         for batch in batches:
             snapshot.restore()
             loss, gradients = way(batch)
-            after, kept, counted, drawn = copied(floating), _kept(optimizer), copied(counts), torch.get_rng_state()
+            after, kept, counted, drawn = copied(floating), _kept(optimizer), copied(counts), _drawn()
             gradients = {p: g.detach().clone() for p, g in gradients.items()}
             snapshot.restore()
             expected_loss, expected = plain(batch)
             expected = {p: g.detach().clone() for p, g in expected.items()}
-            if not torch.equal(torch.get_rng_state(), drawn):
+            if not torch.equal(_drawn(), drawn):
                 return "it draws other random numbers"
             if any(not torch.equal(t, counted[name]) for name, t in counts.items()):
                 return "a count differs"
@@ -164,6 +168,14 @@ def same(
         return None
     finally:
         snapshot.restore()
+
+
+def _drawn() -> Tensor:
+    """How far torch's generators are."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return torch.cat(states)
 
 
 def _shaken(
@@ -231,12 +243,22 @@ def _kept(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
     }
 
 
-def timed(ways: Mapping[str, Callable[[], Any]], blocks: int, seconds: float = 0.0) -> dict[str, list[float]]:
-    """Seconds of a call of each, block by block in turn; each is called often enough to last `seconds`, once before."""
+def timed(
+    ways: Mapping[str, Callable[[], Any]],
+    blocks: int,
+    seconds: float = 0.0,
+    device: torch.device = CPU,
+) -> dict[str, list[float]]:
+    """Seconds of a call of each, block by block in turn; each is called often enough to last `seconds`, once before.
+
+    On a GPU calls are made one after the other without waiting, as in a training, and a block ends when all are done.
+    """
     calls = {}
+    wait(device)
     for name, way in ways.items():
         started = time.perf_counter()
         way()
+        wait(device)
         calls[name] = max(1, int(seconds / max(1e-9, time.perf_counter() - started)))
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(blocks):
@@ -244,6 +266,7 @@ def timed(ways: Mapping[str, Callable[[], Any]], blocks: int, seconds: float = 0
             started = time.perf_counter()
             for _ in range(calls[name]):
                 way()
+            wait(device)
             times[name].append((time.perf_counter() - started) / calls[name])
     return times
 

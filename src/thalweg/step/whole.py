@@ -22,6 +22,7 @@ class Step:
         self.forward = forward
         self.loss = loss
         self.update = update
+        self.device = update.parameters[0].device
         self.arithmetic: torch.dtype | None = None
         """What products are computed in, if not in the parameters' own dtype; sums and updates stay in theirs."""
         self.constrained = forward.is_keras and keras.is_constrained(forward.model)

@@ -18,6 +18,12 @@ def free_bytes(device: torch.device) -> int | None:
         return None
 
 
+def wait(device: torch.device) -> None:
+    """Until what was asked of a device is computed: a CPU has done so when it returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def choose(device: str) -> torch.device:
     """The device by name; `"auto"` is the first accelerator, else the CPU.
 

@@ -1,0 +1,314 @@
+"""A step on a GPU as one CUDA graph: what dozens of kernels cost the host is one launch.
+
+Captured are a step as the model's own code makes it, or as a compiled library, and the rule's own update with torch's
+own kernels. A replay does what it did then to the same memory, so whatever the host decides must have been
+decided before: rates and counts of steps become tensors on the GPU, and a rule that decides more than that (it reads a
+number back, or keeps one in Python) stays outside of the graph and runs as it is.
+
+Source: CUDA C++ Programming Guide, "CUDA Graphs"; what torch demands is on its page "CUDA semantics".
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from thalweg.step import refusals
+from thalweg.step.backward import objective
+from thalweg.step.compiler import CompileFailed
+from thalweg.step.data import Batch
+from thalweg.step.forward import Forward
+from thalweg.step.program import Program, Run
+from thalweg.step.refusals import Untraceable, is_recordable
+from thalweg.step.trace import Recorded, ScalarTensors, Tensors, Traced, as_if_compiling
+from thalweg.step.trial import Snapshot
+from thalweg.step.update import Clip, Update
+from thalweg.step.whole import Step
+from thalweg.tensors.named import leaves
+
+#: Where kernels can be captured.
+DEVICES = ("cuda",)
+
+
+class _HostDecides(RuntimeError):
+    """A rule's update depends on something that a graph would freeze."""
+
+
+class Graph(Program):
+    """A recorded step and the update after it, captured with the tensors of one model and one rule.
+
+    Where these come to lie elsewhere, it is captured anew. Batches are copied to where the first one lay.
+    """
+
+    reuses_memory = True
+
+    def __init__(self, run: Run, recorded: Recorded, forward: Forward, update: Update, batch: Batch) -> None:
+        """Capture; nothing of model, rule and random numbers changes.
+
+        Raises:
+            Untraceable: it cannot be captured.
+        """
+        super().__init__(run, recorded, forward, update, batch)
+        self._forward = forward
+        self._clip = update.clip
+        self._inputs = [t.clone(memory_format=torch.preserve_format) for t in leaves(batch)]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._twin: Twin | None = None
+        self._replay: Callable[[], None] | None = None
+        self._results: Sequence[Tensor] = ()
+        self._bound_to: Optimizer | None = None
+        self._why = "its tensors have moved"
+        if not self._is_bound():
+            raise Untraceable(f"it cannot be captured as a CUDA graph ({self._why})")
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor], Any]:
+        """Replay on a batch that it takes; as `Program`."""
+        assert self._replay is not None
+        torch._foreach_copy_(self._inputs, list(leaves(batch)))
+        if self._twin is not None:
+            self._twin.ready()
+        self._replay()
+        if self._twin is not None:
+            self._twin.count()
+        end = 1 + len(self.graded)
+        kept = [t.clone() for t in self._results[end:]]
+        outputs = pytree.tree_unflatten(kept, self._output_spec) if self._output_spec is not None else None
+        return self._results[0].clone(), list(self._results[1:end]), outputs
+
+    def _is_bound(self) -> bool:
+        if self._recorded.tensors.optimizer is not self._bound_to:
+            self._kept = None
+        return super()._is_bound()
+
+    # ── capturing ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _follow(self) -> bool:
+        self._replay, self._twin, self._results = None, None, ()
+        optimizer = self._bound_to = self._recorded.tensors.optimizer
+        self.has_update = not self._clip.skips and is_recordable(Update(optimizer, self._clip))
+        snapshot = Snapshot(self._forward, optimizer)
+        try:
+            if self.has_update:
+                try:
+                    self._twin = Twin(optimizer, self._clip, self.graded)
+                    self._capture()
+                except Exception:  # whatever a rule of somebody's does where a host must not look
+                    self.has_update, self._twin = False, None
+                    snapshot.restore()
+            if not self.has_update:
+                self._capture()
+        except Exception as error:
+            self._replay = None
+            self._why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        finally:
+            snapshot.restore()
+        return self._replay is not None
+
+    def _capture(self) -> None:
+        self._replay, self._results = captured(self._all_of_it, self._pool)
+
+    def _all_of_it(self) -> Sequence[Tensor]:
+        with torch.no_grad():
+            found = self._run([*self._held, *self._inputs])
+            if self._twin is not None:
+                self._twin.update(found[1 : 1 + len(self.graded)])
+        return found
+
+
+def live(step: Step, batch: Batch, outputs: bool) -> tuple[Run, Recorded]:
+    """Forward, loss and backward as the model's own code runs them, to be captured; `outputs` asks for those too.
+
+    Raises:
+        Untraceable: not every step on such batches is the same to the GPU.
+    """
+    if refusals.check(step.forward, batch).type not in DEVICES:
+        raise Untraceable("graphs of kernels are made on CUDA devices")
+    trained = [p for p in step.update.parameters if p.requires_grad]
+    spec = pytree.tree_structure(batch)
+
+    def run(arguments: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None], Any]:
+        inputs = pytree.tree_unflatten(arguments[len(arguments) - spec.num_leaves :], spec)
+        with (
+            torch.enable_grad(),
+            torch.autocast(step.device.type, step.arithmetic, enabled=step.arithmetic is not None),
+        ):
+            loss, output = objective(step.forward, step.loss, inputs)
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        return loss.detach(), list(gradients), output if outputs else None
+
+    snapshot = Snapshot(step.forward, step.update.optimizer)
+    try:
+        with refusals.unchanged(step.forward.model), refusals.NothingFrozen():
+            _, gradients, output = run(list(leaves(batch)))
+    except RuntimeError as error:
+        raise Untraceable(f"it cannot be followed ({error})") from error
+    finally:
+        snapshot.restore()
+    returned, output_spec = pytree.tree_flatten(output) if output is not None else ([], None)
+    if not all(isinstance(t, Tensor) for t in returned):
+        raise Untraceable("the model's outputs hold more than tensors")
+    graded = [p for p, g in zip(trained, gradients, strict=True) if g is not None]
+
+    def flat(arguments: list[Tensor]) -> list[Tensor]:
+        loss, gradients, output = run(arguments)
+        found = [g.detach() for g in gradients if g is not None]
+        return [loss, *found, *(t.detach() for t in pytree.tree_leaves(output) if t is not None)]
+
+    tensors = Tensors.of(step.forward, step.update, has_update=False)
+    return flat, Recorded(tensors=tensors, graded=graded, output_spec=output_spec)
+
+
+def fused(traced: Traced, arguments: Sequence[Tensor]) -> Run:
+    """A recorded step with its small operations fused by torch's Inductor, in this process.
+
+    Not as a library of another process, as on the CPU: to load one killed the process that trained (torch 2.11).
+
+    Raises:
+        CompileFailed: it cannot be made.
+    """
+    import torch._inductor.compile_fx as inductor
+
+    options = {"fallback_random": True, "triton.cudagraphs": False, "size_asserts": False}
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), torch._inductor.config.patch(options):
+            warnings.simplefilter("ignore")
+            made: Any = inductor.compile_fx(traced.graph, list(arguments))
+    except Exception as error:  # whatever a compiler does with a model of the user's
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CompileFailed(f"it could not be compiled ({first[:160]})") from error
+    return lambda arguments: list(made(*arguments))
+
+
+def captured(function: Callable[[], Sequence[Tensor]], pool: Any) -> tuple[Callable[[], None], Sequence[Tensor]]:
+    """What does again, to the same memory, all that a function has the GPU do; and the function's results there.
+
+    It is run twice before, so that nothing is left that happens at first only.
+
+    Raises:
+        RuntimeError: it waits for the GPU, or does something else that a graph cannot hold.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+        with _no_waiting():
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        results = function()
+    torch.cuda.synchronize()
+    return graph.replay, results
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Whatever waits for the GPU raises an error, and does not spoil a capture."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns that it does not see all that waits
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+class Twin:
+    """A rule whose rates and counts are on the GPU; all else it shares with the rule that it stands for.
+
+    Rules of torch keep a count of steps for each parameter, some on the host. Of these the twin has copies: `ready`
+    brings them to what the rule's say, where those were changed by somebody else, and `count` counts in both.
+    """
+
+    def __init__(self, optimizer: Optimizer, clip: Clip, graded: Sequence[nn.Parameter]) -> None:
+        device = graded[0].device
+        self._optimizer = optimizer
+        self._graded = graded
+        self._clip = clip
+        self._host: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._versions: list[int] = []
+        self._rates: list[float] = []
+        self._on_device: list[Tensor] = []
+        self._twin: Any = object.__new__(type(optimizer))
+        self._twin.__dict__.update(optimizer.__dict__)
+        self._twin.state = defaultdict(dict, {p: self._shared(optimizer.state[p]) for p in graded})
+        self._twin.param_groups = [self._group(group, device) for group in optimizer.param_groups]
+        self._fixed = self._decided()
+
+    def _shared(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A parameter's state; counts that are on the host are copied to the GPU."""
+        shared = dict(state)
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or value.device == self._graded[0].device:
+                continue
+            if name != "step" or value.ndim:
+                raise _HostDecides(f"the rule keeps {name!r} on the host")
+            shared[name] = torch.empty((), dtype=torch.float64, device=self._graded[0].device)  # powers need its digits
+            self._host.append(value)
+            self._counts.append(shared[name])
+            self._versions.append(-1)
+        return shared
+
+    def _group(self, group: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        rate = group["lr"]
+        if not (isinstance(rate, Tensor) and rate.device == device):
+            dtype = torch.float32 if group.get("fused") else torch.float64  # the kernels of torch read no other
+            rate = torch.tensor(float(rate), device=device, dtype=dtype)
+        self._on_device.append(rate)
+        self._rates.append(float(group["lr"]))
+        graded = set(self._graded)
+        plain = {"capturable": True} if "capturable" in group else {}
+        return {**group, **plain, "lr": rate, "params": [p for p in group["params"] if p in graded]}
+
+    def _decided(self) -> Any:
+        """What the host knows of the rule: where it changes from step to step, a graph would freeze it."""
+        twin = self._twin
+        of_all = {n: id(v) for n, v in vars(twin).items() if n not in ("state", "param_groups")}
+        groups = [{n: v for n, v in group.items() if n not in ("params", "lr")} for group in twin.param_groups]
+        return of_all, groups, {p: {n: id(v) for n, v in values.items()} for p, values in twin.state.items()}
+
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """The rule's own step on these gradients, clipped.
+
+        Raises:
+            Exception: the host has a part in it.
+        """
+        clips = self._clip != Clip()
+        try:
+            for p, g in zip(self._graded, gradients, strict=True):
+                p.grad = g.clone() if clips else g
+            update = Update(self._twin, self._clip)
+            update.clip_gradients()
+            with as_if_compiling(), ScalarTensors():
+                type(self._optimizer).step(self._twin)
+        finally:
+            for p in self._graded:
+                p.grad = None
+        if self._decided() != self._fixed:
+            raise _HostDecides("the rule keeps something in Python from step to step")
+
+    def ready(self) -> None:
+        """Rates and counts as the rule's are now."""
+        for i, group in enumerate(self._optimizer.param_groups):
+            rate = group["lr"]
+            if rate is not self._on_device[i] and rate != self._rates[i]:
+                self._rates[i] = float(rate)
+                self._on_device[i].fill_(self._rates[i])
+        if self._host and [t._version for t in self._host] != self._versions:
+            torch._foreach_copy_(self._counts, self._host)
+            self._versions = [t._version for t in self._host]
+
+    def count(self) -> None:
+        """One step more, on the host."""
+        if self._host:
+            torch._foreach_add_(self._host, 1)
+            self._versions = [t._version for t in self._host]
