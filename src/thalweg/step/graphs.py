@@ -1,6 +1,6 @@
 """A step on a GPU as one CUDA graph: what dozens of kernels cost the host is one launch.
 
-Captured are a step as the model's own code makes it, or as a compiled library, and the rule's own update with torch's
+Captured are a step as the model's own code makes it, or fused by a compiler, and the rule's own update with torch's
 own kernels. A replay does what it did then to the same memory, so whatever the host decides must have been
 decided before: rates and counts of steps become tensors on the GPU, and a rule that decides more than that (it reads a
 number back, or keeps one in Python) stays outside of the graph and runs as it is.
@@ -174,13 +174,14 @@ def fused(traced: Traced, arguments: Sequence[Tensor]) -> Run:
     Raises:
         CompileFailed: it cannot be made.
     """
-    import torch._inductor.compile_fx as inductor
-
     options = {"fallback_random": True, "triton.cudagraphs": False, "size_asserts": False}
     try:
-        with torch.no_grad(), warnings.catch_warnings(), torch._inductor.config.patch(options):
-            warnings.simplefilter("ignore")
-            made: Any = inductor.compile_fx(traced.graph, list(arguments))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself
+            import torch._inductor.compile_fx as inductor
+
+            with torch._inductor.config.patch(options):
+                made: Any = inductor.compile_fx(traced.graph, list(arguments))
     except Exception as error:  # whatever a compiler does with a model of the user's
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CompileFailed(f"it could not be compiled ({first[:160]})") from error
@@ -240,7 +241,7 @@ class Twin:
         self._on_device: list[Tensor] = []
         self._twin: Any = object.__new__(type(optimizer))
         self._twin.__dict__.update(optimizer.__dict__)
-        self._twin.state = defaultdict(dict, {p: self._shared(optimizer.state[p]) for p in graded})
+        self._twin.state = defaultdict(dict, {p: self._shared(optimizer.state.get(p, {})) for p in graded})
         self._twin.param_groups = [self._group(group, device) for group in optimizer.param_groups]
         self._fixed = self._decided()
 
