@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ on_gpu = pytest.mark.skipif(not HAS_GPU, reason="there is no GPU that runs CUDA"
 TIGHT = 1e-9 if HAS_GPU else 1e-5
 
 
-def imitated(function: Callable[[], Sequence[Tensor]], pool: Any) -> tuple[Callable[[], None], Sequence[Tensor]]:
+def imitated(function: Callable[[], Sequence[Tensor]], device: Any) -> tuple[Callable[[], None], Sequence[Tensor]]:
     """Like `graphs.captured`, on a CPU."""
     function()
     results = [t.clone() for t in function()]
@@ -51,7 +52,6 @@ def _capture(monkeypatch: pytest.MonkeyPatch) -> None:
     if HAS_GPU:
         return
     monkeypatch.setattr(graphs, "captured", imitated)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
     monkeypatch.setattr(refusals, "NothingFrozen", contextlib.nullcontext)
 
@@ -187,7 +187,7 @@ def test_between_graphs_steps_are_made_eagerly_and_states_are_loaded() -> None:
     assert step.graph is not None and not step.graph.takes(smaller)
     torch.testing.assert_close(step(of.batches[1]), eager(other.batches[1]), rtol=TIGHT, atol=0)
     for one in (step.step, eager):
-        one.update.optimizer.load_state_dict(one.update.optimizer.state_dict())
+        one.update.optimizer.load_state_dict(copy.deepcopy(one.update.optimizer.state_dict()))
         one.forward.model.load_state_dict({n: t * 0.9 for n, t in one.forward.model.state_dict().items()})
     for i in range(3):
         assert step.graph.takes(of.batches[i])
@@ -233,6 +233,62 @@ def test_what_cannot_be_captured_hurts_nothing() -> None:
         Graph(run, recorded, step.forward, step.update, of.batches[0])
     assert all(torch.equal(a, b) for a, b in zip(before, of.model.state_dict().values(), strict=True))
     assert all(torch.isfinite(step.plainly(batch)) for batch in of.batches), "random numbers are drawn as before"
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    made: list[int] = []
+    capture = graphs.captured
+
+    def counted(function: Any, device: Any) -> Any:
+        made.append(1)
+        return capture(function, device)
+
+    monkeypatch.setattr(graphs, "captured", counted)
+    return made
+
+
+@pytest.mark.parametrize("rule", ["soap", "muon", "adamw", "sgd"])
+def test_it_is_captured_once(rule: str, captures: list[int]) -> None:
+    of = moved(case("dense"))
+    step = Captured(of, RULES[rule])
+    losses(step, of.batches[:3])
+    made = len(captures)
+    losses(step, of.batches * 2)
+    assert len(captures) == made
+
+
+def test_what_cannot_be_captured_anew_is_stepped_on_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, other = moved(case("dense", torch.float64)), moved(case("dense", torch.float64))
+    step, eager = Captured(of, adamw), plain(other, adamw)
+    torch.testing.assert_close(losses(step, of.batches), losses(eager, other.batches), rtol=TIGHT, atol=0)
+
+    def full(function: Any, device: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "captured", full)
+    for one in (step.step, eager):
+        one.update.optimizer.load_state_dict(copy.deepcopy(one.update.optimizer.state_dict()))
+    for i in range(3):
+        assert step.graph is not None and not step.graph.takes(of.batches[i])
+        torch.testing.assert_close(step(of.batches[i]), eager(other.batches[i]), rtol=TIGHT, atol=0)
+
+
+@on_gpu
+def test_a_capture_that_fails_leaves_random_numbers_alone() -> None:
+    of = moved(case("dropout"))
+    step = PlannedStep(Forward(of.model), of.loss, Update(adamw(of.model.parameters())), Asked(plan=Plan()))
+    step.plainly(of.batches[0])
+    inner, recorded = live(step, of.batches[0], outputs=False)
+
+    def run(arguments: list[Tensor]) -> list[Tensor]:
+        found = list(inner(arguments))
+        torch.cuda.synchronize()  # which nothing sees before it is captured
+        return found
+
+    with pytest.raises(refusals.Untraceable, match="cannot be captured"):
+        Graph(run, recorded, step.forward, step.update, of.batches[0])
+    assert all(torch.isfinite(step.plainly(batch)) for batch in of.batches)
 
 
 # ── planned ──────────────────────────────────────────────────────────────────────────────────────────────────────────

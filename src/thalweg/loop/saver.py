@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from thalweg.loop.checkpoint import Checkpoint, Checkpoints
+from thalweg.tensors.devices import WAITING
 from thalweg.tensors.named import copied, mapped, num_bytes
 
 #: States up to this size are copied and written while training goes on; larger ones are written at once, in place,
@@ -88,11 +89,12 @@ class Saver:
                 kind = "best" if "best" in self._waiting else "latest"
                 checkpoint = self._waiting.pop(kind)
             try:
-                if kind == "best":
-                    owed = None if self._write(checkpoint, best=True) else checkpoint
-                elif owed is None or self._write(owed, best=True):
-                    owed = None
-                    self._write(checkpoint, best=False)
+                with WAITING:
+                    if kind == "best":
+                        owed = None if self._write(checkpoint, best=True) else checkpoint
+                    elif owed is None or self._write(owed, best=True):
+                        owed = None
+                        self._write(checkpoint, best=False)
             except BaseException as failure:  # handed to the training's thread
                 self._failure = failure
                 return

@@ -309,11 +309,7 @@ def _kernel(rule: Rule, parameters: dict[str, Tensor], given: Mapping[str, Any])
     is_floating = all(parameter.is_floating_point() for parameter in parameters.values())
     if rule.has_fused and is_floating and devices <= set(_FUSED_DEVICES):
         return {"fused": True}
-    if devices != {"cuda"} or not rule.make.__module__.startswith("torch."):
-        return {}
-    # Counts of steps on the GPU, too: a graph of kernels then counts by itself.
-    counts = "capturable" in inspect.signature(rule.make).parameters and "capturable" not in given
-    return {"foreach": True, **({"capturable": True} if counts else {})}
+    return {"foreach": True} if devices == {"cuda"} and rule.make.__module__.startswith("torch.") else {}
 
 
 def _rate(value: Any) -> float:

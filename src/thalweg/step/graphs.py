@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -26,12 +26,13 @@ from thalweg.step.backward import objective
 from thalweg.step.compiler import CompileFailed
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
-from thalweg.step.program import Program, Run
+from thalweg.step.program import Program, Run, options_of
 from thalweg.step.refusals import Untraceable, is_recordable
 from thalweg.step.trace import Recorded, ScalarTensors, Tensors, Traced, as_if_compiling
 from thalweg.step.trial import Snapshot
 from thalweg.step.update import Clip, Update
 from thalweg.step.whole import Step
+from thalweg.tensors.devices import WAITING
 from thalweg.tensors.named import leaves
 
 #: Where kernels can be captured.
@@ -60,11 +61,11 @@ class Graph(Program):
         self._forward = forward
         self._clip = update.clip
         self._inputs = [t.clone(memory_format=torch.preserve_format) for t in leaves(batch)]
-        self._pool = torch.cuda.graph_pool_handle()
         self._twin: Twin | None = None
         self._replay: Callable[[], None] | None = None
         self._results: Sequence[Tensor] = ()
         self._bound_to: Optimizer | None = None
+        self._had_state = False
         self._why = "its tensors have moved"
         if not self._is_bound():
             raise Untraceable(f"it cannot be captured as a CUDA graph ({self._why})")
@@ -84,18 +85,29 @@ class Graph(Program):
         return self._results[0].clone(), list(self._results[1:end]), outputs
 
     def _is_bound(self) -> bool:
-        if self._recorded.tensors.optimizer is not self._bound_to:
-            self._kept = None
-        return super()._is_bound()
+        """Where the rule is outside of the graph, its state may be what it likes, once there is any."""
+        optimizer = self._recorded.tensors.optimizer
+        kept = [id(v) for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
+        is_same_rule = kept == self._kept or (self._had_state and not self.has_update)
+        pointers = [t.data_ptr() for t in self._live]
+        if optimizer is self._bound_to and is_same_rule and pointers == self._pointers:
+            return self._replay is not None  # else it could not be captured: until something moves again
+        held = self._recorded.held()
+        if [(t.shape, t.stride(), t.dtype) for t in held] != self._layouts:
+            return False
+        self._held, self._kept, self._pointers, self._had_state = held, kept, pointers, bool(kept)
+        return self._follow()
 
     # ── capturing ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _follow(self) -> bool:
         self._replay, self._twin, self._results = None, None, ()
         optimizer = self._bound_to = self._recorded.tensors.optimizer
+        self._options = options_of(optimizer)
         self.has_update = not self._clip.skips and is_recordable(Update(optimizer, self._clip))
-        snapshot = Snapshot(self._forward, optimizer)
+        snapshot: Snapshot | None = None
         try:
+            snapshot = Snapshot(self._forward, optimizer)
             if self.has_update:
                 try:
                     self._twin = Twin(optimizer, self._clip, self.graded)
@@ -109,11 +121,12 @@ class Graph(Program):
             self._replay = None
             self._why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         finally:
-            snapshot.restore()
+            if snapshot is not None:
+                snapshot.restore()
         return self._replay is not None
 
     def _capture(self) -> None:
-        self._replay, self._results = captured(self._all_of_it, self._pool)
+        self._replay, self._results = captured(self._all_of_it, self._live[0].device)
 
     def _all_of_it(self) -> Sequence[Tensor]:
         with torch.no_grad():
@@ -188,7 +201,9 @@ def fused(traced: Traced, arguments: Sequence[Tensor]) -> Run:
     return lambda arguments: list(made(*arguments))
 
 
-def captured(function: Callable[[], Sequence[Tensor]], pool: Any) -> tuple[Callable[[], None], Sequence[Tensor]]:
+def captured(
+    function: Callable[[], Sequence[Tensor]], device: torch.device
+) -> tuple[Callable[[], None], Sequence[Tensor]]:
     """What does again, to the same memory, all that a function has the GPU do; and the function's results there.
 
     It is run twice before, so that nothing is left that happens at first only.
@@ -196,30 +211,42 @@ def captured(function: Callable[[], Sequence[Tensor]], pool: Any) -> tuple[Calla
     Raises:
         RuntimeError: it waits for the GPU, or does something else that a graph cannot hold.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()
-        with _no_waiting():
+    with torch.cuda.device(device):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-        results = function()
-    torch.cuda.synchronize()
+            with _no_waiting():
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                results = function()
+        except Exception:
+            _end_capture()
+            raise
+        torch.cuda.synchronize()
     return graph.replay, results
+
+
+def _end_capture() -> None:
+    """A capture that fails leaves torch's generator believing in it, until another one ends well."""
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")
 
 
 @contextmanager
 def _no_waiting() -> Iterator[None]:
     """Whatever waits for the GPU raises an error, and does not spoil a capture."""
-    before = torch.cuda.get_sync_debug_mode()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns that it does not see all that waits
-            torch.cuda.set_sync_debug_mode("error")
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    with WAITING:
+        before = torch.cuda.get_sync_debug_mode()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns that it does not see all that waits
+                torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 class Twin:
@@ -244,6 +271,7 @@ class Twin:
         self._twin.state = defaultdict(dict, {p: self._shared(optimizer.state.get(p, {})) for p in graded})
         self._twin.param_groups = [self._group(group, device) for group in optimizer.param_groups]
         self._fixed = self._decided()
+        self.ready()
 
     def _shared(self, state: dict[str, Any]) -> dict[str, Any]:
         """A parameter's state; counts that are on the host are copied to the GPU."""

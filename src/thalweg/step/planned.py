@@ -86,7 +86,8 @@ class PlannedStep(Step):
         self._changed = changed
         self._layout: layout.Layout | None = None
         self._threads = torch.get_num_threads()
-        self._products = torch.get_float32_matmul_precision()
+        self._products: str | None = None
+        """Precision of products before it was changed."""
         self._planner: Planner | None = None
         self._postponed: Planner | None = None
         self._is_open = False
@@ -104,7 +105,7 @@ class PlannedStep(Step):
         if self.plan.keep_memory:
             self._undo.enter_context(allocator.kept())
         self._undo.callback(torch.set_num_threads, self._threads)
-        self._undo.callback(torch.set_float32_matmul_precision, self._products)
+        self._undo.callback(self._multiply, False)
         self.follow(self.plan)
         if self.update.needs_batch or self.update.needs_closure:
             self.settle(eagerly(self.plan), "" if OWN_STEP in self.plan.notes else OWN_STEP)
@@ -226,7 +227,7 @@ class PlannedStep(Step):
         loss, gradients, output = program(batch)
         if probe is not None or not program.has_update:
             for p, g in zip(program.graded, gradients, strict=True):
-                p.grad = g.clone() if program.reuses_memory and probe is not None else g
+                p.grad = g.clone() if program.reuses_memory else g
             if probe is not None:
                 probe.gradients(update.parameters)
             if not program.has_update:
@@ -258,15 +259,17 @@ class PlannedStep(Step):
             self.follow(self.plan)
         if is_heard or self._is_complete or type(batch) is not tuple or shapes(batch) != self.plan.batch:
             return
-        captured, compiled = self.plan.captured_after, self.plan.compiled_after
-        begin = max(min(self.plan.program_after or 0, 2), self.plan.arithmetic_after)
+        captured, compiled, at_first = self.plan.captured_after, self.plan.compiled_after, self.plan.arithmetic_after
+        begin = max(min(self.plan.program_after or 0, 2), at_first)
+        has_begun = (self.compilation if self.device.type == "cpu" else self._traced) is not None
         try:
-            if compiled is not None and self._traced is None and self.number >= begin:
+            if compiled is not None and not has_begun and self.number >= begin:
                 self.record(batch)
-            if captured is not None and self.captured is None and self.number >= captured:
+            if captured is not None and self.captured is None and self.number >= max(captured, at_first):
                 self.captured = self.capture(batch)
-            if compiled is not None and self.number >= compiled:
+            if compiled is not None and self.number >= max(compiled, at_first):
                 self.program, _ = self.load(batch)
+                self.captured = None
         except (Untraceable, CompileFailed) as error:
             plan, now = eagerly(self.plan), "run eagerly"
             if self.captured is not None:
@@ -294,8 +297,22 @@ class PlannedStep(Step):
         torch.set_num_threads(plan.threads or self._threads)
         arithmetic = plan.arithmetic if self.number >= plan.arithmetic_after else "exact"
         self.arithmetic = torch.bfloat16 if arithmetic == "bfloat16" else None
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if arithmetic == "tf32" else self._products)
+        self._multiply(arithmetic == "tf32" and self.device.type == "cuda")
+
+    def _multiply(self, in_tf32: bool) -> None:
+        """Products in tf32, or as they were found; what the user has set by torch's newer words stays."""
+        if in_tf32 and self._products is None:
+            with contextlib.suppress(RuntimeError):
+                self._products = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("high")
+        elif not in_tf32 and self._products is not None:
+            torch.set_float32_matmul_precision(self._products)
+            self._products = None
+
+    @property
+    def can_repeat(self) -> bool:
+        """As of every step; nor in tf32."""
+        return super().can_repeat and self._products is None
 
     def laid(self, batch: Any, plan: Plan) -> Any:
         """A batch in the memory order of a plan."""
@@ -324,7 +341,10 @@ class PlannedStep(Step):
         Raises:
             Untraceable: it is not to be; the message says why.
         """
-        return Graph(*live(self, batch, self.asked.outputs), self.forward, self.update, batch)
+        try:
+            return Graph(*live(self, batch, self.asked.outputs), self.forward, self.update, batch)
+        except RuntimeError as error:  # memory, among others
+            raise Untraceable(f"it cannot be captured ({str(error).strip().splitlines()[0][:160]})") from error
 
     def load(self, batch: Batch) -> tuple[Program, dict[str, Any]]:
         """The compiled step, and what is known of it; waits until it is there.
@@ -334,8 +354,13 @@ class PlannedStep(Step):
         """
         assert self._traced is not None
         if self.device.type == "cuda":
-            run = fused(self._traced, [*self._traced.held(), *leaves(batch)])
-            return Graph(run, self._traced, self.forward, self.update, batch), {"choices": {}}
+            try:
+                run = fused(self._traced, [*self._traced.held(), *leaves(batch)])
+                return Graph(run, self._traced, self.forward, self.update, batch), {"choices": {}}
+            except CompileFailed:
+                raise
+            except RuntimeError as error:
+                raise CompileFailed(f"it cannot be captured ({str(error).strip().splitlines()[0][:160]})") from error
         assert self.compilation is not None
         library, known = self.compilation.result()
         try:

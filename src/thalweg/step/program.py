@@ -58,6 +58,14 @@ def loaded(library: Path) -> Run:
     return run
 
 
+def options_of(optimizer: Optimizer) -> list[list[tuple[str, Any]]]:
+    """What each group of a rule says but its rate: constants of a program."""
+    return [
+        [(name, value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")]
+        for group in optimizer.param_groups
+    ]
+
+
 class Program:
     """A recorded step, bound to the tensors of one model and one rule.
 
@@ -79,10 +87,7 @@ class Program:
         self._pointers: list[int] = []
         self._kept: list[int] | None = None
         self._rates = [float(rate) for rate in recorded.rates]  # as they were when the step was recorded
-        self._options = [
-            [(name, value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")]
-            for group in update.optimizer.param_groups
-        ]
+        self._options = options_of(update.optimizer)
         self._sizes = [len(group["params"]) for group in update.optimizer.param_groups]
         self._structure = _structure(batch)
         self._modules = [_found(module) for module in forward.model.modules()]
@@ -153,10 +158,6 @@ class Program:
         if [(t.shape, t.stride(), t.dtype) for t in held] != self._layouts:
             return False
         self._held, self._kept, self._pointers = held, kept, [t.data_ptr() for t in self._live]
-        return self._follow()
-
-    def _follow(self) -> bool:
-        """The tensors of model or rule are others now; whether the program can go on with these."""
         return True
 
     def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor], Any]:

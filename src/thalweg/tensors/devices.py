@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
+
+#: Held by a thread that waits for a GPU beside the training (it saves tensors), and by one that forbids all waiting
+#: for a moment: torch can forbid it only for the whole process.
+WAITING = threading.Lock()
 
 
 def free_bytes(device: torch.device) -> int | None:
