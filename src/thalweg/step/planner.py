@@ -156,7 +156,7 @@ class Planner:
             for name, plan in (("now", now), ("new", new)):
                 self.step.follow(plan)
                 laid = self.step.laid(batch, plan)
-                found = timed({name: _call(self.step.plainly, laid)}, 1, seconds, self.step.device)
+                found = timed({name: partial(self.step.plainly, laid)}, 1, seconds, self.step.device)
                 if block:  # the first is a warm-up
                     times[name] += found[name]
         gain = ratio(times, "now", "new")
@@ -388,7 +388,3 @@ def compile_seconds(operations: int) -> float:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _call(function: Callable[[Batch], Tensor], batch: Batch) -> Callable[[], Tensor]:
-    return lambda: function(batch)

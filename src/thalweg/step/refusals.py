@@ -71,6 +71,7 @@ def _device(model: nn.Module, batch: Batch) -> torch.device:
     return device
 
 
+#: Where programs are made.
 DEVICES = ("cpu", "cuda")
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 HOOKS = (
