@@ -101,7 +101,7 @@ def at_random(seed: int) -> Iterator[None]:
 
     drawn = random.Random(seed)
 
-    def prescribe(findings: Any, body: Any, level: str) -> list[Prescription]:
+    def prescribe(findings: Any, body: Any, level: str, goes_back: bool = True) -> list[Prescription]:
         every = [(code, steps) for table in prescriptions.TABLE.values() for code, steps in table.items()]
         drawn.shuffle(every)
         for name, steps in every:

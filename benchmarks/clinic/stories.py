@@ -1,9 +1,11 @@
-"""Seven trainings that fail, each for a reason of its own, and the same with repair="full".
+"""Trainings that fail, each for a reason of its own, and the same with repair="full".
 
     python benchmarks/clinic/stories.py [--only TEXT …] [--seeds 0 1 2] [--picture docs/pictures/stories.svg]
 
-Data are made up, so that each story is alone with its reason. Printed are the final losses and scores without and with
-repair, and what was changed; the results go to benchmarks/results/clinic-stories.json.
+Data of the first seven are made up, so that each story is alone with its reason; the last two are the demo cases that
+AUTOTRAINER comes with, from their stored weights and settings, and are left out where their folder is absent. Printed
+are the final losses without and with repair, and what was changed; the results go to
+benchmarks/results/clinic-stories.json.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from data import DATA
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -35,10 +39,12 @@ class Story:
     title: str
     model: Callable[[], nn.Module]
     data: Callable[[], Any]
-    loss: str
+    loss: Any
     words: dict[str, Any] = field(default_factory=dict)
     reached: float = 0.5
     """A training loss that only a training that works comes below."""
+    needs: Path | None = None
+    """A folder without which there is no such story."""
 
 
 def classes(count: int, features: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -171,6 +177,30 @@ def plain_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
 
 
+CASES = DATA / "tabular" / "autotrainer"
+
+
+def stored(case: str, hidden: type[nn.Module], last: nn.Module) -> nn.Module:
+    """A network of dense layers with the weights that came with a demo case."""
+    with np.load(CASES / f"{case}.npz") as arrays:
+        kernels = [torch.tensor(arrays[f"dense_{i + 1}/kernel"]) for i in range(len(arrays.files) // 2)]
+        biases = [torch.tensor(arrays[f"dense_{i + 1}/bias"]) for i in range(len(kernels))]
+    layers: list[nn.Module] = []
+    for kernel, bias in zip(kernels, biases, strict=True):
+        layer = nn.Linear(*kernel.shape)
+        with torch.no_grad():
+            layer.weight.copy_(kernel.T)
+            layer.bias.copy_(bias)
+        layers += [layer, hidden()]
+    return nn.Sequential(*layers[:-1], last)
+
+
+def points(name: str) -> tuple[Tensor, Tensor]:
+    with np.load(CASES / f"{name}.npz") as arrays:
+        x, y = (torch.tensor(arrays[part], dtype=torch.float32) for part in ("x", "y"))
+    return x, y if y.ndim == 2 else y[:, None]
+
+
 STORIES = (
     Story("30-layer sigmoid MLP", deep_sigmoid, lambda: classes(800, 10, 3), "cross_entropy",
           {"optimizer": "adam", "learning_rate": 1e-3, "epochs": 30, "batch_size": 32}),
@@ -186,6 +216,12 @@ STORIES = (
           {"optimizer": "adam", "learning_rate": 0.02, "epochs": 30, "batch_size": 32}, 1.0),
     Story("one bad batch at step 1,000", plain_mlp, OneBadBatch, "cross_entropy",
           {"optimizer": "momentum", "learning_rate": 0.02, "epochs": 24, "batch_size": 32}, 0.2),
+    Story("AUTOTRAINER's vanishing gradient", lambda: stored("gradient-vanish-demo", nn.Sigmoid, nn.Sigmoid()),
+          lambda: points("circle"), nn.BCELoss(),
+          {"optimizer": "adam", "learning_rate": 1e-3, "epochs": 300, "batch_size": 128}, 0.35, CASES),
+    Story("AUTOTRAINER's oscillating loss", lambda: stored("oscillating-loss-demo", nn.ReLU, nn.Softmax(-1)),
+          lambda: points("blob"), "categorical_cross_entropy",
+          {"optimizer": "momentum", "learning_rate": 0.01, "epochs": 200, "batch_size": 1}, 0.35, CASES),
 )  # fmt: skip
 
 
@@ -257,7 +293,7 @@ def main() -> None:
     rows, drawn = [], {}
     print("| story | seed | loss without | with repair | below | changed |\n|---|---|---|---|---|---|")
     for story in STORIES:
-        if not any(text in story.title for text in options.only):
+        if not any(text in story.title for text in options.only) or (story.needs and not story.needs.exists()):
             continue
         for seed in options.seeds:
             pair = told(story, "off", seed), told(story, "full", seed)

@@ -199,6 +199,16 @@ def test_a_rate_beyond_all_that_is_usual_is_no_mere_consequence(rule: dict[str, 
     assert ("learning_rate_too_high" in codes(sick)) == both
 
 
+def test_an_output_layer_may_begin_small_and_a_hidden_one_may_not() -> None:
+    for small, told in (("4", False), ("2", True)):
+        layers = [
+            {"name": name, "kind": "Linear", "scale": 0.05 if name == small else 1.0, "trainable": True}
+            for name in ("0", "2", "4")
+        ]
+        stuck = training(lambda step: 2.3, facts={"layers": layers, "initial_loss": 2.3})
+        assert ("bad_initialization" in codes(stuck)) == told
+
+
 #: A network that has learned, and less than copying the nearest neighbour's label would give.
 BEHIND: dict[str, Any] = {
     "loss": falling(0.9),

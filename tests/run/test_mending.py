@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.records.history import History
 from thalweg.run import mending
 
 Data = tuple[Tensor, Tensor]
@@ -128,10 +129,15 @@ def test_a_mended_run_resumes_exactly(data: Data, tmp_path: Path, at: int) -> No
 
 def test_what_a_repair_says_can_be_told(data: Data, tmp_path: Path) -> None:
     run = fitted(data, tmp_path, learning_rate=3.0, repair="safe")
+    kept = next(action for action in run.actions if action.kept)
+    rate = f"fit(…, learning_rate={kept.after['learning_rate']:.3g})"
+    assert rate in kept.lines
+    assert f"    {rate}" in str(kept).splitlines()
     page = run.report().read_text(encoding="utf-8")
     assert "What was changed" in page
-    repairs = run.record.decided["repairs"]
-    assert any("learning_rate=" in line for line in mending.lines(repairs))
+    assert rate in page
+    again = History.open(run.directory / "history.sqlite").actions
+    assert [str(action) for action in again] == [str(action) for action in run.actions]
 
 
 def test_momentum_is_carried_over_for_all_tensors_or_begins_at_zero() -> None:

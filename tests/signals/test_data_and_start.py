@@ -197,6 +197,37 @@ def test_units_that_start_alike_and_stay_so() -> None:
     assert facts(constant(0), table())["unbroken_layers"] == []
 
 
+class Placed(nn.Module):
+    """A layer of the user's own with all weights alike, and a table of places of zeros: rows that are no units."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(8, 4))
+        self.first = Dense(weight)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(len(x)) % 8
+        return self.last(torch.tanh(self.first(x + self.place[rows])))
+
+
+class Dense(nn.Module):
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((6, 4), weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+def test_rows_that_are_no_units_may_begin_alike() -> None:
+    torch.manual_seed(0)
+    model = Placed(0.1)
+    nn.init.constant_(model.last.weight, 0.1)
+    assert facts(model, table())["symmetric_layers"] == ["first", "last"]
+    assert facts(Placed(0.1), table())["symmetric_layers"] == []  # the layer behind tells its units apart
+
+
 def test_a_race_leaves_the_facts_those_of_the_first_weights() -> None:
     x, y = table()
     raced = thalweg.fit(dense(), (x, y), "cross_entropy", steps=300, batch_size=200, verbose=False, patience=None)

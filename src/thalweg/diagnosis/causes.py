@@ -68,7 +68,12 @@ def _random(case: Case) -> Finding | None:
 def _odd_scale(case: Case) -> Finding | None:
     """Weights that began several times larger or smaller than what keeps a signal's size from layer to layer."""
     scales = {entry["name"]: float(entry["scale"]) for entry in case.facts.get("layers") or [] if entry.get("scale")}
-    odd = {layer: max(scale / LARGE, SMALL / scale) for layer, scale in scales.items() if not SMALL < scale < LARGE}
+    last = next(reversed(scales), None)  # an output layer may begin small: its answers begin undecided
+    odd = {
+        layer: max(scale / LARGE, SMALL / scale)
+        for layer, scale in scales.items()
+        if scale >= LARGE or (scale <= SMALL and layer != last)
+    }
     if not odd:
         return None
     worst = max(odd, key=lambda layer: odd[layer])

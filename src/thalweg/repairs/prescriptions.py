@@ -5,13 +5,17 @@ A trial decides which of them helps, if any; here is said only what answers whic
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from thalweg.records.finding import Finding
 from thalweg.repairs import backward, network, update
 from thalweg.repairs.change import Body, Words
+from thalweg.repairs.curvature import FollowCurvature
 from thalweg.repairs.rows import SetRowsAside
 
 #: Every kind of change, by code.
@@ -19,6 +23,7 @@ CHANGES: dict[str, Any] = {
     **update.CHANGES,
     **backward.CHANGES,
     **network.CHANGES,
+    FollowCurvature.code: FollowCurvature(),
     SetRowsAside.code: SetRowsAside(),
 }
 LEVELS = ("safe", "full")
@@ -82,6 +87,7 @@ INITIALISE, SWAP, NORM = _plain("initialise"), _plain("swap_activation"), _plain
 RESIDUAL, STANDARDISE, TARGETS = _plain("insert_residual"), _plain("standardise_inputs"), _plain("scale_targets")
 MODE = _plain("train_mode")
 HEAD, MOMENTS, PERTURB = _plain("drop_head"), _plain("reset_moments"), _plain("perturb")
+DOWN = _plain("follow_curvature")
 
 #: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
 RENEW: dict[str, tuple[Step, ...]] = {
@@ -171,9 +177,9 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
         "dropout": (_plain("add_dropout"),),
     },
     "saddle_point": {
+        "down": (DOWN, MOMENTS),
         "perturb": (PERTURB, MOMENTS),
         "initialise": (INITIALISE, MOMENTS),
-        "initialise, rule": (INITIALISE, RULE),
         "rule": (RULE,),
     },
     "local_minimum": {
@@ -211,8 +217,36 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
 }  # fmt: skip
 
 
-def prescribe(findings: Sequence[Finding], body: Body, level: str) -> list[Prescription]:
-    """What to try against findings, ranked as `ranked` ranks them; nothing where nothing here answers them.
+def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bool = True) -> list[Prescription]:
+    """What to try against findings, ranked as `ranked` ranks them: the most promising first, `MOST` at most.
+
+    Without a good state to go back to (`goes_back`), nothing that begins there.
+    """
+    found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
+    code = next((finding.code for finding in findings if finding.code in TABLE), "")
+    return sorted(found, key=lambda made: -promise(code, made.name))[:MOST]
+
+
+def promise(code: str, name: str) -> float:
+    """How often a prescription has mended what a finding led to, of two more tries, one of which it did.
+
+    Counted on the clinic's tuning part by `benchmarks/clinic/order.py`; of a pair that was not tried there, over all
+    findings.
+    """
+    counts = successes()
+    tried = counts.get(code, {}).get(name) or [sum(of[name][i] for of in counts.values() if name in of) for i in (0, 1)]
+    return (tried[0] + 1) / (tried[1] + 2)
+
+
+@cache
+def successes() -> dict[str, dict[str, list[int]]]:
+    """Finding → prescription → how many trainings it mended, and of how many."""
+    counted: dict[str, dict[str, list[int]]] = json.loads(Path(__file__).with_name("success.json").read_text())
+    return counted
+
+
+def candidates(findings: Sequence[Finding], body: Body, level: str) -> list[Prescription]:
+    """All that answers findings here, each once; nothing where nothing here does.
 
     Where several causes stand, what answers all of them at once comes first.
     """
@@ -223,15 +257,10 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str) -> list[Presc
     for finding in answered:
         for name, steps in TABLE[finding.code].items():
             _add(found, _made(name, [(finding, step) for step in steps], body, level))
-    kept = list(found.values())[:MOST]
-    if (
-        level == "full"
-        and answered
-        and any(finding.code not in ("overfitting", "class_imbalance") for finding in answered)
-    ):
-        anew = [_made(name, [(answered[0], step) for step in of], body, level) for name, of in RENEW.items()]
-        kept = [*kept[: MOST - len(anew)], *(made for made in anew if made is not None)]
-    return kept
+    if level == "full" and any(finding.code not in ("overfitting", "class_imbalance") for finding in answered):
+        for name, steps in RENEW.items():
+            _add(found, _made(name, [(answered[0], step) for step in steps], body, level))
+    return list(found.values())
 
 
 def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescription | None:
@@ -253,7 +282,8 @@ def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescripti
 _ORDER = (
     "set_rows_aside", "drop_head", "unfreeze", "train_mode", "standardise_inputs", "scale_targets", "swap_activation",
     "initialise",
-    "insert_norm", "insert_residual", "add_dropout", "weigh_classes", "perturb", "skip_batches", "clip_gradients",
+    "insert_norm", "insert_residual", "add_dropout", "weigh_classes", "perturb",
+    "follow_curvature", "skip_batches", "clip_gradients",
     "set_learning_rate", "change_rule", "decay_weights", "change_batch", "reset_moments", "restart_schedule",
 )  # fmt: skip
 

@@ -82,24 +82,45 @@ def is_better(control: Measured, other: Measured, before: Measured | None = None
 
 def _is_lower(first: Measured, second: Measured) -> bool:
     """Whether the second is lower, group by group, than chance explains."""
-    gains = [a - b for a, b in zip(first.losses, second.losses, strict=True)]
+    return _falls(first.losses, second.losses)
+
+
+def _falls(first: Sequence[float], second: Sequence[float]) -> bool:
+    gains = [a - b for a, b in zip(first, second, strict=True)]
     return len(gains) > 1 and statistics.fmean(gains) > SURE * statistics.stdev(gains) / math.sqrt(len(gains))
 
 
 def best(controls: Sequence[Measured], others: Sequence[Measured], before: Measured | None = None) -> int | None:
-    """The number of the arm that is kept: the one with the greatest share gained of those that are better; else None.
+    """The number of the arm that is kept, of those that are better; None where none is.
 
-    Each arm has a control of its own, measured in its terms: a repair of the loss changes what is measured.
+    It is the first that is as good as the one with the greatest gain: arms stand in order of promise, and what is
+    within the noise of the greatest gain is as good. Each arm has a control of its own, measured in its terms: a repair
+    of the loss changes what is measured.
     """
-    gains = {
-        i: _gain(control, other)
-        for i, (control, other) in enumerate(zip(controls, others, strict=True))
-        if is_better(control, other, before)
+    better = [i for i, pair in enumerate(zip(controls, others, strict=True)) if is_better(*pair, before)]
+    return next(iter(as_good(controls, others, better)), None)
+
+
+def as_good(controls: Sequence[Measured], others: Sequence[Measured], of: Sequence[int] | None = None) -> list[int]:
+    """Of some arms (all of them without a word) those that are within the noise of the one with the greatest gain.
+
+    >>> control = Measured((2.0, 2.1, 1.9))
+    >>> arms = [Measured((1.5, 1.7, 1.4)), Measured((1.4, 1.7, 1.5)), Measured((1.9, 2.0, 1.8))]
+    >>> as_good([control] * 3, arms)
+    [0, 1]
+    """
+    shares = {
+        i: [_share(a, b) for a, b in zip(controls[i].losses, others[i].losses, strict=True)]
+        for i in (range(len(others)) if of is None else of)
     }
-    return max(gains, key=lambda i: (gains[i], -i), default=None)
+    means = {i: statistics.fmean(values) for i, values in shares.items()}
+    lowest = min(means, key=lambda i: (means[i], i), default=None)
+    if lowest is None:
+        return []
+    return [i for i in shares if i == lowest or not _falls(shares[i], shares[lowest])]
 
 
-def _gain(control: Measured, other: Measured) -> float:
-    """What is gained, as a logarithm of how many times smaller the loss is; infinite losses count as very large."""
+def _share(control: float, other: float) -> float:
+    """The logarithm of what is left of a group's loss; losses that are not finite count as very large."""
     large = 1e30
-    return math.log(max(min(control.mean, large), 1e-30)) - math.log(max(other.mean, 1e-30))
+    return math.log(max(min(other, large), 1e-30)) - math.log(max(min(control, large), 1e-30))

@@ -240,7 +240,9 @@ def _action(action: Action) -> str:
     return (
         f'<li class="card"><span class="badge {state}">{state}</span>'
         f'<span class="where">{escape(spoken(action.code))} · at step {number(action.step)}</span>'
-        f'<p>{escape(action.reason)}</p><p class="soft">{escape(change)}</p></li>'
+        f'<p>{escape(action.reason)}</p><p class="soft">{escape(change)}</p>'
+        + (f"<pre>{escape(chr(10).join(action.lines))}</pre>" if action.lines else "")
+        + "</li>"
     )
 
 

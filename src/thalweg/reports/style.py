@@ -84,6 +84,7 @@ h2 { margin: 2.5rem 0 .85rem; font-size: 1.0625rem; font-weight: 600 }
 .told { display: grid; gap: .75rem; margin: 0; padding: 0; list-style: none }
 .told p { margin: .4rem 0 0; max-width: 44rem }
 .told .soft, .where { font-size: .875rem }
+.told pre { margin: .5rem 0 0; overflow-x: auto; font: .8125rem/1.5 ui-monospace, Menlo, Consolas, monospace }
 .where { color: var(--soft); margin-left: .5rem }
 .notes { margin: 0; padding-left: 1.2rem; max-width: 44rem }
 .notes li { margin: .25rem 0 }

@@ -43,6 +43,8 @@ from thalweg.step.whole import Step
 #: Examples from which changes take their statistics.
 SAMPLE = 512
 LEVELS = ("safe", "full")
+#: Prescriptions that are tried for longer, at most.
+LONGER = 2
 
 
 def body_of(forward: Forward, loss: Loss | None, chosen: Chosen, settings: Settings) -> Body:
@@ -176,9 +178,7 @@ class Mending:
         _take_sample(body, self.chosen.batches)
         level = body.settings.repair
         updates = trial.length(self.planned)
-        tried = [
-            p for p in prescribe(findings, body, level) if not p.is_from_the_start or training.memory.good is not None
-        ]
+        tried = prescribe(findings, body, level, goes_back=training.memory.good is not None)
         if at.mended >= trial.MOST_KEPT:
             tried = []
         while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
@@ -208,14 +208,14 @@ class Mending:
         longer = min(max(training.at.step, 5 * updates), trial.LONGEST)
         if taken is not None or training.interrupt or not training.at.step:
             return taken
-        fresh = [i for i, prescription in enumerate(tried) if prescription.begins_anew]
-        likeliest = list(dict.fromkeys([min(range(len(tried)), key=lambda i: others[i].mean), *fresh[-1:]]))
+        # In order of promise: what is as good as any so far, and what draws weights anew, which is slow to show.
+        level = trial.as_good(own, others)
+        likeliest = [i for i, made in enumerate(tried) if i in level or made.begins_anew][:LONGER]
         while not trial.is_affordable(training.at.tried_steps, 1 + len(likeliest), self.planned, longer):
             if len(likeliest) == 1:
                 return None
-            likeliest.pop(0)
-        # What is slow to show, as what begins anew is, is given as many updates as the training it is held against, or
-        # a few times more.
+            likeliest.pop()
+        # As many updates as the training has had that they are held against, or a few times more.
         before, own, others = self._compared([tried[i] for i in likeliest], longer)
         best = None if training.interrupt else trial.best(own, others, before)
         return None if best is None else likeliest[best]
@@ -236,7 +236,7 @@ class Mending:
                 own.append(arms.in_terms_of(prescription) or control)
             except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
                 # What cannot be done to this network is no repair of it.
-                others, own = [*others[: len(own)], trial.Measured((math.inf,))], [*own, control]
+                others, own = [*others[: len(own)], trial.Measured((math.inf,) * len(control.losses))], [*own, control]
         if not training.interrupt:
             training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
         return before, own, others
@@ -281,7 +281,7 @@ class Mending:
         training.save()
         after = _told(done)
         before = {word: value for word, value in before.items() if word in after}
-        self._tell(Action(prescription.name, at.step, before, after, True, _why(findings)))
+        self._tell(Action(prescription.name, at.step, before, after, True, _why(findings), lines(done)))
 
     def _note(self, history: History, parts: Chosen, prescription: Prescription) -> None:
         """What holds from now on."""
@@ -351,6 +351,6 @@ def _why(findings: list[Finding]) -> str:
     return " ".join(finding.sentence for finding in findings[:2])
 
 
-def lines(repairs: list[Mapping[str, Any]]) -> list[str]:
-    """The code that makes the changes of a run's repairs in a program of the user's own."""
-    return [line for repair in repairs for code, words in repair["changes"] for line in CHANGES[code].lines(words)]
+def lines(done: Done) -> list[str]:
+    """The code that makes the same changes in a program of the user's own."""
+    return [line for code, words in done for line in CHANGES[code].lines(words)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,7 +172,7 @@ class Tending:
         changed = {word: value for word, value in words[1].items() if words[0].get(word) != value}
         action = Action(
             f"treat {tried.code}", tried.step, {w: v for w, v in words[0].items() if w in changed}, changed, kept,
-            tried.finding.sentence,
+            tried.finding.sentence, _lines(changed),
         )  # fmt: skip
         self._history.acted(action)
         self._tell(action)
@@ -214,3 +214,13 @@ def _words(treatment: Treatment) -> dict[str, float | str]:
     if treatment.skips:
         words["skipped"] = "not finite"
     return words
+
+
+def _lines(changed: Mapping[str, float | str]) -> list[str]:
+    """The same in the loop itself: the rate where the optimizer is made, the others ahead of its step."""
+    code = {
+        "rate times": "optimizer = type(optimizer)(model.parameters(), lr={:g} * lr)  # lr as it was",
+        "clip_norm": "torch.nn.utils.clip_grad_norm_(model.parameters(), {:g})",
+        "skipped": "if torch.isfinite(loss): optimizer.step()",
+    }
+    return [code[word].format(value) for word, value in changed.items()]

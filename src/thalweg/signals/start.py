@@ -62,6 +62,7 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
         alike = _alike(parameters, gradients)
         if any(name in alike for name in found["symmetric_layers"]):
             alike &= _alike_after(step, batch, parameters, gradients)
+        found["symmetric_layers"] = _with_units(model, found["symmetric_layers"], alike)
         found["unbroken_layers"] = [name for name in found["symmetric_layers"] if name in alike]
         found["random_in_evaluation"] = _is_random(step, batch)
     except (
@@ -132,6 +133,14 @@ def _of_weights(model: nn.Module) -> dict[str, Any]:
         if rows is not None and len(rows) > 1 and bool((rows == rows[:1]).all()):
             alike.append(name.rpartition(".")[0] or name)
     return {"symmetric_layers": list(dict.fromkeys(alike))}
+
+
+def _with_units(model: nn.Module, names: list[str], alike: set[str]) -> list[str]:
+    """Those of the layers that are matrices, or get one gradient for all rows as a matrix would: the rows of a table of
+    places, or of scales by frequency, are no units, and may well begin the same.
+    """
+    matrices = {name for name, module in model.named_modules() if isinstance(module, _MATRICES)}
+    return [name for name in names if name in matrices or name in alike]
 
 
 def _in_eval(model: nn.Module) -> list[str]:

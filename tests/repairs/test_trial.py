@@ -1,0 +1,65 @@
+"""What is tried first, and which of the arms of a trial is kept."""
+
+from __future__ import annotations
+
+import pytest
+from bodies import body_of
+
+from thalweg.records.finding import Finding
+from thalweg.repairs import prescriptions
+from thalweg.repairs.prescriptions import MOST, TABLE, candidates, prescribe, promise, successes
+from thalweg.repairs.trial import Measured, as_good, best
+
+CONTROL = Measured((2.0, 2.1, 1.9, 2.0))
+GOOD = Measured((1.0, 1.2, 0.9, 1.1))
+AS_GOOD = Measured((1.1, 1.0, 1.0, 1.0))
+BETTER_THAN_NONE = Measured((1.8, 1.9, 1.7, 1.8))
+LOST = Measured((float("inf"),) * 4)
+
+
+def test_of_arms_within_the_noise_the_first_is_kept() -> None:
+    assert best([CONTROL] * 3, [BETTER_THAN_NONE, GOOD, AS_GOOD]) == 1
+    assert best([CONTROL] * 3, [BETTER_THAN_NONE, AS_GOOD, GOOD]) == 1
+    assert best([CONTROL] * 2, [BETTER_THAN_NONE, CONTROL]) == 0
+    assert best([CONTROL] * 2, [CONTROL, CONTROL]) is None
+
+
+def test_what_could_not_be_done_is_never_as_good() -> None:
+    assert as_good([CONTROL, CONTROL], [LOST, CONTROL]) == [1]
+    assert as_good([], []) == []
+
+
+def test_a_control_that_is_lost_makes_no_difference_between_arms() -> None:
+    lost = Measured((float("inf"),) * 4)
+    assert best([lost] * 2, [BETTER_THAN_NONE, GOOD]) == 1
+
+
+def finding(code: str) -> Finding:
+    return Finding(code, "warning", 10, "")
+
+
+def test_what_has_mended_most_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    names = [made.name for made in candidates([finding("vanishing_gradient")], body, "full")]
+    assert len(names) > MOST
+    counts = {"vanishing_gradient": {names[-1]: [9, 10], names[0]: [0, 10]}}
+    monkeypatch.setattr(prescriptions, "successes", lambda: counts)
+    tried = [made.name for made in prescribe([finding("vanishing_gradient")], body, "full")]
+    assert len(tried) == MOST
+    assert tried[0] == names[-1]
+    assert names[0] not in tried
+    assert promise("vanishing_gradient", names[-1]) > promise("dead_units", names[0])
+
+
+def test_without_a_good_state_nothing_begins_there() -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    found = prescribe([finding("diverging_loss")], body, "safe", goes_back=False)
+    assert not any(made.is_from_the_start for made in found)
+
+
+def test_what_was_counted_names_what_there_is() -> None:
+    names = {name.removeprefix("-") for of in (*TABLE.values(), prescriptions.RENEW) for name in of} | {"together"}
+    for code, of in successes().items():
+        assert code in TABLE
+        assert set(of) <= names
+        assert all(0 <= mended <= tried for mended, tried in of.values())
