@@ -199,6 +199,12 @@ def test_a_rate_beyond_all_that_is_usual_is_no_mere_consequence(rule: dict[str, 
     assert ("learning_rate_too_high" in codes(sick)) == both
 
 
+def test_validation_without_a_number_is_no_fault_of_the_labels() -> None:
+    lost = training(lambda step: 2.3 if step < 50 else float("nan"), validation=lambda step: float("nan"))
+    assert "bad_labels" not in codes(lost)
+    assert "non_finite" in codes(lost)
+
+
 def test_an_output_layer_may_begin_small_and_a_hidden_one_may_not() -> None:
     for small, told in (("4", False), ("2", True)):
         layers = [

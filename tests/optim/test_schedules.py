@@ -232,3 +232,12 @@ def test_every_factor_states_its_source_or_formula():
     functions = [f for _, f in inspect.getmembers(schedules, inspect.isfunction) if f.__annotations__.get("t") == "int"]
     assert len(functions) == 9
     assert all(f.__doc__ for f in functions)
+
+
+def test_an_update_that_was_left_out_is_counted_without_a_warning(recwarn):
+    """A first batch that is not finite, with `skip_batches`: the optimizer has not stepped, the schedule goes on."""
+    o = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = schedules.TorchSchedule(lr_scheduler.ExponentialLR(o, 0.5))
+    schedule.apply(o, 1)
+    assert o.param_groups[0]["lr"] == 0.5
+    assert not recwarn.list

@@ -45,7 +45,9 @@ def _unrelated(case: Case, outcomes: set[str]) -> Finding | None:
     agreement, chance = case.fact("neighbour_agreement"), case.fact("neighbour_chance")
     if course.trivial is None:
         return None
-    never = len(validation) >= 4 and float(np.nanmin(validation)) > NEVER * course.trivial and not _carries_over(case)
+    finite = validation[np.isfinite(validation)]
+    best = float(finite.min()) if len(finite) else np.nan
+    never = len(validation) >= 4 and best > NEVER * course.trivial and not _carries_over(case)
     learned = course.learned > 0.1
     by_chance = known = False
     if agreement is not None and chance is not None:
@@ -56,8 +58,8 @@ def _unrelated(case: Case, outcomes: set[str]) -> Finding | None:
     elif not (never and learned) or (known and "overfitting" in outcomes):  # learned by heart, and neighbours do agree
         return None
     evidence = {"trivial": course.trivial}
-    if len(validation):
-        evidence["best_validation_loss"] = float(np.nanmin(validation))
+    if len(finite):
+        evidence["best_validation_loss"] = best
     if agreement is not None and chance is not None:
         evidence |= {"neighbour_agreement": agreement, "neighbour_chance": chance}
     return Finding(

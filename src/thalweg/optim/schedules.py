@@ -217,6 +217,8 @@ class TorchSchedule:
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:  # noqa: D102
         if not self.is_plateau:
+            # An update that was skipped, or made by another process, is one that torch warns it has not seen.
+            self.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]
             while self._num_steps < step:
                 self._num_steps += 1
                 self.scheduler.step()
@@ -236,8 +238,6 @@ class TorchSchedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: D102
         self._num_steps = state["num_steps"]
         self.scheduler.load_state_dict(_from_json(state["scheduler"]))
-        # The update that came before was made by another process; torch warns where it has seen none.
-        self.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
 def _scheduler(given: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
