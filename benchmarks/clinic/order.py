@@ -50,7 +50,7 @@ def forced(number: int, told: dict[str, Any]) -> Iterator[None]:
         return found[number : number + 1]
 
     before = mending.prescribe, mending.Mending._try
-    mending.prescribe, mending.Mending._try = prescribe, lambda self, tried, updates: 0
+    mending.prescribe, mending.Mending._try = prescribe, lambda self, *of: 0
     try:
         yield
     finally:

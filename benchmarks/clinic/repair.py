@@ -111,7 +111,7 @@ def at_random(seed: int) -> Iterator[None]:
         return []
 
     before = mending.prescribe, mending.Mending._try
-    mending.prescribe, mending.Mending._try = prescribe, lambda self, tried, updates: 0
+    mending.prescribe, mending.Mending._try = prescribe, lambda self, *of: 0
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from bodies import body_of
 from thalweg.records.finding import Finding
 from thalweg.repairs import prescriptions
 from thalweg.repairs.prescriptions import MOST, TABLE, candidates, prescribe, promise, successes
-from thalweg.repairs.trial import Measured, as_good, best
+from thalweg.repairs.trial import Measured, as_good, best, harmless
 
 CONTROL = Measured((2.0, 2.1, 1.9, 2.0))
 GOOD = Measured((1.0, 1.2, 0.9, 1.1))
@@ -32,6 +32,13 @@ def test_what_could_not_be_done_is_never_as_good() -> None:
 def test_a_control_that_is_lost_makes_no_difference_between_arms() -> None:
     lost = Measured((float("inf"),) * 4)
     assert best([lost] * 2, [BETTER_THAN_NONE, GOOD]) == 1
+
+
+def test_where_nothing_is_learned_the_first_that_does_no_harm_is_kept() -> None:
+    worse, a_little_worse = Measured((3.0, 3.1, 2.9, 3.0)), Measured((2.04, 2.14, 1.94, 2.04))
+    assert harmless(CONTROL, CONTROL, [CONTROL] * 3, [LOST, worse, a_little_worse]) == 2
+    assert harmless(CONTROL, CONTROL, [CONTROL] * 2, [LOST, worse]) is None
+    assert harmless(CONTROL, GOOD, [GOOD], [GOOD]) is None  # it gets on by itself
 
 
 def finding(code: str) -> Finding:

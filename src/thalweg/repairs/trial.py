@@ -17,6 +17,8 @@ SURE = 2.5
 #: Share of the control's loss that a gain must come to, where the control stands still; and where it is getting on, in
 #: which case the gain must also be as large as what the control gains by itself.
 MARGIN, MARGIN_OF_MOVING = 0.005, 0.05
+#: Share of the control's loss by which an arm may end worse where there is nothing to lose.
+TOLERATED = 0.05
 #: Updates of a trial: a share of the training that is planned, and bounds; of a training of unknown length the least.
 SHARE, FEWEST, LONGEST = 1 / 32, 20, 1000
 #: Share of the planned training that trials may cost in all.
@@ -99,6 +101,27 @@ def best(controls: Sequence[Measured], others: Sequence[Measured], before: Measu
     """
     better = [i for i, pair in enumerate(zip(controls, others, strict=True)) if is_better(*pair, before)]
     return next(iter(as_good(controls, others, better)), None)
+
+
+def harmless(before: Measured, control: Measured, own: Sequence[Measured], others: Sequence[Measured]) -> int | None:
+    """The first arm that is no worse than a control that stands still; None where it gets on, or all are worse.
+
+    For a cause that is surely there: a network that learns nothing has nothing to lose, and one that begins anew may
+    take longer than a trial to show that it learns.
+
+    >>> start, still = Measured((0.69, 0.70, 0.69)), Measured((0.69, 0.69, 0.70))
+    >>> harmless(start, still, [still, still], [Measured((1.3, 1.2, 1.4)), Measured((0.70, 0.70, 0.69))])
+    1
+    """
+    if _is_lower(before, control):
+        return None
+    return next((i for i, (a, b) in enumerate(zip(own, others, strict=True)) if not _is_worse(a, b)), None)
+
+
+def _is_worse(control: Measured, other: Measured) -> bool:
+    if not math.isfinite(other.mean):
+        return True
+    return other.mean - control.mean > TOLERATED * abs(control.mean) and _is_lower(other, control)
 
 
 def as_good(controls: Sequence[Measured], others: Sequence[Measured], of: Sequence[int] | None = None) -> list[int]:

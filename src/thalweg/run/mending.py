@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from thalweg.loop.memory import untouched
 from thalweg.loop.setup import Setup, Standing
 from thalweg.loop.train import ILL, Training
 from thalweg.records.action import Action
-from thalweg.records.finding import Finding
+from thalweg.records.finding import SYMPTOMS, Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
@@ -43,6 +43,8 @@ from thalweg.step.whole import Step
 #: Examples from which changes take their statistics.
 SAMPLE = 512
 LEVELS = ("safe", "full")
+#: Confidence of a cause that is surely there.
+SURE = 0.9
 #: Prescriptions that are tried for longer, at most.
 LONGER = 2
 
@@ -123,6 +125,24 @@ def again_made(body: Body, repairs: list[Mapping[str, Any]]) -> None:
         _extend(body, repair["given_back"])
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a trial measured: where all begin, the control, and for each arm the control in its terms and itself."""
+
+    before: trial.Measured
+    control: trial.Measured
+    own: list[trial.Measured]
+    others: list[trial.Measured]
+
+    def best(self) -> int | None:
+        """The arm that is kept because it is better."""
+        return trial.best(self.own, self.others, self.before)
+
+    def harmless(self) -> int | None:
+        """The arm that is kept because it is right, and nothing is lost."""
+        return trial.harmless(self.before, self.control, self.own, self.others)
+
+
 class Mending:
     """Runs a training; where it is ill, it is treated and goes on."""
 
@@ -184,7 +204,8 @@ class Mending:
         while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
             tried.pop()
         spent = at.tried_steps
-        taken = self._try(tried, updates) if tried else None
+        is_sure = any(f.confidence >= SURE and f.severity != "note" and f.code not in SYMPTOMS for f in findings)
+        taken = self._try(tried, updates, is_sure) if tried else None
         if training.interrupt:  # it is tried again from the beginning
             at.tried_steps = spent
             return
@@ -199,31 +220,35 @@ class Mending:
                 Action("trial", at.step, {}, {"tried": what}, False, f"{_why(findings)} Nothing tried did better.")
             )
 
-    def _try(self, tried: list[Prescription], updates: int) -> int | None:
-        """The number of the prescription that did best, of those that did better than none; else None."""
-        training = self.training
-        self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
-        before, own, others = self._compared(tried, updates)
-        taken = None if training.interrupt else trial.best(own, others, before)
-        longer = min(max(training.at.step, 5 * updates), trial.LONGEST)
-        if taken is not None or training.interrupt or not training.at.step:
-            return taken
-        # In order of promise: what is as good as any so far, and what draws weights anew, which is slow to show.
-        level = trial.as_good(own, others)
-        likeliest = [i for i, made in enumerate(tried) if i in level or made.begins_anew][:LONGER]
-        while not trial.is_affordable(training.at.tried_steps, 1 + len(likeliest), self.planned, longer):
-            if len(likeliest) == 1:
-                return None
-            likeliest.pop()
-        # As many updates as the training has had that they are held against, or a few times more.
-        before, own, others = self._compared([tried[i] for i in likeliest], longer)
-        best = None if training.interrupt else trial.best(own, others, before)
-        return None if best is None else likeliest[best]
+    def _try(self, tried: list[Prescription], updates: int, is_sure: bool = False) -> int | None:
+        """The number of the prescription that did best, of those that did better than none; else None.
 
-    def _compared(
-        self, tried: list[Prescription], updates: int
-    ) -> tuple[trial.Measured, list[trial.Measured], list[trial.Measured]]:
-        """Where all begin; controls, each in the terms of an arm; and the arms, none once it is interrupted."""
+        `is_sure`: what they are for is surely there, and what does no harm will do where nothing is learned.
+        """
+        at = self.training.at
+        self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
+        seen = self._compared(tried, updates)
+        taken = seen.best()
+        longer = min(max(at.step, 5 * updates), trial.LONGEST)
+        likeliest = list(range(len(tried)))
+        if taken is None and at.step and not self.training.interrupt:
+            # In order of promise: what is as good as any so far, and what draws weights anew, which is slow to show;
+            # over as many updates as the training has had that they are held against, or a few times more.
+            level = trial.as_good(seen.own, seen.others)
+            likeliest = [i for i, made in enumerate(tried) if i in level or made.begins_anew][:LONGER]
+            while likeliest and not trial.is_affordable(at.tried_steps, 1 + len(likeliest), self.planned, longer):
+                likeliest.pop()
+            if likeliest:
+                seen = self._compared([tried[i] for i in likeliest], longer)
+                taken = seen.best()
+            else:
+                likeliest = list(range(len(tried)))
+        if taken is None and is_sure:
+            taken = seen.harmless()
+        return None if taken is None or self.training.interrupt else likeliest[taken]
+
+    def _compared(self, tried: list[Prescription], updates: int) -> Compared:
+        """Arms with a prescription each beside one without; fewer of them once it is interrupted."""
         training = self.training
         arms = Arms(training, self.chosen, self.body, updates)
         before, control = arms.before(), arms.control()
@@ -239,7 +264,7 @@ class Mending:
                 others, own = [*others[: len(own)], trial.Measured((math.inf,) * len(control.losses))], [*own, control]
         if not training.interrupt:
             training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
-        return before, own, others
+        return Compared(before, control, own, others)
 
     def _keep(self, prescription: Prescription, findings: list[Finding]) -> None:
         """Go on as a training that was mended."""
