@@ -108,6 +108,19 @@ def test_recurrent_weights() -> None:
     assert float(model.weight_ih_l0.detach().abs().max()) <= bound
 
 
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_gates_remember_over_long_sequences(cell: type[nn.RNNBase]) -> None:
+    model = cell(2, 200, batch_first=True)
+    made(body(nn.Sequential(model), torch.randn(4, 500, 2), torch.zeros(4)), "initialise", method="he")
+    gates = (model.bias_ih_l0 + model.bias_hh_l0).detach().view(-1, 200)
+    steps = gates[1].exp()  # a unit with such a bias forgets over about so many steps
+    assert 1 <= steps.min() < 50 < 200 < steps.mean() < 300 < 450 < steps.max() <= 499.001
+    others = gates[2:] if cell is nn.LSTM else gates[[0, 2]]
+    assert not others.any()
+    if cell is nn.LSTM:
+        assert torch.equal(gates[0], -gates[1])
+
+
 def test_norms_embeddings_and_what_stays() -> None:
     model = nn.Sequential(nn.Embedding(2000, 64, padding_idx=3), nn.LayerNorm(64), nn.Linear(64, 3))
     with torch.no_grad():

@@ -18,6 +18,8 @@ from thalweg.tensors.seeds import untouched
 SLOPE = 0.1
 #: Of inputs that are dropped ahead of the last layer, for wide and for narrow ones: Srivastava et al. 2014, A.4.
 DROPPED, DROPPED_OF_FEW, WIDE = 0.5, 0.2, 128
+#: Modules that are told one by one.
+FEW = 4
 _WEIGHTED = (*MATRICES, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _ZERO_BELOW = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh)
 _FLAT = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid)
@@ -72,8 +74,14 @@ class SwapActivation:
         return put(body.model, instead)
 
     def lines(self, words: Words) -> list[str]:
-        """An assignment each."""
-        return [f"{code(name)} = {_CODE[kind]}" for kind, where in words.items() for name in names(where)]
+        """An assignment each, or a loop where there are many."""
+        lines = []
+        for kind, where in words.items():
+            if len(names(where)) > FEW:
+                lines += [f'for name in "{where}".split():', f"    model.set_submodule(name, {_CODE[kind]})"]
+            else:
+                lines += [f"{code(name)} = {_CODE[kind]}" for name in names(where)]
+        return lines
 
 
 def _hidden(passed: Pass) -> list[Call]:

@@ -34,6 +34,8 @@ DEEP = 8
 TOLERANCE, TRIES = 0.1, 10
 #: σ' is at most 1/4: Glorot & Bengio 2010 take weights for it four times as large as for tanh.
 SIGMOID_GAIN = 4.0
+#: Steps of a sequence from which on the gates of a recurrent layer have to be told to remember.
+LONG = 100
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -50,11 +52,12 @@ class Initialise:
       (Mishkin & Matas 2016).
 
     In each: recurrent matrices orthogonal and those of inputs Glorot's, gate by gate, forget gates with bias 1
-    (Jozefowicz et al. 2015); attention's projections Glorot's; embeddings N(0, 1 / width); norms 1 and 0 with fresh
-    statistics; biases 0. The layer that makes the output is N(0, 1 / inputs²), as in μP (Yang et al. 2022), so that a
-    training begins from small outputs; `lsuv` does not divide it, which is a departure. Drawn from torch's global
-    generator. Parameters that are not trained, those under a parametrization and those of modules that are not torch's
-    stay as they are.
+    (Jozefowicz et al. 2015), or over sequences of T ≥ 100 steps gates that keep with ln U(1, T − 1) and those that let
+    in with its negative, so that units remember over all lengths up to T (Tallec & Ollivier 2018); attention's
+    projections Glorot's; embeddings N(0, 1 / width); norms 1 and 0 with fresh statistics; biases 0. The layer that
+    makes the output is N(0, 1 / inputs²), as in μP (Yang et al. 2022), so that a training begins from small outputs;
+    `lsuv` does not divide it, which is a departure. Drawn from torch's global generator. Parameters that are not
+    trained, those under a parametrization and those of modules that are not torch's stay as they are.
     """
 
     code = "initialise"
@@ -70,7 +73,9 @@ class Initialise:
         method = "he" if rectified >= saturating else "glorot"
         if rectified + saturating >= DEEP and not any(isinstance(m, NORMS) for m in body.model.modules()):
             method = "lsuv"
-        return {"method": method, "where": "all"}
+        words: dict[str, float | str] = {"method": method, "where": "all"}
+        longest = max((_length(call) for call in passed.calls if isinstance(call.module, nn.RNNBase)), default=0)
+        return words | ({"remembers": float(longest)} if longest >= LONG else {})
 
     def apply(self, body: Body, words: Words) -> Undo:
         """Draw; the tensors stay the same ones, with other values."""
@@ -80,10 +85,16 @@ class Initialise:
         undo = _kept(chosen)
         passed = look(body)
         followers = {call.module: _follower(passed, call) for call in reversed(passed.calls)}
+        lengths: dict[nn.Module, int] = {
+            call.module: _length(call) for call in passed.calls if isinstance(call.module, nn.RNNBase)
+        }
         seen: set[int] = set()
         with torch.no_grad():
             for module in chosen:
-                _draw(module, method, followers.get(module, ""), seen)
+                if isinstance(module, _RECURRENT):
+                    _draw_recurrent(module, lengths.get(module, 1), seen)
+                else:
+                    _draw(module, method, followers.get(module, ""), seen)
             if method == "lsuv":
                 _unit_variances(body, [module for module in chosen if followers.get(module) != "output"])
         return undo
@@ -107,6 +118,11 @@ class Initialise:
             ]
         if words["method"] == "lsuv":
             lines.append("# then, layer by layer: layer.weight /= layer's output on a batch .std()")
+        if "remembers" in words:
+            lines.append(
+                "# of recurrent layers, the bias of gates that keep: torch.empty(hidden_size).uniform_"
+                f"(1, {float(words['remembers']) - 1:.0f}).log(); of an LSTM's input gates: minus the same"
+            )
         return lines
 
 
@@ -164,8 +180,6 @@ def _draw(module: nn.Module, method: str, follower: str, seen: set[int]) -> None
             module.weight.normal_(0, module.weight.shape[1] ** -0.5)
             if module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
-    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        _draw_recurrent(module, seen)
     elif isinstance(module, nn.MultiheadAttention):
         for name, p in module.named_parameters(recurse=False):
             if name in ("bias_k", "bias_v"):
@@ -223,22 +237,43 @@ def fans(module: Any) -> tuple[float, float]:
     return float(weight.shape[1] * field), weight.shape[0] / getattr(module, "groups", 1) * field
 
 
-def _draw_recurrent(module: nn.Module, seen: set[int]) -> None:
+def _length(call: Call) -> int:
+    """Steps of the sequences that a recurrent layer took."""
+    x: Any = call.input
+    if x is None or x.ndim < 3:
+        return len(x) if x is not None else 1
+    return int(x.shape[1 if call.module.batch_first else 0])
+
+
+def _draw_recurrent(module: nn.Module, length: int, seen: set[int]) -> None:
     """Gate by gate: orthogonal from state to state, Glorot's from input to state."""
     width = int(module.hidden_size)  # type: ignore[arg-type]
-    is_lstm = isinstance(module, nn.LSTM | nn.LSTMCell)
     for name, p in module.named_parameters(recurse=False):
         if not _first(p, seen):
             continue
         if p.ndim < 2:
             p.zero_()
-            if is_lstm and name.startswith("bias_ih"):
-                p[width : 2 * width] = 1.0  # the gates are in the order input, forget, cell, output
+            if name.startswith("bias_ih"):
+                _remember(module, p.view(-1, width), length)
         elif name.startswith("weight_hr"):
             nn.init.orthogonal_(p)
         else:
             for gate in p.split(width):
                 nn.init.orthogonal_(gate) if name.startswith("weight_hh") else nn.init.xavier_uniform_(gate)
+
+
+def _remember(module: nn.Module, gates: Tensor, length: int) -> None:
+    """Biases `[gates, width]` with which units keep what they hold.
+
+    Of an LSTM's gates (input, forget, cell, output) and of a GRU's (reset, update, new) the second keeps.
+    """
+    is_lstm, is_gru = isinstance(module, nn.LSTM | nn.LSTMCell), isinstance(module, nn.GRU | nn.GRUCell)
+    if length >= LONG and (is_lstm or is_gru):
+        gates[1] = torch.empty_like(gates[1]).uniform_(1, length - 1).log_()
+        if is_lstm:
+            gates[0] = -gates[1]
+    elif is_lstm:
+        gates[1] = 1.0
 
 
 def _unit_variances(body: Body, chosen: list[nn.Module]) -> None:

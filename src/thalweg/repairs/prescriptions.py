@@ -220,11 +220,14 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
 def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bool = True) -> list[Prescription]:
     """What to try against findings, ranked as `ranked` ranks them: the most promising first, `MOST` at most.
 
-    Without a good state to go back to (`goes_back`), nothing that begins there.
+    What the findings themselves ask for, the first candidate, is always among them. Without a good state to go back to
+    (`goes_back`), nothing that begins there.
     """
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
     code = next((finding.code for finding in findings if finding.code in TABLE), "")
-    return sorted(found, key=lambda made: -promise(code, made.name))[:MOST]
+    promising = sorted(found, key=lambda made: -promise(code, made.name))
+    asked = [made for made in found[:1] if made not in promising[:MOST]]  # counts are of small networks
+    return [*promising[: MOST - len(asked)], *asked]
 
 
 def promise(code: str, name: str) -> float:
