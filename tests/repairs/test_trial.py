@@ -34,11 +34,12 @@ def test_a_control_that_is_lost_makes_no_difference_between_arms() -> None:
     assert best([lost] * 2, [BETTER_THAN_NONE, GOOD]) == 1
 
 
-def test_where_nothing_is_learned_the_first_that_does_no_harm_is_kept() -> None:
+def test_where_nothing_is_learned_what_does_no_harm_may_be_kept() -> None:
     worse, a_little_worse = Measured((3.0, 3.1, 2.9, 3.0)), Measured((2.04, 2.14, 1.94, 2.04))
-    assert harmless(CONTROL, CONTROL, [CONTROL] * 3, [LOST, worse, a_little_worse]) == 2
-    assert harmless(CONTROL, CONTROL, [CONTROL] * 2, [LOST, worse]) is None
-    assert harmless(CONTROL, GOOD, [GOOD], [GOOD]) is None  # it gets on by itself
+    assert harmless(CONTROL, [CONTROL] * 3, [LOST, worse, a_little_worse], trivial=2.0) == [2]
+    assert harmless(CONTROL, [CONTROL] * 2, [LOST, worse], trivial=2.0) == []
+    for trivial in (2.3, float("inf")):  # it has learned something, or that is not known
+        assert harmless(CONTROL, [CONTROL], [a_little_worse], trivial) == []
 
 
 def finding(code: str) -> Finding:
@@ -56,7 +57,7 @@ def test_what_has_mended_most_is_tried_first(monkeypatch: pytest.MonkeyPatch) ->
     assert tried[0] == names[-1]
     assert tried[-1] == names[0]  # what was asked for
     assert names[1] not in tried
-    assert promise("vanishing_gradient", names[-1]) > promise("dead_units", names[0])
+    assert promise([finding("vanishing_gradient")], names[-1]) > promise([finding("dead_units")], names[0])
 
 
 def test_without_a_good_state_nothing_begins_there() -> None:

@@ -82,7 +82,7 @@ def test_a_trial_in_which_nothing_helps_leaves_no_trace(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off", epochs=2)
-    monkeypatch.setattr(mending.trial, "best", lambda controls, others, before=None: None)
+    monkeypatch.setattr(mending.trial, "best", lambda *of: None)
     tried = fitted(data, tmp_path / "safe", learning_rate=3.0, repair="safe", epochs=2)
     assert tried.actions and not any(action.kept for action in tried.actions)
     assert same(weights(off), weights(tried))
@@ -159,7 +159,7 @@ def test_momentum_is_carried_over_for_all_tensors_or_begins_at_zero() -> None:
 def test_a_training_ends_however_often_it_would_begin_anew(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mending.trial, "best", lambda controls, others, before=None: 0)
+    monkeypatch.setattr(mending.trial, "best", lambda *of: 0)
     monkeypatch.setattr(mending.trial, "is_affordable", lambda *of: True)
     hopeless = (data[0], data[1][torch.randperm(len(data[1]), generator=torch.Generator().manual_seed(1))])
     run = fitted(hopeless, tmp_path, optimizer="adamw", learning_rate=1e-7, repair="full", epochs=4)

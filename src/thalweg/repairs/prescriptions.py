@@ -224,18 +224,18 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bo
     (`goes_back`), nothing that begins there.
     """
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
-    code = next((finding.code for finding in findings if finding.code in TABLE), "")
-    promising = sorted(found, key=lambda made: -promise(code, made.name))
+    promising = sorted(found, key=lambda made: -promise(findings, made.name))
     asked = [made for made in found[:1] if made not in promising[:MOST]]  # counts are of small networks
     return [*promising[: MOST - len(asked)], *asked]
 
 
-def promise(code: str, name: str) -> float:
-    """How often a prescription has mended what a finding led to, of two more tries, one of which it did.
+def promise(findings: Sequence[Finding], name: str) -> float:
+    """How often a prescription has mended what the first of the findings led to: (mended + 1) / (tried + 2).
 
     Counted on the clinic's tuning part by `benchmarks/clinic/order.py`; of a pair that was not tried there, over all
     findings.
     """
+    code = next((finding.code for finding in findings if finding.code in TABLE), "")
     counts = successes()
     tried = counts.get(code, {}).get(name) or [sum(of[name][i] for of in counts.values() if name in of) for i in (0, 1)]
     return (tried[0] + 1) / (tried[1] + 2)

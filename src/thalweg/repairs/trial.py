@@ -17,7 +17,7 @@ SURE = 2.5
 #: Share of the control's loss that a gain must come to, where the control stands still; and where it is getting on, in
 #: which case the gain must also be as large as what the control gains by itself.
 MARGIN, MARGIN_OF_MOVING = 0.005, 0.05
-#: Share of the control's loss by which an arm may end worse where there is nothing to lose.
+#: Share of the trivial loss below it that is nothing learned, and of the control's loss by which an arm may end worse.
 TOLERATED = 0.05
 #: Updates of a trial: a share of the training that is planned, and bounds; of a training of unknown length the least.
 SHARE, FEWEST, LONGEST = 1 / 32, 20, 1000
@@ -61,8 +61,11 @@ def price(updates: int) -> int:
     return updates + max(1, round(COOL_DOWN * updates))
 
 
-def is_better(control: Measured, other: Measured, before: Measured | None = None) -> bool:
+def is_better(control: Measured, other: Measured, before: Measured | None = None, trivial: float = math.inf) -> bool:
     """Whether an arm is better than the control beyond noise; `before` is where both began, in the control's terms.
+
+    What a control gains by itself counts below the `trivial` loss, that of one answer for all: to come down to it from
+    above is no learning.
 
     >>> start, control = Measured((2.0, 2.1, 1.9)), Measured((1.0, 1.1, 0.9))
     >>> is_better(control, Measured((0.5, 0.55, 0.45)))
@@ -71,6 +74,8 @@ def is_better(control: Measured, other: Measured, before: Measured | None = None
     False
     >>> is_better(control, Measured((0.5, 0.55, 0.45)), start)  # it halves the loss by itself
     False
+    >>> is_better(control, Measured((0.5, 0.55, 0.45)), start, trivial=1.1)  # it has come down to where one begins
+    True
     """
     if not math.isfinite(other.mean):
         return False
@@ -78,7 +83,7 @@ def is_better(control: Measured, other: Measured, before: Measured | None = None
         return True
     margin = MARGIN * abs(control.mean)
     if before is not None and math.isfinite(before.mean) and _is_lower(before, control):
-        margin = max(MARGIN_OF_MOVING * abs(control.mean), before.mean - control.mean)
+        margin = max(MARGIN_OF_MOVING * abs(control.mean), min(before.mean, trivial) - control.mean)
     return control.mean - other.mean > margin and _is_lower(control, other)
 
 
@@ -92,30 +97,35 @@ def _falls(first: Sequence[float], second: Sequence[float]) -> bool:
     return len(gains) > 1 and statistics.fmean(gains) > SURE * statistics.stdev(gains) / math.sqrt(len(gains))
 
 
-def best(controls: Sequence[Measured], others: Sequence[Measured], before: Measured | None = None) -> int | None:
+def best(
+    controls: Sequence[Measured],
+    others: Sequence[Measured],
+    before: Measured | None = None,
+    trivial: float = math.inf,
+) -> int | None:
     """The number of the arm that is kept, of those that are better; None where none is.
 
     It is the first that is as good as the one with the greatest gain: arms stand in order of promise, and what is
     within the noise of the greatest gain is as good. Each arm has a control of its own, measured in its terms: a repair
     of the loss changes what is measured.
     """
-    better = [i for i, pair in enumerate(zip(controls, others, strict=True)) if is_better(*pair, before)]
+    better = [i for i, pair in enumerate(zip(controls, others, strict=True)) if is_better(*pair, before, trivial)]
     return next(iter(as_good(controls, others, better)), None)
 
 
-def harmless(before: Measured, control: Measured, own: Sequence[Measured], others: Sequence[Measured]) -> int | None:
-    """The first arm that is no worse than a control that stands still; None where it gets on, or all are worse.
+def harmless(control: Measured, own: Sequence[Measured], others: Sequence[Measured], trivial: float) -> list[int]:
+    """The arms that are no worse than a control that has learned nothing; none where it has.
 
-    For a cause that is surely there: a network that learns nothing has nothing to lose, and one that begins anew may
-    take longer than a trial to show that it learns.
+    A network that has learned nothing has nothing to lose, and one that begins anew may take longer than a trial to
+    show that it learns.
 
-    >>> start, still = Measured((0.69, 0.70, 0.69)), Measured((0.69, 0.69, 0.70))
-    >>> harmless(start, still, [still, still], [Measured((1.3, 1.2, 1.4)), Measured((0.70, 0.70, 0.69))])
-    1
+    >>> still = Measured((0.69, 0.69, 0.70))
+    >>> harmless(still, [still, still], [Measured((1.3, 1.2, 1.4)), Measured((0.70, 0.70, 0.69))], trivial=0.693)
+    [1]
     """
-    if _is_lower(before, control):
-        return None
-    return next((i for i, (a, b) in enumerate(zip(own, others, strict=True)) if not _is_worse(a, b)), None)
+    if not control.mean >= (1 - TOLERATED) * trivial:
+        return []
+    return [i for i, (a, b) in enumerate(zip(own, others, strict=True)) if not _is_worse(a, b)]
 
 
 def _is_worse(control: Measured, other: Measured) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
 from thalweg.repairs import network, trial
 from thalweg.repairs.change import Body
-from thalweg.repairs.prescriptions import CHANGES, Prescription, prescribe
+from thalweg.repairs.prescriptions import CHANGES, Prescription, prescribe, promise
 from thalweg.run.arms import Arms, Done, administer, parts_of
 from thalweg.run.choices import Chosen
 from thalweg.run.facts import facts, of_settings
@@ -43,8 +43,8 @@ from thalweg.step.whole import Step
 #: Examples from which changes take their statistics.
 SAMPLE = 512
 LEVELS = ("safe", "full")
-#: Confidence of a cause that is surely there.
-SURE = 0.9
+#: Confidence of a cause that is surely there; share of trainings mended from which a prescription is right by itself.
+SURE, PROMISING = 0.9, 0.7
 #: Prescriptions that are tried for longer, at most.
 LONGER = 2
 
@@ -133,14 +133,16 @@ class Compared:
     control: trial.Measured
     own: list[trial.Measured]
     others: list[trial.Measured]
+    trivial: float
+    """The loss of one answer for all; infinite where that is not known."""
 
     def best(self) -> int | None:
         """The arm that is kept because it is better."""
-        return trial.best(self.own, self.others, self.before)
+        return trial.best(self.own, self.others, self.before, self.trivial)
 
-    def harmless(self) -> int | None:
-        """The arm that is kept because it is right, and nothing is lost."""
-        return trial.harmless(self.before, self.control, self.own, self.others)
+    def harmless(self) -> list[int]:
+        """The arms that are no worse, where the control has learned nothing."""
+        return trial.harmless(self.control, self.own, self.others, self.trivial)
 
 
 class Mending:
@@ -204,8 +206,7 @@ class Mending:
         while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
             tried.pop()
         spent = at.tried_steps
-        is_sure = any(f.confidence >= SURE and f.severity != "note" and f.code not in SYMPTOMS for f in findings)
-        taken = self._try(tried, updates, is_sure) if tried else None
+        taken = self._try(tried, updates, _right(findings, tried)) if tried else None
         if training.interrupt:  # it is tried again from the beginning
             at.tried_steps = spent
             return
@@ -220,10 +221,10 @@ class Mending:
                 Action("trial", at.step, {}, {"tried": what}, False, f"{_why(findings)} Nothing tried did better.")
             )
 
-    def _try(self, tried: list[Prescription], updates: int, is_sure: bool = False) -> int | None:
+    def _try(self, tried: list[Prescription], updates: int, right: Collection[str] = ()) -> int | None:
         """The number of the prescription that did best, of those that did better than none; else None.
 
-        `is_sure`: what they are for is surely there, and what does no harm will do where nothing is learned.
+        Those named in `right` are kept, too, where nothing is learned and they do no harm.
         """
         at = self.training.at
         self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
@@ -243,8 +244,8 @@ class Mending:
                 taken = seen.best()
             else:
                 likeliest = list(range(len(tried)))
-        if taken is None and is_sure:
-            taken = seen.harmless()
+        if taken is None:
+            taken = next((i for i in seen.harmless() if tried[likeliest[i]].name in right), None)
         return None if taken is None or self.training.interrupt else likeliest[taken]
 
     def _compared(self, tried: list[Prescription], updates: int) -> Compared:
@@ -264,7 +265,8 @@ class Mending:
                 others, own = [*others[: len(own)], trial.Measured((math.inf,) * len(control.losses))], [*own, control]
         if not training.interrupt:
             training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
-        return Compared(before, control, own, others)
+        told = training.setup.history.facts.get("expected_initial_loss")
+        return Compared(before, control, own, others, told if isinstance(told, float) and told > 0 else math.inf)
 
     def _keep(self, prescription: Prescription, findings: list[Finding]) -> None:
         """Go on as a training that was mended."""
@@ -325,6 +327,12 @@ def is_mended(settings: Settings, chosen: Chosen) -> bool:
     data = chosen.batches.data
     finds_its_length = chosen.update.needs_batch or chosen.update.needs_closure  # there is no rate to be mended
     return settings.repair in LEVELS and not finds_its_length and not (isinstance(data, Stream) and data.once)
+
+
+def _right(findings: list[Finding], tried: list[Prescription]) -> set[str]:
+    """Names of prescriptions that are right by themselves: for a cause that is surely there, or by what was counted."""
+    is_sure = any(f.confidence >= SURE and f.severity != "note" and f.code not in SYMPTOMS for f in findings)
+    return {made.name for made in tried if is_sure or promise(findings, made.name) >= PROMISING}
 
 
 def _words(body: Body) -> dict[str, float | str]:
