@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Prescription:
     changes: tuple[tuple[str, Words | None], ...]
     is_from_the_start: bool = False
     """Whether it begins from the first good state that is still held, not from where the training stands."""
+    is_asked: bool = False
+    """Whether it is what the findings themselves ask for: the first that is thought of."""
 
     @property
     def begins_anew(self) -> bool:
@@ -224,6 +226,7 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bo
     (`goes_back`), nothing that begins there.
     """
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
+    found[:1] = [replace(made, is_asked=True) for made in found[:1]]
     promising = sorted(found, key=lambda made: -promise(findings, made.name))
     asked = [made for made in found[:1] if made not in promising[:MOST]]  # counts are of small networks
     return [*promising[: MOST - len(asked)], *asked]

@@ -56,6 +56,15 @@ def is_affordable(spent: int, arms: int, planned: int | None, updates: int | Non
     return spent + arms * price(updates or length(planned)) <= of_all
 
 
+def longest(spent: int, arms: int, planned: int | None, updates: int) -> int:
+    """Up to so many updates that as many arms more may have; 0 where they may have none.
+
+    >>> longest(190, 3, 960, 150), longest(190, 2, 960, 150), longest(650, 2, 960, 150)
+    (122, 150, 0)
+    """
+    return next((n for n in range(updates, 0, -1) if is_affordable(spent, arms, planned, n)), 0)
+
+
 def price(updates: int) -> int:
     """Updates of one arm, its cool-down included."""
     return updates + max(1, round(COOL_DOWN * updates))

@@ -233,14 +233,17 @@ class Mending:
         longer = min(max(at.step, 5 * updates), trial.LONGEST)
         likeliest = list(range(len(tried)))
         if taken is None and at.step and not self.training.interrupt:
-            # In order of promise: what is as good as any so far, and what draws weights anew, which is slow to show;
-            # over as many updates as the training has had that they are held against, or a few times more.
+            # Of what is as good as any so far, or draws weights anew, which is slow to show: the most promising and what
+            # was asked for; over as many updates as the training has had, or a few times more than before.
             level = trial.as_good(seen.own, seen.others)
-            likeliest = [i for i, made in enumerate(tried) if i in level or made.begins_anew][:LONGER]
-            while likeliest and not trial.is_affordable(at.tried_steps, 1 + len(likeliest), self.planned, longer):
-                likeliest.pop()
-            if likeliest:
-                seen = self._compared([tried[i] for i in likeliest], longer)
+            likeliest = [i for i, made in enumerate(tried) if i in level or made.begins_anew]
+            likeliest = sorted(likeliest, key=lambda i: i != likeliest[0] and not tried[i].is_asked)[:LONGER]
+            longest = trial.longest(at.tried_steps, 1 + len(likeliest), self.planned, longer)
+            if longest < min(longer, 3 * updates):
+                likeliest = likeliest[:1]
+                longest = trial.longest(at.tried_steps, 1 + len(likeliest), self.planned, longer)
+            if longest > updates:
+                seen = self._compared([tried[i] for i in likeliest], longest)
                 taken = seen.best()
             else:
                 likeliest = list(range(len(tried)))
