@@ -227,7 +227,8 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bo
     """
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
     found[:1] = [replace(made, is_asked=True) for made in found[:1]]
-    promising = sorted(found, key=lambda made: -promise(findings, made.name))
+    # By thirds: counts are small, and of what is about as promising the first that is thought of changes least.
+    promising = sorted(found, key=lambda made: -round(3 * promise(findings, made.name)))
     asked = [made for made in found[:1] if made not in promising[:MOST]]  # counts are of small networks
     return [*promising[: MOST - len(asked)], *asked]
 

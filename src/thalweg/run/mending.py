@@ -233,7 +233,7 @@ class Mending:
         longer = min(max(at.step, 5 * updates), trial.LONGEST)
         likeliest = list(range(len(tried)))
         if taken is None and at.step and not self.training.interrupt:
-            # Of what is as good as any so far, or draws weights anew, which is slow to show: the most promising and what
+            # Of what is as good as any so far, or draws weights anew and is slow to show: the most promising and what
             # was asked for; over as many updates as the training has had, or a few times more than before.
             level = trial.as_good(seen.own, seen.others)
             likeliest = [i for i, made in enumerate(tried) if i in level or made.begins_anew]
