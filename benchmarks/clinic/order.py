@@ -1,12 +1,13 @@
-"""Which prescription mends what: each one that answers the first finding, alone, on the tuning part's sick trainings.
+"""Which prescription mends what: each one that is thought of at the first finding, alone, on sick trainings.
 
     python benchmarks/clinic/order.py [--data ../shared/data] [--seeds 20 21] [--truth-seeds 10] [--only TEXT …]
 
-Each sick configuration of the tuning part is trained once for each prescription that `full` knows for what is found
-first; that prescription is kept whatever a trial would have said, and nothing is mended afterwards. Mended is what
-reaches the reference's mean less one deviation. The counts go to src/thalweg/repairs/success.json: finding,
-prescription, trainings mended, trainings tried. What is tried first in a training follows from them. Outcomes are kept
-in CACHE/order and made again where the configuration, or `repair.VERSION`, has changed.
+Each sick configuration of the tuning part is trained once for each prescription that `full` thinks of where something
+is found first, up to `MANY`, counted under the first of the findings; that prescription is kept whatever a trial would
+have said, and nothing is mended afterwards. Mended is what reaches the reference's mean less one deviation. The counts
+go to src/thalweg/repairs/success.json: finding, prescription, trainings mended, trainings tried. What is tried first in
+a training follows from them. Outcomes are kept in CACHE/order and made again where the configuration, or
+`repair.VERSION`, has changed.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from thalweg.repairs.change import Body
 from thalweg.repairs.curvature import FollowCurvature
 from thalweg.repairs.prescriptions import CHANGES, prescribe
 from thalweg.step.data import Arrays
+from thalweg.step.losses import resolve
 
 #: Code → words that a finding would give, where the change has none of its own.
 GIVEN: dict[str, dict[str, float | str]] = {"set_learning_rate": {"learning_rate": 0.02}}
@@ -134,6 +135,20 @@ def test_a_saddle_is_left_at_once(scale: float) -> None:
     gained, gained_down_the_gradient = before - loss_of(standing), before - loss_of(steepest)
     assert gained > 0.1 * before
     assert gained_down_the_gradient < 1e-3 * before
+
+
+def test_a_loss_that_knows_single_precision_only_is_followed_too() -> None:
+    standing = saddle(0.0)
+    standing.loss = resolve(lambda output, target: ((output - target) @ torch.ones(4, 1)).square().mean())
+    x, y = standing.sample
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(standing.loss(standing.model(x), y))
+
+    before = loss()
+    FollowCurvature().apply(standing, {"products": 16.0})
+    assert loss() < 0.9 * before
 
 
 def test_where_nothing_bends_down_nothing_is_done() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from bodies import body_of
 
 from thalweg.records.finding import Finding
 from thalweg.repairs import prescriptions
-from thalweg.repairs.prescriptions import MOST, TABLE, candidates, prescribe, promise, successes
+from thalweg.repairs.prescriptions import MOST, TABLE, Prescription, candidates, prescribe, promise, successes
 from thalweg.repairs.trial import Measured, as_good, best, harmless
+from thalweg.run.mending import right
 
 CONTROL = Measured((2.0, 2.1, 1.9, 2.0))
 GOOD = Measured((1.0, 1.2, 0.9, 1.1))
@@ -36,10 +39,47 @@ def test_a_control_that_is_lost_makes_no_difference_between_arms() -> None:
 
 def test_where_nothing_is_learned_what_does_no_harm_may_be_kept() -> None:
     worse, a_little_worse = Measured((3.0, 3.1, 2.9, 3.0)), Measured((2.04, 2.14, 1.94, 2.04))
-    assert harmless(CONTROL, [CONTROL] * 3, [LOST, worse, a_little_worse], trivial=2.0) == [2]
-    assert harmless(CONTROL, [CONTROL] * 2, [LOST, worse], trivial=2.0) == []
+    assert harmless(CONTROL, [LOST, worse, a_little_worse], trivial=2.0) == [2]
+    assert harmless(CONTROL, [LOST, worse], trivial=2.0) == []
     for trivial in (2.3, float("inf")):  # it has learned something, or that is not known
-        assert harmless(CONTROL, [CONTROL], [a_little_worse], trivial) == []
+        assert harmless(CONTROL, [a_little_worse], trivial) == []
+        assert harmless(LOST, [a_little_worse], float("inf")) == []
+    weak = Measured((0.954, 0.956, 0.955, 0.955))  # little, and all that is in the data
+    assert harmless(weak, [Measured((1.0,) * 4)], trivial=1.0) == []
+
+
+def test_a_group_without_any_loss_does_not_hide_the_others() -> None:
+    control = Measured((1.0,) * 16)
+    uneven, even = Measured((0.0,) * 8 + (0.7,) * 8), Measured((0.01,) * 16)
+    assert best([control] * 2, [uneven, even]) == 1
+    assert best([control] * 2, [even, uneven]) == 0
+
+
+def test_of_one_group_the_lowest_is_kept_and_losses_may_be_negative() -> None:
+    lost = Measured((float("inf"),))
+    assert best([lost] * 2, [Measured((5.0,)), Measured((0.1,))]) == 1
+    below = Measured((-1.0, -1.1, -0.9, -1.0))
+    arms = [Measured((-2.0, -2.1, -1.9, -2.0)), Measured((-5.0, -5.1, -4.9, -5.0))]
+    assert best([below] * 2, arms) == 1
+
+
+def test_what_a_control_gains_counts_only_in_its_own_terms() -> None:
+    start, moving = Measured((4.0, 4.1, 3.9, 4.0)), CONTROL
+    own = Measured((2.0, 2.1, 1.9, 2.0))  # another loss
+    assert best([moving, own], [GOOD, GOOD], start, control=moving) == 1
+
+
+def test_what_is_right_by_itself_answers_a_sure_cause() -> None:
+    def named(*names: str) -> list[Prescription]:
+        return [Prescription(name, ()) for name in names]
+
+    sure = Finding("bad_initialization", "warning", 0, "", confidence=0.95)
+    symptom = Finding("plateau", "warning", 10, "", confidence=0.95)
+    elsewhere = Finding("bad_labels", "warning", 10, "", confidence=0.95)  # nothing here answers it
+    tried = named("initialise", "rate × 10", "together")
+    assert right([sure, symptom], tried) == {"initialise", "together"}
+    assert right([symptom], tried) == right([elsewhere, symptom], tried) == set()
+    assert right([replace(sure, confidence=0.5)], tried) == set()
 
 
 def finding(code: str) -> Finding:

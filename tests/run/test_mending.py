@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import thalweg
 from thalweg.records.history import History
 from thalweg.run import mending
+from thalweg.run.arms import Arms
 
 Data = tuple[Tensor, Tensor]
 
@@ -83,10 +84,27 @@ def test_a_trial_in_which_nothing_helps_leaves_no_trace(
 ) -> None:
     off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off", epochs=2)
     monkeypatch.setattr(mending.trial, "best", lambda *of: None)
+    monkeypatch.setattr(mending.trial, "harmless", lambda *of: [])
     tried = fitted(data, tmp_path / "safe", learning_rate=3.0, repair="safe", epochs=2)
     assert tried.actions and not any(action.kept for action in tried.actions)
     assert same(weights(off), weights(tried))
     assert off.history.series("loss")[1].tolist() == tried.history.series("loss")[1].tolist()
+
+
+def test_an_arm_that_breaks_off_leaves_no_trace(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off", epochs=2)
+    train, broken = Arms._train, []
+
+    def breaks(self: Arms, parts: Any) -> None:
+        train(self, parts)
+        if self._end is not None:  # the control has been trained
+            broken.append(parts)
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Arms, "_train", breaks)
+    tried = fitted(data, tmp_path / "safe", learning_rate=3.0, repair="safe", epochs=2)
+    assert broken and not any(action.kept for action in tried.actions)
+    assert same(weights(off), weights(tried))
 
 
 def test_a_mended_run_repeats(data: Data, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_rate_too_high_is_scaled_under_any_scheduler() -> None:
     assert before < 0.9 < 0.95 < after
     kept = [action for action in w.history.actions if action.kept and float(action.after["rate times"]) < 0.2]
     assert kept
-    assert f"lr={kept[0].after['rate times']:g} * lr" in str(kept[0])
+    assert f"group['lr'] *= {kept[0].after['rate times']:g}" in str(kept[0])
 
 
 def test_one_broken_batch_does_not_end_a_training() -> None:

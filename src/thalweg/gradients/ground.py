@@ -236,9 +236,12 @@ def _first_batches(form: Stream, count: int) -> Examples:
 
 
 @contextlib.contextmanager
-def standing(model: nn.Module, examples: Examples, loss: LossLike) -> Iterator[Ground]:
-    """The ground around a model; afterwards the model is as before, weights, buffers and counters."""
-    own = _copy(model)
+def standing(model: nn.Module, examples: Examples, loss: LossLike, in_double: bool = True) -> Iterator[Ground]:
+    """The ground around a model; afterwards the model is as before, weights, buffers and counters.
+
+    `in_double`: on a copy in float64 where that is cheap.
+    """
+    own = _copy(model) if in_double else None
     if own is not None:
         yield Ground(own, examples, loss)
         return

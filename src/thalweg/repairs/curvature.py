@@ -14,6 +14,8 @@ from thalweg.tensors.seeds import untouched
 
 #: Products behind the direction, and the examples that they are of: the trial says whether both were enough.
 PRODUCTS, EXAMPLES = 16, 128
+#: Parameters up to which it is tried: the products are vectors of as many numbers.
+LARGEST = 10_000_000
 #: Lengths that are tried both ways, each half of the one before.
 LENGTHS = 12
 #: Share of the largest curvature from which a negative one counts (as `landscape` has it).
@@ -33,14 +35,15 @@ class FollowCurvature:
     level = "safe"
 
     def words(self, body: Body) -> Words | None:
-        """How many products of the Hessian with a vector it takes: each costs about four gradients."""
-        return {"products": float(PRODUCTS)}
+        """How many products of the Hessian with a vector it takes: each costs about four gradients, and is kept."""
+        size = sum(p.numel() for p in body.forward.parameters().values())
+        return {"products": float(PRODUCTS)} if 0 < size <= LARGEST else None
 
     def apply(self, body: Body, words: Words) -> Undo:
         """Take the step, from weights and sample alone."""
         state = body.forward.state()
         before = copied(state)
-        if below := _below(body, as_count(words["products"])):
+        if (below := _below(body, as_count(words["products"]))) is not None:
             assign(body.forward.parameters(), below)
         return lambda: assign(state, before)
 
@@ -53,15 +56,19 @@ class FollowCurvature:
         ]
 
 
-def _below(body: Body, products: int) -> dict[str, Tensor]:
-    """Parameter → its value after the step; nothing where no curvature is negative or none can be had."""
-    taken = sample(body.sample, floating_dtype(body.model), EXAMPLES, 0)
-    with untouched(), standing(body.model, taken, body.loss) as ground:
+def _below(body: Body, products: int) -> dict[str, Tensor] | None:
+    """Parameter → its value after the step; None where no curvature is negative or none can be had."""
+    for in_double in (True, False):  # a loss may hold weights, and a model tensors, that know single precision only
         try:
-            step = _step(ground, products)
-        except (ValueError, RuntimeError):  # a loss that is not finite here, or that has no second derivative
-            return {}
-        return ground.curvature.layout.unflatten(ground.origin + step) if step is not None else {}
+            taken = sample(body.sample, floating_dtype(body.model), EXAMPLES, 0)
+            with untouched(), standing(body.model, taken, body.loss, in_double) as ground:
+                step = _step(ground, products)
+                return ground.curvature.layout.unflatten(ground.origin + step) if step is not None else None
+        except ValueError:  # a loss that is not finite here
+            return None
+        except RuntimeError:
+            continue
+    return None
 
 
 def _step(ground: Ground, products: int) -> Tensor | None:
@@ -70,8 +77,8 @@ def _step(ground: Ground, products: int) -> Tensor | None:
         return None
     here = ground.loss_at(None)
     farthest = min(math.sqrt(2 * abs(here) / -found.smallest), max(1.0, float(ground.origin.norm())))
-    steps = [found.smallest_vector * (sign * farthest * 2.0**-i) for i in range(LENGTHS) for sign in (1.0, -1.0)]
-    losses = [ground.loss_at(step) for step in steps]
+    lengths = [sign * farthest * 2.0**-i for i in range(LENGTHS) for sign in (1.0, -1.0)]
+    losses = {length: ground.loss_at(length * found.smallest_vector) for length in lengths}
     ground.place(None)
-    lowest = min((value, i) for i, value in enumerate([*losses, here]) if not math.isnan(value))
-    return steps[lowest[1]] if lowest[0] < here else None
+    best = min(lengths, key=lambda length: losses[length] if not math.isnan(losses[length]) else math.inf)
+    return best * found.smallest_vector if losses[best] < here else None

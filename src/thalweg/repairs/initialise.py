@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from thalweg.repairs.change import Body, Undo, Words, names
+from thalweg.repairs.change import Body, Undo, Words, as_count, names
 from thalweg.repairs.passes import (
     MANY,
     RECTIFIED,
@@ -74,7 +74,7 @@ class Initialise:
         if rectified + saturating >= DEEP and not any(isinstance(m, NORMS) for m in body.model.modules()):
             method = "lsuv"
         words: dict[str, float | str] = {"method": method, "where": "all"}
-        longest = max((_length(call) for call in passed.calls if isinstance(call.module, nn.RNNBase)), default=0)
+        longest = max((_length(call) for call in passed.calls if isinstance(call.module, nn.LSTM | nn.GRU)), default=0)
         return words | ({"remembers": float(longest)} if longest >= LONG else {})
 
     def apply(self, body: Body, words: Words) -> Undo:
@@ -85,14 +85,12 @@ class Initialise:
         undo = _kept(chosen)
         passed = look(body)
         followers = {call.module: _follower(passed, call) for call in reversed(passed.calls)}
-        lengths: dict[nn.Module, int] = {
-            call.module: _length(call) for call in passed.calls if isinstance(call.module, nn.RNNBase)
-        }
+        length = as_count(words.get("remembers", 1))
         seen: set[int] = set()
         with torch.no_grad():
             for module in chosen:
                 if isinstance(module, _RECURRENT):
-                    _draw_recurrent(module, lengths.get(module, 1), seen)
+                    _draw_recurrent(module, length, seen)
                 else:
                     _draw(module, method, followers.get(module, ""), seen)
             if method == "lsuv":
@@ -238,11 +236,11 @@ def fans(module: Any) -> tuple[float, float]:
 
 
 def _length(call: Call) -> int:
-    """Steps of the sequences that a recurrent layer took."""
-    x: Any = call.input
-    if x is None or x.ndim < 3:
-        return len(x) if x is not None else 1
-    return int(x.shape[1 if call.module.batch_first else 0])
+    """Steps of the sequences that a recurrent layer took; 1 where they came packed."""
+    x, layer = call.input, call.module
+    if x is None or x.ndim < 2:
+        return 1
+    return x.shape[1 if layer.batch_first and x.ndim > 2 else 0]
 
 
 def _draw_recurrent(module: nn.Module, length: int, seen: set[int]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.repairs.change import Body, Undo, Words, names
-from thalweg.repairs.forward import DROPPED, DROPPED_OF_FEW, WIDE
+from thalweg.repairs.forward import DROPPED, DROPPED_OF_FEW, FEW, WIDE
 from thalweg.repairs.passes import Call, is_closed, look
 from thalweg.repairs.structure import code, put, slots
 from thalweg.tensors.seeds import untouched
@@ -51,7 +51,10 @@ class Unfreeze:
 
     def lines(self, words: Words) -> list[str]:
         """A line each, before the optimizer is made."""
-        lines = [f"{code(name)}.requires_grad_(True)" for name in names(words.get("where", ""))]
+        frozen = names(words.get("where", ""))
+        lines = [f"{code(name)}.requires_grad_(True)" for name in frozen]
+        if len(frozen) > FEW:
+            lines = [f"for name in {' '.join(frozen)!r}.split():", "    model.get_parameter(name).requires_grad_(True)"]
         return lines + [f"{code(name)} = nn.Identity()" for name in names(words.get("detached", ""))]
 
 

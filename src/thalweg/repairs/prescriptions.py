@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from thalweg.records.finding import Finding
+from thalweg.records.finding import SYMPTOMS, Finding
 from thalweg.repairs import backward, network, update
 from thalweg.repairs.change import Body, Words
 from thalweg.repairs.curvature import FollowCurvature
@@ -29,6 +29,8 @@ CHANGES: dict[str, Any] = {
 LEVELS = ("safe", "full")
 #: Prescriptions of a trial at most: each costs its updates.
 MOST = 4
+#: What has mended such a share, of so many trainings, needs no more proof than that it does no harm.
+NEARLY_ALL, SEVERAL = 0.7, 8
 
 #: A change by its code, with its words where the finding gives them: finding, body → words.
 Step = tuple[str, Callable[[Finding, Body], Words | None] | None]
@@ -228,7 +230,7 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bo
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
     found[:1] = [replace(made, is_asked=True) for made in found[:1]]
     # By thirds: counts are small, and of what is about as promising the first that is thought of changes least.
-    promising = sorted(found, key=lambda made: -round(3 * promise(findings, made.name)))
+    promising = sorted(found, key=lambda made: -int(3 * promise(findings, made.name)))
     asked = [made for made in found[:1] if made not in promising[:MOST]]  # counts are of small networks
     return [*promising[: MOST - len(asked)], *asked]
 
@@ -239,10 +241,23 @@ def promise(findings: Sequence[Finding], name: str) -> float:
     Counted on the clinic's tuning part by `benchmarks/clinic/order.py`; of a pair that was not tried there, over all
     findings.
     """
-    code = next((finding.code for finding in findings if finding.code in TABLE), "")
     counts = successes()
-    tried = counts.get(code, {}).get(name) or [sum(of[name][i] for of in counts.values() if name in of) for i in (0, 1)]
-    return (tried[0] + 1) / (tried[1] + 2)
+    mended, tried = counts.get(_first(findings), {}).get(name) or [
+        sum(of[name][i] for of in counts.values() if name in of) for i in (0, 1)
+    ]
+    return (mended + 1) / (tried + 2)
+
+
+def has_mended(findings: Sequence[Finding], name: str) -> bool:
+    """Whether a prescription has mended nearly all trainings, of several, with the first of the findings, a cause."""
+    code = _first(findings)
+    _, tried = successes().get(code, {}).get(name, (0, 0))
+    return code not in SYMPTOMS and tried >= SEVERAL and promise(findings, name) >= NEARLY_ALL
+
+
+def _first(findings: Sequence[Finding]) -> str:
+    """The code of the first finding that is answered here."""
+    return next((finding.code for finding in findings if finding.code in TABLE), "")
 
 
 @cache

@@ -111,30 +111,37 @@ def best(
     others: Sequence[Measured],
     before: Measured | None = None,
     trivial: float = math.inf,
+    control: Measured | None = None,
 ) -> int | None:
     """The number of the arm that is kept, of those that are better; None where none is.
 
     It is the first that is as good as the one with the greatest gain: arms stand in order of promise, and what is
     within the noise of the greatest gain is as good. Each arm has a control of its own, measured in its terms: a repair
-    of the loss changes what is measured.
+    of the loss changes what is measured; `before` and `trivial` are in the terms of `control` and count for arms that
+    are measured against it.
     """
-    better = [i for i, pair in enumerate(zip(controls, others, strict=True)) if is_better(*pair, before, trivial)]
+    better = [
+        i
+        for i, (own, other) in enumerate(zip(controls, others, strict=True))
+        if (is_better(own, other, before, trivial) if control is None or own is control else is_better(own, other))
+    ]
     return next(iter(as_good(controls, others, better)), None)
 
 
-def harmless(control: Measured, own: Sequence[Measured], others: Sequence[Measured], trivial: float) -> list[int]:
-    """The arms that are no worse than a control that has learned nothing; none where it has.
+def harmless(control: Measured, others: Sequence[Measured], trivial: float) -> list[int]:
+    """The arms that are no worse than a control that has learned nothing; none where it has, or may have.
 
     A network that has learned nothing has nothing to lose, and one that begins anew may take longer than a trial to
     show that it learns.
 
-    >>> still = Measured((0.69, 0.69, 0.70))
-    >>> harmless(still, [still, still], [Measured((1.3, 1.2, 1.4)), Measured((0.70, 0.70, 0.69))], trivial=0.693)
+    >>> still = Measured((0.69, 0.70, 0.70))
+    >>> harmless(still, [Measured((1.3, 1.2, 1.4)), Measured((0.70, 0.70, 0.69))], trivial=0.693)
     [1]
     """
-    if not control.mean >= (1 - TOLERATED) * trivial:
+    one_answer = Measured((trivial,) * len(control.losses))
+    if not math.isfinite(trivial) or control.mean < (1 - TOLERATED) * trivial or _is_lower(one_answer, control):
         return []
-    return [i for i, (a, b) in enumerate(zip(own, others, strict=True)) if not _is_worse(a, b)]
+    return [i for i, other in enumerate(others) if not _is_worse(control, other)]
 
 
 def _is_worse(control: Measured, other: Measured) -> bool:
@@ -151,18 +158,15 @@ def as_good(controls: Sequence[Measured], others: Sequence[Measured], of: Sequen
     >>> as_good([control] * 3, arms)
     [0, 1]
     """
-    shares = {
-        i: [_share(a, b) for a, b in zip(controls[i].losses, others[i].losses, strict=True)]
-        for i in (range(len(others)) if of is None else of)
-    }
-    means = {i: statistics.fmean(values) for i, values in shares.items()}
-    lowest = min(means, key=lambda i: (means[i], i), default=None)
+    chosen = list(range(len(others)) if of is None else of)
+    shares = {i: [_bounded(v) / abs(_bounded(controls[i].mean)) for v in others[i].losses] for i in chosen}
+    lowest = min(chosen, key=lambda i: (statistics.fmean(shares[i]), i), default=None)
     if lowest is None:
         return []
-    return [i for i in shares if i == lowest or not _falls(shares[i], shares[lowest])]
+    is_noisy = len(shares[lowest]) > 1  # one group alone says nothing of noise
+    return [i for i in chosen if i == lowest or (is_noisy and not _falls(shares[i], shares[lowest]))]
 
 
-def _share(control: float, other: float) -> float:
-    """The logarithm of what is left of a group's loss; losses that are not finite count as very large."""
-    large = 1e30
-    return math.log(max(min(other, large), 1e-30)) - math.log(max(min(control, large), 1e-30))
+def _bounded(loss: float) -> float:
+    """A loss that is not finite counts as a very large one; one of nothing can be divided by."""
+    return min(loss, 1e30) if loss < 0 or loss > 1e-30 else 1e-30

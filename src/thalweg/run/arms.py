@@ -186,11 +186,13 @@ class Arms:
         training, setup = self._training, self._training.setup
         rates = [dict(group) for group in setup.optimizer.param_groups]
         snapshot = Snapshot(training.forward, setup.optimizer)
-        with untouched(self._chosen.batches):
-            yield
-        for group, before in zip(setup.optimizer.param_groups, rates, strict=True):
-            group.update({word: value for word, value in before.items() if word != "params"})
-        snapshot.restore()
+        try:
+            with untouched(self._chosen.batches):
+                yield
+        finally:
+            for group, before in zip(setup.optimizer.param_groups, rates, strict=True):
+                group.update({word: value for word, value in before.items() if word != "params"})
+            snapshot.restore()
 
     def _train(self, parts: Chosen) -> None:
         """So many updates, and a cool-down."""

@@ -28,7 +28,7 @@ from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
 from thalweg.repairs import network, trial
 from thalweg.repairs.change import Body
-from thalweg.repairs.prescriptions import CHANGES, Prescription, prescribe, promise
+from thalweg.repairs.prescriptions import CHANGES, TABLE, Prescription, has_mended, prescribe
 from thalweg.run.arms import Arms, Done, administer, parts_of
 from thalweg.run.choices import Chosen
 from thalweg.run.facts import facts, of_settings
@@ -43,8 +43,8 @@ from thalweg.step.whole import Step
 #: Examples from which changes take their statistics.
 SAMPLE = 512
 LEVELS = ("safe", "full")
-#: Confidence of a cause that is surely there; share of trainings mended from which a prescription is right by itself.
-SURE, PROMISING = 0.9, 0.7
+#: Confidence of a cause that is surely there.
+SURE = 0.9
 #: Prescriptions that are tried for longer, at most.
 LONGER = 2
 
@@ -138,11 +138,11 @@ class Compared:
 
     def best(self) -> int | None:
         """The arm that is kept because it is better."""
-        return trial.best(self.own, self.others, self.before, self.trivial)
+        return trial.best(self.own, self.others, self.before, self.trivial, self.control)
 
     def harmless(self) -> list[int]:
         """The arms that are no worse, where the control has learned nothing."""
-        return trial.harmless(self.control, self.own, self.others, self.trivial)
+        return [i for i in trial.harmless(self.control, self.others, self.trivial) if self.own[i] is self.control]
 
 
 class Mending:
@@ -204,9 +204,9 @@ class Mending:
         if at.mended >= trial.MOST_KEPT:
             tried = []
         while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
-            tried.pop()
+            tried.remove(next((made for made in reversed(tried) if not made.is_asked), tried[-1]))
         spent = at.tried_steps
-        taken = self._try(tried, updates, _right(findings, tried)) if tried else None
+        taken = self._try(tried, updates, right(findings, tried) if not at.mended else ()) if tried else None
         if training.interrupt:  # it is tried again from the beginning
             at.tried_steps = spent
             return
@@ -235,9 +235,9 @@ class Mending:
         if taken is None and at.step and not self.training.interrupt:
             # Of what is as good as any so far, or draws weights anew and is slow to show: the most promising and what
             # was asked for; over as many updates as the training has had, or a few times more than before.
-            level = trial.as_good(seen.own, seen.others)
-            likeliest = [i for i, made in enumerate(tried) if i in level or made.begins_anew]
-            likeliest = sorted(likeliest, key=lambda i: i != likeliest[0] and not tried[i].is_asked)[:LONGER]
+            good = trial.as_good(seen.own, seen.others)
+            likely = [i for i, made in enumerate(tried) if i in good or made.begins_anew]
+            likeliest = sorted(likely, key=lambda i: i != likely[0] and not tried[i].is_asked)[:LONGER]
             longest = trial.longest(at.tried_steps, 1 + len(likeliest), self.planned, longer)
             if longest < min(longer, 3 * updates):
                 likeliest = likeliest[:1]
@@ -268,8 +268,15 @@ class Mending:
                 others, own = [*others[: len(own)], trial.Measured((math.inf,) * len(control.losses))], [*own, control]
         if not training.interrupt:
             training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
-        told = training.setup.history.facts.get("expected_initial_loss")
-        return Compared(before, control, own, others, told if isinstance(told, float) and told > 0 else math.inf)
+        return Compared(before, control, own, others, self._trivial())
+
+    def _trivial(self) -> float:
+        """The loss of one answer for all; infinite where it is not known in the terms of the loss in use."""
+        told = self.training.setup.history.facts.get("expected_initial_loss")
+        repairs = self._record.decided.get("repairs") or []
+        is_weighed = any(code == "weigh_classes" for repair in repairs for code, _ in repair["changes"])
+        is_plain = self._record.asked.get("loss") in NAMES  # a module may weigh, smooth or sum
+        return float(told) if is_plain and not is_weighed and isinstance(told, int | float) and told > 0 else math.inf
 
     def _keep(self, prescription: Prescription, findings: list[Finding]) -> None:
         """Go on as a training that was mended."""
@@ -332,10 +339,12 @@ def is_mended(settings: Settings, chosen: Chosen) -> bool:
     return settings.repair in LEVELS and not finds_its_length and not (isinstance(data, Stream) and data.once)
 
 
-def _right(findings: list[Finding], tried: list[Prescription]) -> set[str]:
+def right(findings: list[Finding], tried: list[Prescription]) -> set[str]:
     """Names of prescriptions that are right by themselves: for a cause that is surely there, or by what was counted."""
-    is_sure = any(f.confidence >= SURE and f.severity != "note" and f.code not in SYMPTOMS for f in findings)
-    return {made.name for made in tried if is_sure or promise(findings, made.name) >= PROMISING}
+    sure = [f.code for f in findings if f.confidence >= SURE and f.severity != "note" and f.code in TABLE]
+    answers = {name.removeprefix("-") for code in sure if code not in SYMPTOMS for name in TABLE[code]}
+    answers |= {"together"} if answers else set()
+    return {made.name for made in tried if made.name in answers or has_mended(findings, made.name)}
 
 
 def _words(body: Body) -> dict[str, float | str]:

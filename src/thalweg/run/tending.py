@@ -219,7 +219,7 @@ def _words(treatment: Treatment) -> dict[str, float | str]:
 def _lines(changed: Mapping[str, float | str]) -> list[str]:
     """The same in the loop itself: the rate where the optimizer is made, the others ahead of its step."""
     code = {
-        "rate times": "optimizer = type(optimizer)(model.parameters(), lr={:g} * lr)  # lr as it was",
+        "rate times": "for group in optimizer.param_groups: group['lr'] *= {:g}  # once, where it was made",
         "clip_norm": "torch.nn.utils.clip_grad_norm_(model.parameters(), {:g})",
         "skipped": "if torch.isfinite(loss): optimizer.step()",
     }
