@@ -29,6 +29,8 @@ import thalweg
 sys.path.append(str(Path(__file__).parents[1] / "step"))  # for what the benchmarks share
 from tables import machine, ours, save
 
+#: Points of a curve, about.
+POINTS = 300
 FILE = Path(__file__).parents[1] / "results" / "clinic-stories.json"
 
 
@@ -42,7 +44,9 @@ class Story:
     loss: Any
     words: dict[str, Any] = field(default_factory=dict)
     reached: float = 0.5
-    """A training loss that only a training that works comes below."""
+    """A training loss that only a training that works comes below; of the demo cases a tenth above the validation losses
+    of the clinic's healthy references on the same points (0.34 to 0.38 and 0.36 to 0.39).
+    """
     needs: Path | None = None
     """A folder without which there is no such story."""
 
@@ -215,13 +219,13 @@ STORIES = (
     Story("Transformer at ten times its rate", Reader, copied, "cross_entropy",
           {"optimizer": "adam", "learning_rate": 0.02, "epochs": 30, "batch_size": 32}, 1.0),
     Story("one bad batch at step 1,000", plain_mlp, OneBadBatch, "cross_entropy",
-          {"optimizer": "momentum", "learning_rate": 0.02, "epochs": 24, "batch_size": 32}, 0.2),
+          {"optimizer": "momentum", "learning_rate": 0.02, "epochs": 24, "batch_size": 32}, 0.02),
     Story("AUTOTRAINER's vanishing gradient", lambda: stored("gradient-vanish-demo", nn.Sigmoid, nn.Sigmoid()),
           lambda: points("circle"), nn.BCELoss(),
-          {"optimizer": "adam", "learning_rate": 1e-3, "epochs": 300, "batch_size": 128}, 0.35, CASES),
+          {"optimizer": "adam", "learning_rate": 1e-3, "epochs": 300, "batch_size": 128}, 0.4, CASES),
     Story("AUTOTRAINER's oscillating loss", lambda: stored("oscillating-loss-demo", nn.ReLU, nn.Softmax(-1)),
           lambda: points("blob"), "categorical_cross_entropy",
-          {"optimizer": "momentum", "learning_rate": 0.01, "epochs": 200, "batch_size": 1}, 0.35, CASES),
+          {"optimizer": "momentum", "learning_rate": 0.01, "epochs": 200, "batch_size": 1}, 0.4, CASES),
 )  # fmt: skip
 
 
@@ -260,8 +264,8 @@ def picture(runs: dict[str, tuple[Any, Any]], path: Path) -> None:
         parts.append(f'<text x="{x0}" y="{y0 - 10}" font-weight="bold">{title}</text>')
         parts.append(f'<rect x="{x0}" y="{y0}" width="{w}" height="{h}" fill="none" stroke="#bbb"/>')
         for (steps, vs), colour in zip(series, ("#b4442f", "#1f6f78"), strict=True):
-            points = []
-            for s, v in zip(steps, vs, strict=True):
+            points, every = [], max(1, len(steps) // POINTS)
+            for s, v in zip(steps[::every], vs[::every], strict=True):
                 if v == v and v < float("inf"):
                     clipped = min(max(float(v), low), high)
                     up = (torch.tensor(clipped).log() - torch.tensor(low).log()).item() / scale
