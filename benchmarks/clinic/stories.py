@@ -44,8 +44,8 @@ class Story:
     loss: Any
     words: dict[str, Any] = field(default_factory=dict)
     reached: float = 0.5
-    """A training loss that only a training that works comes below; of the demo cases a tenth above the validation losses
-    of the clinic's healthy references on the same points (0.34 to 0.38 and 0.36 to 0.39).
+    """A training loss that only a training that works comes below; of the demo cases a little above the validation
+    losses of the clinic's healthy references on the same points (0.34 to 0.38, and 0.36 to 0.39).
     """
     needs: Path | None = None
     """A folder without which there is no such story."""
