@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -33,7 +33,7 @@ class Action:
     after: Mapping[str, float | str]
     kept: bool
     reason: str
-    lines: Sequence[str] = ()
+    lines: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         told = f"Step {self.step:,}, {self.code}, {'kept' if self.kept else 'undone'}: {self.reason}"

@@ -285,7 +285,10 @@ class History:
                 if table == "evaluations":
                     self._evaluated.update(record.values)
         self._found = [(step, Finding(**record)) for step, record in self._records("findings")]
-        self._acted = [(step, Action(**record)) for step, record in self._records("actions")]
+        self._acted = [
+            (step, Action(**{**record, "lines": tuple(record.get("lines", ()))}))
+            for step, record in self._records("actions")
+        ]
         if self._connection.execute(
             "SELECT 1 FROM sqlite_master WHERE name = 'facts'"
         ).fetchone():  # not in older files

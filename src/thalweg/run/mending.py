@@ -396,6 +396,6 @@ def _why(findings: list[Finding]) -> str:
     return " ".join(finding.sentence for finding in findings[:2])
 
 
-def lines(done: Done) -> list[str]:
+def lines(done: Done) -> tuple[str, ...]:
     """The code that makes the same changes in a program of the user's own."""
-    return [line for code, words in done for line in CHANGES[code].lines(words)]
+    return tuple(line for code, words in done for line in CHANGES[code].lines(words))

@@ -216,11 +216,11 @@ def _words(treatment: Treatment) -> dict[str, float | str]:
     return words
 
 
-def _lines(changed: Mapping[str, float | str]) -> list[str]:
+def _lines(changed: Mapping[str, float | str]) -> tuple[str, ...]:
     """The same in the loop itself: the rate where the optimizer is made, the others ahead of its step."""
     code = {
         "rate times": "for group in optimizer.param_groups: group['lr'] *= {:g}  # once, where it was made",
         "clip_norm": "torch.nn.utils.clip_grad_norm_(model.parameters(), {:g})",
         "skipped": "if torch.isfinite(loss): optimizer.step()",
     }
-    return [code[word].format(value) for word, value in changed.items()]
+    return tuple(code[word].format(value) for word, value in changed.items())
