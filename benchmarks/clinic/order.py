@@ -17,9 +17,8 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,9 @@ FILE = Path(__file__).parents[2] / "src" / "thalweg" / "repairs" / "success.json
 MANY = 12
 
 
-@contextmanager
-def forced(number: int, told: dict[str, Any]) -> Iterator[None]:
+def forced(number: int, told: dict[str, Any]) -> AbstractContextManager[None]:
     """Of all prescriptions for the first finding that has any, the one of this number is kept, and no other later."""
     from thalweg.repairs import prescriptions
-    from thalweg.run import mending
 
     def prescribe(findings: Any, body: Any, level: str, goes_back: bool = True) -> list[Any]:
         found = [] if told else prescriptions.candidates(findings, body, level)
@@ -50,12 +47,7 @@ def forced(number: int, told: dict[str, Any]) -> Iterator[None]:
             told.update(finding=code, names=[made.name for made in found])
         return found[number : number + 1]
 
-    before = mending.prescribe, mending.Mending._try
-    mending.prescribe, mending.Mending._try = prescribe, lambda self, *of: 0
-    try:
-        yield
-    finally:
-        mending.prescribe, mending.Mending._try = before
+    return repair.untried(prescribe)
 
 
 def made(name: str, seed: int, data: Path) -> str:

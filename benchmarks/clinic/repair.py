@@ -27,9 +27,9 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -93,11 +93,22 @@ def blind(of: Case, model: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def at_random(seed: int) -> Iterator[None]:
+def untried(prescribe: Callable[..., list[Any]]) -> Iterator[None]:
+    """Inside, the first of what this function prescribes in the place of ours is kept without a trial."""
+    from thalweg.run import mending
+
+    before = mending.prescribe, mending.Mending._try
+    mending.prescribe, mending.Mending._try = prescribe, lambda self, *of: 0
+    try:
+        yield
+    finally:
+        mending.prescribe, mending.Mending._try = before
+
+
+def at_random(seed: int) -> AbstractContextManager[None]:
     """In place of what answers a finding: one prescription of all there are, drawn at random, and kept."""
     from thalweg.repairs import prescriptions
     from thalweg.repairs.prescriptions import Prescription
-    from thalweg.run import mending
 
     drawn = random.Random(seed)
 
@@ -110,12 +121,7 @@ def at_random(seed: int) -> Iterator[None]:
                 return [made]
         return []
 
-    before = mending.prescribe, mending.Mending._try
-    mending.prescribe, mending.Mending._try = prescribe, lambda self, *of: 0
-    try:
-        yield
-    finally:
-        mending.prescribe, mending.Mending._try = before
+    return untried(prescribe)
 
 
 def treated(of: Case, seed: int, arm: str, folder: Path) -> dict[str, Any]:
