@@ -95,14 +95,14 @@ def blind(of: Case, model: nn.Module) -> dict[str, Any]:
 @contextmanager
 def untried(prescribe: Callable[..., list[Any]]) -> Iterator[None]:
     """Inside, the first of what this function prescribes in the place of ours is kept without a trial."""
-    from thalweg.run import mending
+    from thalweg.run import mending, trials
 
-    before = mending.prescribe, mending.Mending._try
-    mending.prescribe, mending.Mending._try = prescribe, lambda self, *of: 0
+    before = mending.prescribe, trials.Trials.best_of
+    mending.prescribe, trials.Trials.best_of = prescribe, lambda self, *of: 0
     try:
         yield
     finally:
-        mending.prescribe, mending.Mending._try = before
+        mending.prescribe, trials.Trials.best_of = before
 
 
 def at_random(seed: int) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from thalweg.records.finding import Finding
 from thalweg.repairs import prescriptions
 from thalweg.repairs.prescriptions import MOST, TABLE, Prescription, candidates, prescribe, promise, successes
 from thalweg.repairs.trial import Measured, as_good, best, harmless
-from thalweg.run.mending import right
+from thalweg.run.trials import right
 
 CONTROL = Measured((2.0, 2.1, 1.9, 2.0))
 GOOD = Measured((1.0, 1.2, 0.9, 1.1))

@@ -7,9 +7,8 @@ is resumed. What is kept is in `run.json`, in words, before the first update tha
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,18 @@ from thalweg.loop.memory import untouched
 from thalweg.loop.setup import Setup, Standing
 from thalweg.loop.train import ILL, Training
 from thalweg.records.action import Action
-from thalweg.records.finding import SYMPTOMS, Finding
+from thalweg.records.finding import Finding
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
 from thalweg.repairs import network, trial
 from thalweg.repairs.change import Body
-from thalweg.repairs.prescriptions import CHANGES, TABLE, Prescription, has_mended, prescribe
-from thalweg.run.arms import Arms, Done, administer, parts_of
+from thalweg.repairs.prescriptions import CHANGES, Prescription, prescribe
+from thalweg.run.arms import Done, administer, parts_of
 from thalweg.run.choices import Chosen
 from thalweg.run.facts import facts, of_settings
 from thalweg.run.telling import Telling
+from thalweg.run.trials import Trials, right
 from thalweg.step.batches import Batches
 from thalweg.step.data import Stream
 from thalweg.step.forward import Forward
@@ -43,10 +43,6 @@ from thalweg.step.whole import Step
 #: Examples from which changes take their statistics.
 SAMPLE = 512
 LEVELS = ("safe", "full")
-#: Confidence of a cause that is surely there.
-SURE = 0.9
-#: Prescriptions that are tried for longer, at most.
-LONGER = 2
 
 
 def body_of(forward: Forward, loss: Loss | None, chosen: Chosen, settings: Settings) -> Body:
@@ -125,26 +121,6 @@ def again_made(body: Body, repairs: list[Mapping[str, Any]]) -> None:
         _extend(body, repair["given_back"])
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What a trial measured: where all begin, the control, and for each arm the control in its terms and itself."""
-
-    before: trial.Measured
-    control: trial.Measured
-    own: list[trial.Measured]
-    others: list[trial.Measured]
-    trivial: float
-    """The loss of one answer for all; infinite where that is not known."""
-
-    def best(self) -> int | None:
-        """The arm that is kept because it is better."""
-        return trial.best(self.own, self.others, self.before, self.trivial, self.control)
-
-    def harmless(self) -> list[int]:
-        """The arms that are no worse, where the control has learned nothing."""
-        return [i for i in trial.harmless(self.control, self.others, self.trivial) if self.own[i] is self.control]
-
-
 class Mending:
     """Runs a training; where it is ill, it is treated and goes on."""
 
@@ -206,7 +182,9 @@ class Mending:
         while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
             tried.remove(next((made for made in reversed(tried) if not made.is_asked), tried[-1]))
         spent = at.tried_steps
-        taken = self._try(tried, updates, right(findings, tried) if not at.mended else ()) if tried else None
+        sure = right(findings, tried) if not at.mended else ()
+        trials = Trials(training, self.chosen, body, self._record, self._telling)
+        taken = trials.best_of(tried, updates, sure) if tried else None
         if training.interrupt:  # it is tried again from the beginning
             at.tried_steps = spent
             return
@@ -220,63 +198,6 @@ class Mending:
             self._tell(
                 Action("trial", at.step, {}, {"tried": what}, False, f"{_why(findings)} Nothing tried did better.")
             )
-
-    def _try(self, tried: list[Prescription], updates: int, right: Collection[str] = ()) -> int | None:
-        """The number of the prescription that did best, of those that did better than none; else None.
-
-        Those named in `right` are kept, too, where nothing is learned and they do no harm.
-        """
-        at = self.training.at
-        self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
-        seen = self._compared(tried, updates)
-        taken = seen.best()
-        longer = min(max(at.step, 5 * updates), trial.LONGEST)
-        likeliest = list(range(len(tried)))
-        if taken is None and at.step and not self.training.interrupt:
-            # Of what is as good as any so far, or draws weights anew and is slow to show: the most promising and what
-            # was asked for; over as many updates as the training has had, or a few times more than before.
-            good = trial.as_good(seen.own, seen.others)
-            likely = [i for i, made in enumerate(tried) if i in good or made.begins_anew]
-            likeliest = sorted(likely, key=lambda i: i != likely[0] and not tried[i].is_asked)[:LONGER]
-            longest = trial.longest(at.tried_steps, 1 + len(likeliest), self.planned, longer)
-            if longest < min(longer, 3 * updates):
-                likeliest = likeliest[:1]
-                longest = trial.longest(at.tried_steps, 1 + len(likeliest), self.planned, longer)
-            if longest > updates:
-                seen = self._compared([tried[i] for i in likeliest], longest)
-                taken = seen.best()
-            else:
-                likeliest = list(range(len(tried)))
-        if taken is None:
-            taken = next((i for i in seen.harmless() if tried[likeliest[i]].name in right), None)
-        return None if taken is None or self.training.interrupt else likeliest[taken]
-
-    def _compared(self, tried: list[Prescription], updates: int) -> Compared:
-        """Arms with a prescription each beside one without; fewer of them once it is interrupted."""
-        training = self.training
-        arms = Arms(training, self.chosen, self.body, updates)
-        before, control = arms.before(), arms.control()
-        own, others = [], []
-        for prescription in tried:
-            if training.interrupt:
-                break
-            try:
-                others.append(arms.treated(prescription))
-                own.append(arms.in_terms_of(prescription) or control)
-            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-                # What cannot be done to this network is no repair of it.
-                others, own = [*others[: len(own)], trial.Measured((math.inf,) * len(control.losses))], [*own, control]
-        if not training.interrupt:
-            training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
-        return Compared(before, control, own, others, self._trivial())
-
-    def _trivial(self) -> float:
-        """The loss of one answer for all; infinite where it is not known in the terms of the loss in use."""
-        told = self.training.setup.history.facts.get("expected_initial_loss")
-        repairs = self._record.decided.get("repairs") or []
-        is_weighed = any(code == "weigh_classes" for repair in repairs for code, _ in repair["changes"])
-        is_plain = self._record.asked.get("loss") in NAMES  # a module may weigh, smooth or sum
-        return float(told) if is_plain and not is_weighed and isinstance(told, int | float) and told > 0 else math.inf
 
     def _keep(self, prescription: Prescription, findings: list[Finding]) -> None:
         """Go on as a training that was mended."""
@@ -337,14 +258,6 @@ def is_mended(settings: Settings, chosen: Chosen) -> bool:
     data = chosen.batches.data
     finds_its_length = chosen.update.needs_batch or chosen.update.needs_closure  # there is no rate to be mended
     return settings.repair in LEVELS and not finds_its_length and not (isinstance(data, Stream) and data.once)
-
-
-def right(findings: list[Finding], tried: list[Prescription]) -> set[str]:
-    """Names of prescriptions that are right by themselves: for a cause that is surely there, or by what was counted."""
-    sure = [f.code for f in findings if f.confidence >= SURE and f.severity != "note" and f.code in TABLE]
-    answers = {name.removeprefix("-") for code in sure if code not in SYMPTOMS for name in TABLE[code]}
-    answers |= {"together"} if answers else set()
-    return {made.name for made in tried if made.name in answers or has_mended(findings, made.name)}
 
 
 def _words(body: Body) -> dict[str, float | str]:

@@ -1,0 +1,128 @@
+"""Which of several prescriptions is kept, if any: each beside a control, and the likeliest for longer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from thalweg.loop.train import Training
+from thalweg.records.finding import SYMPTOMS, Finding
+from thalweg.records.run import RunRecord
+from thalweg.repairs import trial
+from thalweg.repairs.change import Body
+from thalweg.repairs.prescriptions import TABLE, Prescription, has_mended
+from thalweg.run.arms import Arms
+from thalweg.run.choices import Chosen
+from thalweg.run.telling import Telling
+from thalweg.step.losses import NAMES
+
+#: Confidence of a cause that is surely there.
+SURE = 0.9
+#: Prescriptions that are tried for longer, at most.
+LONGER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a trial measured: where all begin, the control, and for each arm the control in its terms and itself."""
+
+    before: trial.Measured
+    control: trial.Measured
+    own: list[trial.Measured]
+    others: list[trial.Measured]
+    trivial: float
+    """The loss of one answer for all; infinite where that is not known."""
+
+    def best(self) -> int | None:
+        """The arm that is kept because it is better."""
+        return trial.best(self.own, self.others, self.before, self.trivial, self.control)
+
+    def harmless(self) -> list[int]:
+        """The arms that are no worse, where the control has learned nothing."""
+        return [i for i in trial.harmless(self.control, self.others, self.trivial) if self.own[i] is self.control]
+
+
+class Trials:
+    """Trials where a training stands, which they leave as it was."""
+
+    def __init__(self, training: Training, chosen: Chosen, body: Body, record: RunRecord, telling: Telling) -> None:
+        self.training = training
+        self.chosen = chosen
+        self.body = body
+        self._record = record
+        self._telling = telling
+
+    @property
+    def planned(self) -> int | None:
+        """Updates of the training, where that is known."""
+        total: int | None = self.chosen.decided["total_steps"]
+        return total
+
+    def best_of(self, tried: list[Prescription], updates: int, right: Collection[str] = ()) -> int | None:
+        """The number of the prescription that did best, of those that did better than none; else None.
+
+        Those named in `right` are kept, too, where nothing is learned and they do no harm.
+        """
+        self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
+        arms, seen = list(range(len(tried))), self._compared(tried, updates)
+        if seen.best() is None and self.training.at.step and not self.training.interrupt:
+            likely, longest = self._likely(tried, seen, updates)
+            if longest > updates:
+                arms, seen = likely, self._compared([tried[i] for i in likely], longest)
+        taken = seen.best()
+        if taken is None:
+            taken = next((i for i in seen.harmless() if tried[arms[i]].name in right), None)
+        return None if taken is None or self.training.interrupt else arms[taken]
+
+    def _likely(self, tried: list[Prescription], seen: Compared, updates: int) -> tuple[list[int], int]:
+        """What is tried for longer, and over how many updates, where none did better over `updates`.
+
+        Of what is as good as any so far, or draws weights anew and is slow to show: the most promising and what was
+        asked for; over as many updates as the training has had, or a few times more than before.
+        """
+        at = self.training.at
+        longer = min(max(at.step, 5 * updates), trial.LONGEST)
+        good = trial.as_good(seen.own, seen.others)
+        likely = [i for i, made in enumerate(tried) if i in good or made.begins_anew]
+        likely = sorted(likely, key=lambda i: i != likely[0] and not tried[i].is_asked)[:LONGER]
+        longest = trial.longest(at.tried_steps, 1 + len(likely), self.planned, longer)
+        if longest < min(longer, 3 * updates):
+            likely = likely[:1]
+            longest = trial.longest(at.tried_steps, 1 + len(likely), self.planned, longer)
+        return likely, longest
+
+    def _compared(self, tried: list[Prescription], updates: int) -> Compared:
+        """Arms with a prescription each beside one without; fewer of them once it is interrupted."""
+        training = self.training
+        arms = Arms(training, self.chosen, self.body, updates)
+        before, control = arms.before(), arms.control()
+        own, others = [], []
+        for prescription in tried:
+            if training.interrupt:
+                break
+            try:
+                others.append(arms.treated(prescription))
+                own.append(arms.in_terms_of(prescription) or control)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+                # What cannot be done to this network is no repair of it.
+                others, own = [*others[: len(own)], trial.Measured((math.inf,) * len(control.losses))], [*own, control]
+        if not training.interrupt:
+            training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
+        return Compared(before, control, own, others, self._trivial())
+
+    def _trivial(self) -> float:
+        """The loss of one answer for all; infinite where it is not known in the terms of the loss in use."""
+        told = self.training.setup.history.facts.get("expected_initial_loss")
+        repairs = self._record.decided.get("repairs") or []
+        is_weighed = any(code == "weigh_classes" for repair in repairs for code, _ in repair["changes"])
+        is_plain = self._record.asked.get("loss") in NAMES  # a module may weigh, smooth or sum
+        return float(told) if is_plain and not is_weighed and isinstance(told, int | float) and told > 0 else math.inf
+
+
+def right(findings: list[Finding], tried: list[Prescription]) -> set[str]:
+    """Names of prescriptions that are right by themselves: for a cause that is surely there, or by what was counted."""
+    sure = [f.code for f in findings if f.confidence >= SURE and f.severity != "note" and f.code in TABLE]
+    answers = {name.removeprefix("-") for code in sure if code not in SYMPTOMS for name in TABLE[code]}
+    answers |= {"together"} if answers else set()
+    return {made.name for made in tried if made.name in answers or has_mended(findings, made.name)}
