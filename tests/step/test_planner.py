@@ -391,6 +391,19 @@ def test_a_program_that_is_the_same_and_faster_is_taken(ready: Any, times: Calla
     step.close()
 
 
+def test_a_plan_of_a_gpu_keeps_its_compiled_step_on_a_cpu(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready(Faithful)
+    monkeypatch.setattr(PlannedStep, "capture", lambda *_: pytest.fail("there is no GPU"))
+    of = case("dense")
+    plan = Plan(captured_after=3, compiled_after=6, batch=shapes(of.batches[0]))
+    step = planned(of, plan=plan)
+    step.open()
+    trained(step, of.batches)
+    assert isinstance(step.program, Faithful) and step.program.calls == 10
+    assert step.plan.captured_after == 3 and not step.plan.notes
+    step.close()
+
+
 def test_a_last_smaller_batch_is_not_what_a_program_is_made_for(ready: Any, times: Callable[[float], None]) -> None:
     ready(Faithful), times(2.0)
     of = case("dropout")
@@ -524,6 +537,23 @@ def test_bfloat16_begins_at_its_update_also_where_a_run_is_gone_on_with() -> Non
     later.open()
     assert later.arithmetic == torch.bfloat16
     later.close()
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_run_that_is_put_back_returns_to_bfloat16_at_its_update(times: Callable[[float], None]) -> None:
+    """Also where it has chosen so by itself and goes on choosing."""
+    times(2.0)
+    step = planned(of := case("dense"), is_fast=True, budget=Budget(20))
+    step.open()
+    trained(step, of.batches, 12)
+    assert (step.plan.arithmetic, step.plan.arithmetic_after) == ("bfloat16", 9)
+    step.begin(7)
+    seen = []
+    for batch in of.batches[:4]:
+        step(batch)
+        seen.append(step.arithmetic)
+    assert seen == [None, None, torch.bfloat16, torch.bfloat16]
+    step.close()
 
 
 @pytest.mark.usefixtures("no_process")

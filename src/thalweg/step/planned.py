@@ -191,6 +191,8 @@ class PlannedStep(Step):
         batch = self.laid(batch, self.plan)
         planner = self._planner
         is_heard = probe is not None and probe.listens
+        if self.number == self.plan.arithmetic_after:
+            self.follow(self.plan)
         if planner is not None:
             planner.consider(batch, is_heard)
             batch = self.laid(batch, self.plan)  # which may be another now, from this update on
@@ -255,11 +257,10 @@ class PlannedStep(Step):
 
         A step that is listened to has hooks, which a program would pass over: the next one is recorded.
         """
-        if self.number == self.plan.arithmetic_after:
-            self.follow(self.plan)
         if is_heard or self._is_complete or type(batch) is not tuple or shapes(batch) != self.plan.batch:
             return
-        captured, compiled, at_first = self.plan.captured_after, self.plan.compiled_after, self.plan.arithmetic_after
+        compiled, at_first = self.plan.compiled_after, self.plan.arithmetic_after
+        captured = self.plan.captured_after if self.device.type == "cuda" else None  # a plan made on a GPU
         begin = max(min(self.plan.program_after or 0, 2), at_first)
         has_begun = (self.compilation if self.device.type == "cpu" else self._traced) is not None
         try:

@@ -169,7 +169,7 @@ class Planner:
     def _second_choices(self, batch: Batch | Parts) -> None:
         """Arithmetic of fewer digits, where asked; then whether to compile."""
         step, eager = self.step, statistics.median(self.times[1:])
-        if step.asked.is_fast and type(batch) is tuple:
+        if step.asked.is_fast and step.plan.arithmetic == "exact" and type(batch) is tuple:
             self._try_fast(["bfloat16"] if self._is_cpu else ["tf32", "bfloat16"])
         if type(batch) is not tuple or step.constrained:
             why = "its weights are constrained" if step.constrained else "batches come in parts"
@@ -237,8 +237,9 @@ class Planner:
             step.tell(replace(step.plan, notes=notes))
             return 1.0
         step.captured = program
-        total = round(gain * (step.plan.gain or 1.0), 3)
-        step.tell(replace(step.plan, captured_after=step.number, batch=shapes(batch), gain=total))
+        if step.plan.captured_after is None:  # an earlier part of the run had not come so far
+            total = round(gain * (step.plan.gain or 1.0), 3)
+            step.tell(replace(step.plan, captured_after=step.number, batch=shapes(batch), gain=total))
         return gain
 
     def _is_usual(self, batch: Batch) -> bool:
