@@ -18,8 +18,9 @@ from thalweg.loop.evaluate import model_device
 from thalweg.records.finding import Finding, ranked
 from thalweg.records.history import History
 from thalweg.records.settings import Settings
+from thalweg.run.course import Prepared
 from thalweg.run.facts import facts
-from thalweg.run.fit import Prepared, prepare
+from thalweg.run.fit import prepare
 from thalweg.signals.data import holds_repeated, sample
 from thalweg.step.backward import objective
 from thalweg.step.data import Batch, cast, num_examples

@@ -14,7 +14,8 @@ from torch import nn
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import OTHER_WORDS, Settings, expanded
 from thalweg.run import directory as directories
-from thalweg.run.fit import carry_out, plain, prepare
+from thalweg.run.course import Course
+from thalweg.run.fit import plain, prepare
 from thalweg.run.recipe import listed, recipe_of
 from thalweg.run.run import Run
 from thalweg.step.plan import Plan
@@ -75,7 +76,7 @@ def resume(
         kept = {word: record.decided.get(word) for word in ("search", "repairs")}
         record.decided = {**prepared.chosen.decided, "plan": plan, **kept}
         record.asked |= {word: plain(value) for word, value in changes.items()}  # to be gone on with, once more
-        return carry_out(stack, prepared, settings, record, directory, resuming=True)
+        return Course(stack, prepared, settings, record, directory).run(resuming=True)
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

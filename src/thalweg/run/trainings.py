@@ -17,7 +17,7 @@ from thalweg.records.learning_rate import Trial
 from thalweg.records.settings import Settings
 from thalweg.records.step import StepRecord
 from thalweg.run.candidates import Maker
-from thalweg.run.fit import Prepared
+from thalweg.run.course import Prepared
 from thalweg.run.identity import identity
 from thalweg.search.candidate import Candidate, Choice, leader
 from thalweg.search.result import plain
