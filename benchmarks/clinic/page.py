@@ -84,9 +84,15 @@ def summary(found: dict[str, Any]) -> str:
     kinds = ", ".join(f"{n} {kind.replace('_', '-')}" for kind, n in sorted(of["configurations"].items()))
     labels = ", ".join(f"{n} {kind.replace('_', '-')}" for kind, n in sorted(of["runs"].items()))
     return (
-        f"Of {of['defined']} configurations, by their outcomes over {found['truth_seeds']} seeds: {kinds}. "
+        f"Of {of['defined']} configurations, by their outcomes ({_seeds(found['truth'])}): {kinds}. "
         f"Scored on the {found['part']} part, {found['seeds']} seeds: {labels} runs."
     )
+
+
+def _seeds(truth: dict[str, dict[str, Any]]) -> str:
+    """Over how many seeds how many configurations were judged: fewer where not all is recorded."""
+    counted = Counter(of["seeds"] for of in truth.values())
+    return ", ".join(f"{seeds} seeds of {count}" for seeds, count in sorted(counted.items(), reverse=True))
 
 
 def tell_misjudged(ours: dict[str, Any], stopping: dict[str, Any]) -> None:
