@@ -206,6 +206,40 @@ def test_why_it_stops(limits: dict[str, Any], reason: str) -> None:
         assert run.steps == limits["steps"]
 
 
+def test_what_a_callback_raises_costs_no_update() -> None:
+    class Away(thalweg.Callback):
+        def on_step(self, run: thalweg.Run, record: Any) -> None:
+            if record.step == 20:
+                raise RuntimeError("the server is away")
+
+    words = {"epochs": 10, "batch_size": 32, "patience": None, "learning_rate": 0.1, "plan": "eager"}
+    whole = network()
+    quiet(whole, points(), "cross_entropy", run_dir="whole", **words)
+    broken = network()
+    with pytest.raises(RuntimeError, match="the server is away"):
+        quiet(broken, points(), "cross_entropy", run_dir="broken", callbacks=[Away()], **words)
+    assert same(weights(thalweg.load("broken", "last", model=network())), weights(broken))
+    run = thalweg.resume("broken", model=broken, data=points(), loss="cross_entropy", verbose=False)
+    assert run.stopped_because == "epochs" and same(weights(broken), weights(whole))
+
+
+def test_a_summed_loss_is_judged_as_its_mean_is() -> None:
+    """Both train alike at a rate that is smaller by the batch; what is told of them is in one unit."""
+    found = []
+    for reduction, rate in (("mean", 0.32), ("sum", 0.01)):
+        run = quiet(
+            network(), points(256), nn.CrossEntropyLoss(reduction=reduction), validation_data=points(64), epochs=12,
+            batch_size=32, optimizer="sgd", learning_rate=rate, schedule="constant", plan="eager", repair="advise",
+        )  # fmt: skip
+        found.append(run)
+    mean, summed = found
+    for name in ("loss", "validation_loss"):
+        assert summed.metrics[name] == pytest.approx(mean.metrics[name], rel=1e-3)
+    assert summed.history.facts["initial_loss"] == pytest.approx(mean.history.facts["initial_loss"], rel=1e-5)
+    assert summed.verdict.state == mean.verdict.state
+    assert [f.code for f in summed.findings] == [f.code for f in mean.findings]
+
+
 def test_a_training_that_leaves_the_numbers_is_diverged() -> None:
     words = {"optimizer": "sgd", "learning_rate": 1e30, "epochs": 20, "patience": None, "repair": "advise"}
     run = quiet(network(), points(), "cross_entropy", **words)

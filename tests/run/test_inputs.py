@@ -118,6 +118,31 @@ MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] =
         {"validation_data": iter([(x(), y())])},
         "only once",
     ),
+    "a loss that meets every target with every output": (
+        lambda: (net(classes=1), (x(), x()[:, 0]), lambda z, t: ((z - t) ** 2).mean()),
+        {},
+        r"\[4\] and \[4, 1\] together to \[4, 4\].*y\[:, None\]",
+    ),
+    "the same by torch's function": (
+        lambda: (net(classes=1), (x(), x()[:, 0]), lambda z, t: nn.functional.mse_loss(z, t)),
+        {},
+        r"together to \[4, 4\]",
+    ),
+    "a metric that does so": (
+        lambda: (net(classes=1), (x(), x()[:, 0]), "mse"),
+        {"metrics": [lambda z, t: (z - t).abs().mean()]},
+        r"the metric '<lambda>'.*together to \[4, 4\]",
+    ),
+    "a metric for each example": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"metrics": [lambda z, t: (z.argmax(1) == t).float()]},
+        r"the metric '<lambda>'.*one number.*shape \[4\]; average",
+    ),
+    "a metric of something else": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"metrics": [lambda z, t: 1 / 0]},
+        "the metric '<lambda>' fails.*division by zero",
+    ),
     "words as data": (lambda: (net(), (np.array(["a"]), y(1)), "cross_entropy"), {}, "not numbers"),
 }
 
@@ -170,6 +195,31 @@ def test_a_run_directory_that_cannot_be_made() -> None:
     Path("file").write_text("")
     with pytest.raises(ValueError, match="cannot be made"):
         thalweg.fit(net(), (x(), y()), "cross_entropy", run_dir="file/run", verbose=False)
+
+
+def test_shapes_that_a_loss_of_ones_own_brings_together_itself_are_its_own() -> None:
+    for loss in (lambda z, t: (z.squeeze(1) - t).square().mean(), lambda z, t: (z - z.T).square().mean() + t.mean()):
+        thalweg.fit(net(classes=1), (x(), x()[:, 0]), loss, epochs=1, verbose=False)
+
+
+def test_a_loss_that_is_detached_is_told_so() -> None:
+    def loss(z: Tensor, t: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(z, t).detach()
+
+    with pytest.raises(ValueError, match="does not depend on the model's weights; do not detach it"):
+        thalweg.fit(net(), (x(), y()), loss, epochs=1, verbose=False)
+
+
+def test_data_that_ends_with_its_first_epoch_is_told() -> None:
+    def once() -> Any:
+        return ((x(), y()) for _ in range(3))
+
+    told = [
+        bool([note for note in thalweg.fit(net(), once(), "cross_entropy", verbose=False, **of).record.notes
+              if "gone through once" in note])
+        for of in ({"epochs": 5}, {"epochs": 1}, {"steps": 2}, {})
+    ]  # fmt: skip
+    assert told == [True, False, False, True]
 
 
 def test_a_later_batch_that_cannot_be_trained_on_is_named() -> None:

@@ -73,6 +73,16 @@ def test_a_rate_far_too_low_is_raised(data: Data, tmp_path: Path) -> None:
     assert mended.metrics["validation_loss"] < 0.8 * wrecked.metrics["validation_loss"]
 
 
+def test_what_is_asked_for_on_going_on_goes_before_what_was_mended(data: Data, tmp_path: Path) -> None:
+    mended = fitted(data, tmp_path, learning_rate=3.0, repair="safe")
+    assert mended.learning_rate < 0.5
+    words = {"model": network(), "data": data, "loss": "cross_entropy", "verbose": False}
+    again = thalweg.resume(mended.directory, epochs=10, learning_rate=0.7, repair="off", **words)
+    assert again.learning_rate == 0.7 and again.steps > mended.steps
+    once_more = thalweg.resume(mended.directory, epochs=11, **words)
+    assert once_more.learning_rate == 0.7
+
+
 def test_advice_changes_nothing(data: Data, tmp_path: Path) -> None:
     off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off")
     advised = fitted(data, tmp_path / "advise", learning_rate=3.0, repair="advise")

@@ -28,8 +28,8 @@ def evaluate(
     """Measure a model on data, in evaluation mode, without gradients.
 
     Returns:
-        `loss` (the mean over all terms of the data, not over batches; for a summed loss the sum) where a loss is given
-        or the model makes its own, and each metric by its name.
+        `loss` (the mean over all terms of the data, not over batches; of a summed loss the mean over examples) where a
+        loss is given or the model makes its own, and each metric by its name.
 
     Raises:
         ValueError: data, loss or metric do not fit; TypeError: data of a form that is not understood.
@@ -89,11 +89,11 @@ def measure(
                 value, weight = loss(output, y), loss.num_terms(output, y) if is_mean else 1
             sum_of_batch = (value.double() if value.device.type != "mps" else value) * weight
             total = total + sum_of_batch.where(torch.as_tensor(weight, device=value.device) > 0, 0)
-            terms = terms + weight
+            terms = terms + (weight if is_mean else num_examples(batch))
     measured = metrics.compute() if metrics.names else {}
     if not with_loss:
         return measured
-    return {"loss": float(total / terms if is_mean else total), **measured}
+    return {"loss": float(total / terms), **measured}
 
 
 @contextlib.contextmanager

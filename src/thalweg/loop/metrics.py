@@ -13,7 +13,8 @@ from torch import Tensor
 
 from thalweg.records.settings import unknown
 from thalweg.step.losses import resolve
-from thalweg.step.targets import IGNORED, Classes, matched, rows
+from thalweg.step.refusal import Refusal
+from thalweg.step.targets import IGNORED, Aligned, Classes, matched, rows
 
 _LOWER = ("loss", "error", "mae", "mse", "perplexity", "entropy", "divergence", "distance")
 _LOGIT_LOSSES = ("binary_cross_entropy", "BCEWithLogitsLoss", "binary_cross_entropy_with_logits")
@@ -64,6 +65,23 @@ class Metrics:
             with torch.no_grad():
                 for metric in self._metrics.values():
                     metric.update(output, target)
+
+    def check(self, output: Any, target: Any) -> None:
+        """Count a batch on trial; nothing of it stays.
+
+        Raises:
+            ValueError: a metric cannot be taken of it, or gives more than one number; it is named.
+        """
+        for name, metric in self._metrics.items():
+            try:
+                with torch.no_grad(), Aligned():
+                    metric.update(output, target)
+            except Exception as error:  # whatever a metric of the user's raises
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                code = error.code if isinstance(error, Refusal) else "wrong_shape"
+                raise Refusal(code, f"the metric {name!r} fails on outputs and targets: {first}") from error
+            finally:
+                metric.reset()
 
     def compute(self) -> dict[str, float]:
         """Every metric over all that was counted since `reset`."""
@@ -266,8 +284,10 @@ class _Called(_Mean):
         self.function = function
 
     def update(self, output: Any, target: Any) -> None:
-        terms = rows(output)
-        self.add(self.function(output, target) * terms, terms)
+        terms, value = rows(output), self.function(output, target)
+        if isinstance(value, Tensor) and value.ndim:
+            raise ValueError(f"it must return one number, it returned shape {list(value.shape)}; average over it")
+        self.add(value * terms, terms)
 
 
 class _Stateful:

@@ -26,6 +26,7 @@ from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
 from thalweg.signals.cadence import is_awaited, is_reported
 from thalweg.signals.loss import loss_spread
+from thalweg.step.batches import num_rows
 from thalweg.tensors.named import copied
 
 #: Updates between two evaluations where an epoch has no known end.
@@ -37,6 +38,10 @@ PAUSED = "paused"
 ILL = "ill"
 #: A finding that a repair was tried against is tried once more, when so many times as many updates were made.
 AGAIN_AFTER, TIMES = 2.5, 3
+
+
+class BatchFailed(ValueError):
+    """An update that could not be made, of which a part may have been."""
 
 
 class Training:
@@ -57,6 +62,9 @@ class Training:
         self.watching.suspects = setup.mends
         self._pause: int | None = None
         self._pending: list[Tensor] = []
+        loss = setup.step.loss
+        self._is_summed = loss is not None and loss.reduction == "sum"
+        """Its losses are told per example, as those that are held out are."""
         self._started = self._saved = 0.0
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,7 +145,7 @@ class Training:
                     loss = step(batch, None, watcher)
             except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
                 raise self._failed_on_batch(error) from error
-            self._pending.append(loss)
+            self._pending.append(loss / num_rows(batch) if self._is_summed else loss)
             at.step = number
             at.position += 1
             if average is not None:
@@ -162,11 +170,13 @@ class Training:
             return "epochs"  # a stream that cannot start again has ended
         return self._end_of_epoch(None)
 
-    def _failed_on_batch(self, error: Exception) -> ValueError:
+    def _failed_on_batch(self, error: Exception) -> BatchFailed:
         """A batch that model or loss cannot take, as one sentence; what the trial before training could not see."""
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "does not require grad" in first:
+            first = "the loss does not depend on the model's weights; do not detach it, or compute it under no_grad"
         where = f"batch {self.at.position + 1} of epoch {self.at.epoch + 1}"
-        return ValueError(f"{where} cannot be trained on: {first}")
+        return BatchFailed(f"{where} cannot be trained on: {first}")
 
     def _end_of_epoch(self, reason: str | None) -> str | None:
         at = self.at

@@ -70,11 +70,12 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     if forward.is_keras:
         keras.build(forward.model, batches.first(1)[0])
     check_model(forward)
-    trial(forward, loss, batches)
+    metrics = resolve_metrics(settings.metrics, loss.name if loss is not None else None)
+    trial(forward, loss, batches, metrics)
     validation = None
     if held_out is not None:
         validation = Batches(held_out, _held_out_order(held_out, order), dtype, device)
-        trial(forward, loss, validation)
+        trial(forward, loss, validation, metrics)
     chosen = _assembled(forward, loss, settings, batches, validation)
     chosen.notes[:0] = notes
     return chosen
@@ -123,6 +124,11 @@ def _notes(settings: Settings, batches: Batches, has_norm: bool) -> list[str]:
     notes, order = [], batches.order
     if isinstance(batches.data, Stream) and settings.batch_size != "auto":
         notes.append("The data brings batches of its own: batch_size was not used.")
+    if isinstance(batches.data, Stream) and batches.data.once and _wants_more(settings):
+        notes.append(
+            "The data can be gone through once: training ends with it. For more epochs give a list, a DataLoader, or a "
+            "function that returns a fresh iterator."
+        )
     if settings.optimizer == "lbfgs" and order.batch_size is not None:
         notes.append("L-BFGS takes what differs between two batches for curvature: batch_size='full' is meant for it.")
     if has_norm and (order.accumulate > 1 or order.batch_size is None):
@@ -130,6 +136,11 @@ def _notes(settings: Settings, batches: Batches, has_norm: bool) -> list[str]:
             "Batch norm normalises each micro-batch by itself, so the gradient differs from that of the whole batch."
         )
     return notes
+
+
+def _wants_more(settings: Settings) -> bool:
+    """Whether a training is to go through its data several times, as far as it says."""
+    return settings.epochs > 1 if settings.epochs is not None else settings.steps is None
 
 
 def _sound(data: Data, name: str, settings: Settings, notes: list[str]) -> Data:

@@ -11,7 +11,7 @@ from typing import Any
 from thalweg.loop.checkpoint import Checkpoint, Checkpoints
 from thalweg.loop.saver import Saver
 from thalweg.loop.setup import Setup
-from thalweg.loop.train import Training
+from thalweg.loop.train import BatchFailed, Training
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
@@ -97,12 +97,22 @@ class Course:
         with interruptible(mending):
             if raced is not None:
                 raced.kept.hand_over(training)
-            record.stopped_because = mending.run()
+            record.stopped_because = self._trained(mending)
             finish(run, mending.training, self._checkpoints)
             if record.stopped_because != "interrupted" and record.decided.get("repairs"):
                 fold(prepared.forward.model)
             self._telling.end()
         return run
+
+    def _trained(self, mending: Mending) -> str:
+        """Why it ended. What raises between two updates, a callback say, costs none of them: they are saved."""
+        try:
+            return mending.run()
+        except BatchFailed:  # in the midst of one
+            raise
+        except Exception:
+            mending.training.save()
+            raise
 
     # ── where it begins ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.loop.evaluate import evaluating
+from thalweg.loop.metrics import Metrics
 from thalweg.step import keras
 from thalweg.step.batches import Batches
 from thalweg.step.data import COLUMNS, Arrays, Batch, Data, num_examples
@@ -80,11 +81,12 @@ def _name_bad_rows(t: Tensor | Sequences, where: str) -> None:
     raise Refusal("non_finite", words)
 
 
-def trial(forward: Forward, loss: Loss | None, batches: Batches) -> None:
-    """Send a few examples through model and loss; nothing of it stays.
+def trial(forward: Forward, loss: Loss | None, batches: Batches, metrics: Metrics) -> None:
+    """Send a few examples through model, loss and metrics; nothing of it stays.
 
     Raises:
-        ValueError: the model cannot take the inputs (the layer is named, with shapes), or the loss not the outputs.
+        ValueError: the model cannot take the inputs (the layer is named, with shapes), or the loss or a metric not the
+            outputs.
         TypeError: the inputs are of a kind that the model does not compute in.
     """
     batch = batches.first(TRIAL_ROWS)
@@ -106,6 +108,8 @@ def trial(forward: Forward, loss: Loss | None, batches: Batches) -> None:
             with _said_of_a_trial(num_examples(batch)):
                 check_loss(loss, output, batch[1])
             check_targets(loss, batches, output)
+            with _said_of_a_trial(num_examples(batch)):
+                metrics.check(output, batch[1])
     finally:
         assign(forward.state(), state)
 

@@ -73,7 +73,8 @@ def resume(
         plan = record.decided.get("plan")
         if "plan" in changed and settings.plan != "auto":
             plan = replace(Plan.of(settings.plan), is_settled=True).to_dict()
-        kept = {word: record.decided.get(word) for word in ("search", "repairs")}
+        repairs = _overruled(record.decided.get("repairs"), changed)
+        kept = {"search": record.decided.get("search"), "repairs": repairs}
         record.decided = {**prepared.chosen.decided, "plan": plan, **kept}
         record.asked |= {word: plain(value) for word, value in changes.items()}  # to be gone on with, once more
         return Course(stack, prepared, settings, record, directory).run(resuming=True)
@@ -90,6 +91,29 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"the data is not what the run was started with: {name} was {before.get(name)}, is {now.get(name)}"
             )
+
+
+#: Changes of settings, and the words of `fit` that say the same.
+_SAID_BY = {
+    "change_rule": {"optimizer"},
+    "restart_schedule": {"schedule"},
+    "change_batch": {"batch_size"},
+    "clip_gradients": {"clip_norm", "clip_value"},
+}
+
+
+def _overruled(repairs: list[dict[str, Any]] | None, changed: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Repairs without what is asked for otherwise from now on; a rate that is given takes the place of theirs."""
+    if repairs is None:
+        return None
+    rate = changed.get("learning_rate", "auto")
+    new = {"learning_rate": rate} if rate != "auto" else {}
+
+    def left(changes: list[Any]) -> list[Any]:
+        kept = [(code, words) for code, words in changes if not _SAID_BY.get(code, set()) & changed.keys()]
+        return [[code, {**words, **(new if "learning_rate" in words else {})}] for code, words in kept]
+
+    return [{**repair, "changes": left(repair["changes"])} for repair in repairs]
 
 
 def _asked(record: RunRecord, arguments: dict[str, Any], given: Collection[str]) -> dict[str, Any]:

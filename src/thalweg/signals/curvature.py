@@ -72,12 +72,14 @@ def looked(forward: Forward, batches: Batches, loss: Any, step: int) -> dict[str
         )
     except (ValueError, RuntimeError, NotImplementedError):  # a loss or layer that has no second derivative
         return None
+    # A summed loss is told per example, as in training.
+    per = found.num_examples if getattr(loss, "reduction", "mean") == "sum" else 1
     return {
         "landscape_kind": found.kind,
         "landscape_step": step,
         "landscape_examples": found.num_examples,
-        "landscape_loss": found.loss,
-        "landscape_scale": found.loss_scale,
+        "landscape_loss": found.loss / per,
+        "landscape_scale": found.loss_scale / per,
         "landscape_gradient": found.gradient_norm,
         "landscape_gradient_error": found.gradient_error,
         "largest_curvature": found.largest_eigenvalue,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.step.backward import objective
-from thalweg.step.data import Batch
+from thalweg.step.data import Batch, num_examples
 from thalweg.step.kinds import Kind, class_axis
 from thalweg.step.moment import Moment
 from thalweg.step.whole import Step
@@ -57,6 +57,9 @@ def of_start(step: Step, batch: Batch, kind: Kind | None) -> dict[str, Any]:
             loss, output = objective(step.forward, step.loss, batch)
             gradients = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else ()
         found["initial_loss"] = float(loss.detach())
+        if step.loss is not None and step.loss.reduction == "sum":  # told per example, as in training
+            found["initial_loss"] /= num_examples(batch)
+            found["terms_per_example"] = float(step.loss.num_terms(output, batch[1])) / num_examples(batch)
         found |= _of_output(output, batch[1], kind)
         found |= _of_gradients(parameters, trained, gradients)
         alike = _alike(parameters, gradients)

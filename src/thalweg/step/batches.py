@@ -40,6 +40,11 @@ class Parts:
         return self.make()
 
 
+def num_rows(batch: Batch | Parts) -> int:
+    """Examples of a batch; micro-batches are made for it once more."""
+    return sum(map(num_examples, batch)) if type(batch) is Parts else num_examples(batch)  # type: ignore[arg-type]
+
+
 @dataclass(slots=True)
 class Order:
     """How batches are cut.

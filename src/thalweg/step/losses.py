@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from thalweg.step.refusal import Refusal
 from thalweg.step.targets import (
     IGNORED,
+    Aligned,
     Classes,
     check_classes,
     check_ctc,
@@ -70,7 +71,8 @@ class Loss:
 def resolve(loss: str | Callable[[Any, Any], Tensor]) -> Loss:
     """The loss of a name, a torch module, or a function (output, target) → scalar.
 
-    A function is taken as a mean over the rows of the batch unless it has `reduction="sum"`, or a method
+    A function is taken as a mean over the rows of the batch unless it has `reduction="sum"` (it is trained on as it is,
+    and told per example), or a method
     `num_terms(output, target)` that says how many terms its mean is over. The modules of `torch.nn`
     (and `cross_entropy`, `nll_loss` of `torch.nn.functional`) are counted as they count themselves.
 
@@ -295,7 +297,10 @@ def _scalar(loss: Any, name: str, check: Callable[[Any, Any], object]) -> Callab
         check_finite(target)
         check(output, target)
         try:
-            value = loss(output, target)
+            with Aligned():
+                value = loss(output, target)
+        except Refusal as error:
+            raise Refusal(error.code, f"{name} does not fit output and target: {error}") from error
         except (RuntimeError, IndexError, ValueError) as error:
             shapes = f"{list(output.shape)} and {list(target.shape)}" if isinstance(target, Tensor) else "this target"
             raise ValueError(f"{name} fails on the output and target {shapes}: {str(error).splitlines()[0]}") from error

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from thalweg.step.refusal import Refusal
 
@@ -82,6 +83,29 @@ def matched(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             )
         target = target.reshape(scores)
     return output, target if target.dtype is output.dtype else target.to(output.dtype)
+
+
+#: Functions whose result does not show that shapes were broadcast.
+_ELEMENTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy")
+
+
+class Aligned(TorchFunctionMode):
+    """Inside, [n, 1] and [n] are not brought together to [n, n]: each output would meet every target."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What torch does, or a ValueError."""
+        shapes = sorted((tuple(a.shape) for a in args[:2] if isinstance(a, Tensor)), key=len)
+        is_odd = len(shapes) == 2 and len(shapes[0]) == 1 and shapes[1] == (shapes[0][0], 1) and shapes[0][0] > 1
+        if is_odd and getattr(func, "__name__", "") in _ELEMENTWISE:
+            raise self._refusal(shapes[0][0])
+        result = func(*args, **(kwargs or {}))
+        if is_odd and isinstance(result, Tensor) and result.shape == shapes[0] * 2:
+            raise self._refusal(shapes[0][0])
+        return result
+
+    def _refusal(self, n: int) -> Refusal:
+        words = f"it takes [{n}] and [{n}, 1] together to [{n}, {n}], so that each output meets every target"
+        return Refusal("wrong_shape", f"{words}; give targets the outputs' shape, y[:, None]")
 
 
 def rows(output: Any) -> int:
