@@ -1,6 +1,7 @@
 import gzip
 import json
 import random
+import sys
 
 import pytest
 import torch
@@ -232,3 +233,9 @@ def test_a_line_that_cannot_be_summarised_is_said(folder, tmp_path):
         asked.write_text(line + "\n")
         with pytest.raises(ValueError, match=f"line 1: .*{words}"):
             list(predict(recipe.arguments["model"].eval(), recipe.facts, [asked]))
+
+
+def test_a_missing_scorer_is_said_before_the_training(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(ImportError, match="needs the package rouge-score"):
+        make(folder, **SMALL)

@@ -73,6 +73,7 @@ def make(
     Raises:
         FileNotFoundError: there is no such folder or file.
         ValueError: a file is empty or damaged, or a line is not JSON, lacks a field or is too long.
+        ImportError: a package that byte pairs or scores need is not installed.
     """
     bad = BadData(on_bad_data)
     papers = read_parts(data, (text_field, summary_field), longest, bad, seed)

@@ -60,6 +60,7 @@ def make(
     Raises:
         FileNotFoundError: there is no such folder or file.
         ValueError: files do not align, are empty or not UTF-8, or a line is empty or too long.
+        ImportError: a package that byte pairs or scores need is not installed.
     """
     bad = BadData(on_bad_data)
     parts = read_parts(data, source_language, target_language, longest, bad, seed)
