@@ -18,13 +18,11 @@ from thalweg.tasks.text.lines import read_lines
 from thalweg.tasks.text.losses import IGNORED
 from thalweg.tasks.text.papers import Paper, read_parts, sentences_of
 from thalweg.tasks.text.rouge import overlap
+from thalweg.tasks.text.sizes import check, heads_of
 from thalweg.tasks.text.summary_networks import Summariser, SummaryLoss
 from thalweg.tasks.text.summary_report import SummaryReport
 from thalweg.tasks.text.tokens import BEGIN, END, PADDING, BytePairs, vocabulary_of
 from thalweg.tasks.text.training import RULES
-
-#: Width of an attention head: few and wide ones cost least on a CPU.
-HEAD = 64
 
 #: How much a sentence is wanted falls by e for so much less ROUGE-L.
 SHARPNESS = 0.05
@@ -72,9 +70,14 @@ def make(
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: a file is empty or damaged, or a line is not JSON, lacks a field or is too long.
+        ValueError: a file is empty or damaged, or a line is not JSON, lacks a field or is too long; or both
+            fields are one, a size is none, or a width that heads cannot share.
         ImportError: a package that byte pairs or scores need is not installed.
     """
+    if text_field == summary_field:
+        raise ValueError(f"text_field and summary_field are both {text_field!r}: they name two fields")
+    check(width=width, layers=layers, longest=longest)
+    heads = heads_of(width)
     bad = BadData(on_bad_data)
     papers = read_parts(data, (text_field, summary_field), longest, bad, seed)
     tokens = BytePairs.learned((text for p in papers.train for text in (*p.sentences, *p.summaries)), vocabulary)
@@ -85,7 +88,7 @@ def make(
         "vocabulary": len(tokens),
         "width": width,
         "layers": layers,
-        "heads": max(1, width // HEAD),
+        "heads": heads,
         "dropout": dropout,
     }
     with seeded(seed):
@@ -135,13 +138,7 @@ def text_tokens(tokens: BytePairs, sentences: Sequence[str]) -> list[int]:
 
 
 def build(facts: dict[str, Any]) -> nn.Module:
-    """The network of these facts, its weights fresh.
-
-    Raises:
-        ValueError: the width cannot be shared by its heads.
-    """
-    if facts["width"] % (2 * facts["heads"]):
-        raise ValueError(f"width is shared by {facts['heads']} heads of even width, got {facts['width']}")
+    """The network of these facts, its weights fresh."""
     return Summariser(facts["vocabulary"], facts["width"], facts["layers"], facts["heads"], facts["dropout"])
 
 

@@ -15,6 +15,7 @@ from thalweg.tasks.text.aligned import Pair, read_parts
 from thalweg.tasks.text.beam import search
 from thalweg.tasks.text.lines import read_lines
 from thalweg.tasks.text.losses import IGNORED, SmoothedCrossEntropy
+from thalweg.tasks.text.sizes import check, heads_of
 from thalweg.tasks.text.tokens import BEGIN, END, PADDING, BytePairs, vocabulary_of
 from thalweg.tasks.text.training import RULES
 from thalweg.tasks.text.translation_networks import translator
@@ -22,10 +23,6 @@ from thalweg.tasks.text.translation_report import TranslationReport
 
 #: What suits each network where nothing else is asked for: width, layers, dropout.
 SIZES = {"transformer": (128, 3, 0.1), "lstm": (256, 1, 0.2)}
-
-#: Width of an attention head: few and wide ones cost least on a CPU.
-HEAD = 64
-
 #: Share of the probability that the loss wants spread over all tokens.
 SMOOTHING = 0.1
 
@@ -59,14 +56,18 @@ def make(
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: files do not align, are empty or not UTF-8, or a line is empty or too long.
+        ValueError: files do not align, are empty or not UTF-8, or a line is empty or too long; or a size is
+            none, or a width that cannot be shared.
         ImportError: a package that byte pairs or scores need is not installed.
     """
+    own_width, own_layers, own_dropout = SIZES[network]
+    width = own_width if width is None else width
+    layers = own_layers if layers is None else layers
+    check(width=width, layers=layers, longest=longest)
+    heads = _heads(network, width)
     bad = BadData(on_bad_data)
     parts = read_parts(data, source_language, target_language, longest, bad, seed)
     tokens = BytePairs.learned((text for pair in parts.train for text in pair), vocabulary)
-    own_width, own_layers, own_dropout = SIZES[network]
-    width = width or own_width
     facts = {
         "network": network,
         "source": source_language,
@@ -74,8 +75,8 @@ def make(
         "tokens": tokens.facts(),
         "vocabulary": len(tokens),
         "width": width,
-        "layers": layers or own_layers,
-        "heads": max(1, width // HEAD),
+        "layers": layers,
+        "heads": heads,
         "dropout": own_dropout if dropout is None else dropout,
     }
     with seeded(seed):
@@ -95,6 +96,15 @@ def make(
     }
 
 
+def _heads(network: str, width: int) -> int:
+    """How many attention heads share a width; an LSTM's attention is one, and reads a half in each direction."""
+    if network != "lstm":
+        return heads_of(width)
+    if width % 2:
+        raise ValueError(f"width {width} cannot be halved for the two directions of reading: give an even number")
+    return 1
+
+
 def coded(tokens: BytePairs, pairs: Sequence[Pair]) -> tuple[Any, Any]:
     """Inputs (source, answer from its beginning) and targets (answer to its end), rows of different length."""
     sources = [[*row, END] for row in tokens.encode_all([source for source, _ in pairs])]
@@ -109,13 +119,7 @@ def coded(tokens: BytePairs, pairs: Sequence[Pair]) -> tuple[Any, Any]:
 
 
 def build(facts: dict[str, Any]) -> nn.Module:
-    """The network of these facts, its weights fresh.
-
-    Raises:
-        ValueError: the width cannot be shared by its heads.
-    """
-    if facts["width"] % (2 * facts["heads"]):
-        raise ValueError(f"width is shared by {facts['heads']} heads of even width, got {facts['width']}")
+    """The network of these facts, its weights fresh."""
     return translator(facts)
 
 
