@@ -9,8 +9,8 @@ import torch
 import thalweg
 from thalweg.tasks.task import BadData
 from thalweg.tasks.text.aligned import read_pairs, read_parts
-from thalweg.tasks.text.tokens import BytePairs
-from thalweg.tasks.text.translation import build, coded, example, make
+from thalweg.tasks.text.tokens import BytePairs, vocabulary_of
+from thalweg.tasks.text.translation import build, coded, example, make, predict, translated
 from thalweg.tasks.text.translation_report import corpus_bleu, sentence_bleu
 
 WORDS = {"red": "rot", "blue": "blau", "green": "gruen", "small": "klein", "big": "gross", "old": "alt"}
@@ -203,3 +203,28 @@ def test_a_file_without_its_partner_is_refused_or_counted(name, folder):
     bad = BadData("skip")
     read_parts(folder, "en", "de", 1000, bad, 0)
     assert bad.counts == {"the file has no partner in the other language": 1}
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(folder):
+    made = make(folder, **SMALL, seed=1)
+    tokens, model = vocabulary_of(made["facts"]["tokens"]), made["model"].eval()
+    texts = ["dog", "big dog and old house and small tree and red car"]
+    together, alone = translated(model, tokens, texts), translated(model, tokens, texts[:1])
+    assert together[0][:2] == alone[0][:2]
+    # An untrained network finds no end: the limit is 2 · own length + 10.
+    assert len(alone[0][1]) == 2 * (len(tokens.encode("dog")) + 1) + 10
+
+
+def test_lines_are_asked_as_they_were_learned_and_an_empty_one_stays_empty(folder, tmp_path):
+    made = make(folder, **SMALL, longest=40)
+    model, asked = made["model"].eval(), tmp_path / "asked.txt"
+    asked.write_text("big dog\n \n  big dog\t\n")
+    plain, empty, spaced = predict(model, made["facts"], [asked])
+    assert plain["answer"] == spaced["answer"] and plain["score"] == pytest.approx(spaced["score"])
+    assert (empty["answer"], empty["line"], spaced["line"]) == ("", 2, 3)
+
+    asked.write_text("big dog\n" + "big dog " * 9 + "\n")
+    with pytest.raises(ValueError, match=f"{asked}, line 2: the line is longer than 40 characters"):
+        next(predict(model, made["facts"], [asked]))
+    old = {name: fact for name, fact in made["facts"].items() if name != "longest"}
+    assert len(list(predict(model, old, [asked]))) == 2  # runs of earlier versions say no limit

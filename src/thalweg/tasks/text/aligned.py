@@ -54,9 +54,9 @@ def read_parts(folder: Path, source: str, target: str, longest: int, bad: BadDat
         )
     found = {stem: _files(folder, stem, source, target) for stem in _stems(folder, source, target)}
     if None in found.get("train", (None,)):
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise FileNotFoundError(
-            f"{folder} lacks train.{source}[.gz] or train.{target}[.gz]; it has {there}. "
+            f"{folder} lacks train.{source}[.gz] or train.{target}[.gz]; it has {names}. "
             "Say the endings with --source-language and --target-language"
         )
     parts = {}
@@ -129,7 +129,7 @@ def _usable(
     found = []
     for number, (here, there) in pairs:
         pair = normalised(here), normalised(there)
-        faults = [_fault(text, longest) for text in pair]
+        faults = [fault_of(text, longest) for text in pair]
         wrong = next((side for side in (0, 1) if faults[side]), None)
         if wrong is None:
             found.append(pair)
@@ -143,7 +143,7 @@ def normalised(line: object) -> str:
     return line.strip() if isinstance(line, str) else ""
 
 
-def _fault(text: str, longest: int) -> str:
+def fault_of(text: str, longest: float) -> str:
     """What is wrong with a sentence, if anything is."""
     if not text:
         return "the line is empty"

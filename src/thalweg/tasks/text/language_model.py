@@ -25,6 +25,7 @@ from thalweg.tasks.text.training import RULES
 #: What suits each network where nothing else is asked for: width, layers, dropout.
 SIZES = {"transformer": (128, 4, 0.0), "lstm": (384, 1, 0.1)}
 
+
 def make(
     data: Path,
     network: Literal["transformer", "lstm"] = "transformer",
@@ -118,13 +119,12 @@ def build(facts: dict[str, Any]) -> nn.Module:
 
 
 def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Iterator[dict[str, Any]]:
-    """Each line of the files is a prompt, which is continued."""
+    """Each line of the files is a prompt, which is continued; an empty line has an empty answer."""
     tokens = vocabulary_of(facts["tokens"])
     for file in files:
         for number, line in enumerate(read_lines(file, BadData("refuse")), start=1):
-            if line:
-                answer = line + continued(model, tokens, [line], seed=number)[0]
-                yield {"answer": answer, "file": str(file), "line": number, "prompt": line}
+            answer = line + continued(model, tokens, [line], seed=number)[0] if line else ""
+            yield {"answer": answer, "file": str(file), "line": number, "prompt": line}
 
 
 def example(facts: dict[str, Any]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import thalweg
 from thalweg.tasks.task import BadData, seeded
+from thalweg.tasks.text.batches import batches
 from thalweg.tasks.text.beam import search
-from thalweg.tasks.text.lines import read_lines
+from thalweg.tasks.text.lines import json_object, read_lines
 from thalweg.tasks.text.losses import IGNORED
-from thalweg.tasks.text.papers import Paper, read_parts, sentences_of
+from thalweg.tasks.text.papers import Paper, read_parts, text_of
 from thalweg.tasks.text.rouge import overlap
 from thalweg.tasks.text.sizes import check, heads_of
 from thalweg.tasks.text.summary_networks import Summariser, SummaryLoss
@@ -30,8 +31,8 @@ SHARPNESS = 0.05
 #: Tokens of a summary that the choice of a sentence counts as.
 POINTING = 10.0
 
-#: Tokens of a summary at most; texts summarised at once.
-LONGEST, AT_ONCE = 80, 50
+#: Tokens of a summary at most, its end included; tokens of texts summarised at once, padding included.
+LONGEST, AT_ONCE = 80, 16_000
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ def make(
     facts = {
         "answer": answer,
         "source": text_field,
+        "longest": longest,
         "tokens": tokens.facts(),
         "vocabulary": len(tokens),
         "width": width,
@@ -147,10 +149,8 @@ def summarised(model: Any, tokens: BytePairs, texts: Sequence[Sequence[str]]) ->
     """What the network makes of each text, given as its sentences."""
     device = next(model.parameters()).device
     rows = [text_tokens(tokens, sentences) for sentences in texts]
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     found: list[Summary | None] = [None] * len(rows)
-    for start in range(0, len(order), AT_ONCE):
-        numbers = order[start : start + AT_ONCE]
+    for numbers in batches([len(row) for row in rows], AT_ONCE):
         batch = thalweg.Sequences([rows[number] for number in numbers], padding=PADDING)
         source = batch.take(torch.arange(len(numbers))).to(device)
         places = model.best_sentence(source).tolist()
@@ -161,18 +161,17 @@ def summarised(model: Any, tokens: BytePairs, texts: Sequence[Sequence[str]]) ->
 
 
 def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Iterator[dict[str, Any]]:
-    """Each line of the files is a text, or a JSON object that has one in its field.
+    """Each line of the files is a text, or a JSON object that has one in its field; an empty line has an empty answer.
 
     Raises:
-        ValueError: a JSON object lacks the field, or it holds no text.
+        ValueError: a JSON object lacks the field, or it holds no text, or one longer than any that was learned from.
     """
     tokens = vocabulary_of(facts["tokens"])
     for file in files:
-        for number, line in enumerate(read_lines(file, BadData("refuse")), start=1):
-            if not line or not line.strip():
-                continue
-            sentences = _sentences(line, facts["source"], f"{file}, line {number}")
-            (found,) = summarised(model, tokens, [sentences])
+        lines = read_lines(file, BadData("refuse"))
+        texts = [_sentences(line or "", facts, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+        for number, sentences in enumerate(texts, start=1):
+            found = summarised(model, tokens, [sentences])[0] if sentences else Summary("", "", -1, [])
             answer = found.pointed if facts["answer"] == "point" else found.written
             yield {
                 "answer": answer,
@@ -184,18 +183,23 @@ def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Itera
             }
 
 
-def _sentences(line: str, name: str, place: str) -> list[str]:
-    """The sentences of a line, which is JSON where it begins with a brace."""
-    if not line.lstrip().startswith("{"):
-        return sentences_of(line)
-    try:
-        value = json.loads(line).get(name)
-    except ValueError as error:
-        raise ValueError(f"{place}: the line begins like JSON and is none ({error})") from error
-    sentences = sentences_of(value) if isinstance(value, str) else value
-    if not isinstance(sentences, list) or not sentences or not all(isinstance(text, str) for text in sentences):
-        raise ValueError(f"{place}: the field {name!r} is to hold a text or a list of sentences")
-    return [" ".join(text.split()) for text in sentences if text.strip()]
+def _sentences(line: str, facts: dict[str, Any], place: str) -> list[str]:
+    """The sentences of a line, which is JSON where it begins with a brace; none of an empty line."""
+    if not line.strip():
+        return []
+    value, name = line, "the line"
+    if line.lstrip().startswith("{"):
+        entry, fault, detail = json_object(line)
+        if entry is None:
+            raise ValueError(f"{place}, which begins like JSON: {fault}{detail}")
+        if facts["source"] not in entry:
+            raise ValueError(f"{place}: the line has no field {facts['source']!r}")
+        value, name = entry[facts["source"]], f"the field {facts['source']!r}"
+    # Runs of earlier versions set no limit.
+    sentences, fault = text_of(value, name, facts.get("longest", math.inf))
+    if fault:
+        raise ValueError(f"{place}: {fault}")
+    return sentences
 
 
 def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 import thalweg
 from thalweg.tasks.task import BadData, seeded
-from thalweg.tasks.text.aligned import Pair, read_parts
+from thalweg.tasks.text.aligned import Pair, fault_of, normalised, read_parts
+from thalweg.tasks.text.batches import batches
 from thalweg.tasks.text.beam import search
 from thalweg.tasks.text.lines import read_lines
 from thalweg.tasks.text.losses import IGNORED, SmoothedCrossEntropy
@@ -26,8 +28,11 @@ SIZES = {"transformer": (128, 3, 0.1), "lstm": (256, 1, 0.2)}
 #: Share of the probability that the loss wants spread over all tokens.
 SMOOTHING = 0.1
 
-#: Sentences translated at once.
-AT_ONCE = 100
+#: Tokens translated at once, padding included.
+AT_ONCE = 4000
+
+#: Lines of a file that are answered before the next are looked at.
+LINES = 100
 
 
 def make(
@@ -72,6 +77,7 @@ def make(
         "network": network,
         "source": source_language,
         "target": target_language,
+        "longest": longest,
         "tokens": tokens.facts(),
         "vocabulary": len(tokens),
         "width": width,
@@ -127,31 +133,38 @@ def translated(model: Any, tokens: BytePairs, texts: Sequence[str]) -> list[tupl
     """Each text in the other language, with its tokens and its score: the mean of log p a token, roughly."""
     device = next(model.parameters()).device
     rows = [[*row, END] for row in tokens.encode_all(list(texts))]
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     found: list[tuple[str, list[int], float]] = [("", [], 0.0)] * len(rows)
-    for start in range(0, len(order), AT_ONCE):
-        numbers = order[start : start + AT_ONCE]
+    for numbers in batches([len(row) for row in rows], AT_ONCE):
         batch = thalweg.Sequences([rows[number] for number in numbers], padding=PADDING)
         source = batch.take(torch.arange(len(numbers))).to(device)
-        answers = search(model, source, longest=2 * source.shape[1] + 10)
+        # Of its own length, so that an answer does not depend on what else is in its batch.
+        longest = torch.tensor([2 * len(rows[number]) + 10 for number in numbers], device=device)
+        answers = search(model, source, longest)
         for number, answer, score in zip(numbers, answers.tokens, answers.scores, strict=True):
             found[number] = (tokens.decode(answer).strip(), answer, score)
     return found
 
 
 def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Iterator[dict[str, Any]]:
-    """Each line of the files is a sentence; an empty one stays empty."""
+    """Each line of the files is a sentence; an empty one stays empty.
+
+    Raises:
+        ValueError: a line is longer than any that was learned from.
+    """
     tokens = vocabulary_of(facts["tokens"])
     for file in files:
-        lines = [line or "" for line in read_lines(file, BadData("refuse"))]
-        for first in range(0, len(lines), AT_ONCE):
-            piece = lines[first : first + AT_ONCE]
-            for number, (line, (answer, _, score)) in enumerate(
-                zip(piece, translated(model, tokens, piece), strict=True), start=first + 1
-            ):
-                if not line.strip():
-                    answer = ""
-                yield {"answer": answer, "file": str(file), "line": number, "source": line, "score": score}
+        sentences = [normalised(line) for line in read_lines(file, BadData("refuse"))]
+        for number, sentence in enumerate(sentences, start=1):
+            # Runs of earlier versions set no limit.
+            fault = fault_of(sentence, facts.get("longest", math.inf)) if sentence else ""
+            if fault:
+                raise ValueError(f"{file}, line {number}: {fault}")
+        for first in range(0, len(sentences), LINES):
+            piece = sentences[first : first + LINES]
+            answers = iter(translated(model, tokens, [sentence for sentence in piece if sentence]))
+            for number, sentence in enumerate(piece, start=first + 1):
+                answer, _, score = next(answers) if sentence else ("", [], 0.0)
+                yield {"answer": answer, "file": str(file), "line": number, "source": sentence, "score": score}
 
 
 def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
