@@ -112,6 +112,22 @@ def test_inputs_and_targets_belong_together():
         assert float(wanted[row][source[row] != BEGIN].abs().max()) == 0
 
 
+def test_a_summary_that_is_cut_has_no_end_and_is_counted(tmp_path):
+    """79 tokens and the end fit; of 80 tokens the end is cut off."""
+    letters = [" ".join("abcdefghij"[n % 10] for n in range(count)) for count in (5, 40)]
+    write(tmp_path / "train.jsonl", [{"source": letters, "target": letters}] * 3)
+    made = make(tmp_path, vocabulary=259, width=32, layers=1)  # each byte is a token: 9 and 79 of them
+    assert not made["notes"]
+    write(tmp_path / "train.jsonl", [{"source": letters, "target": [*letters, letters[1] + "x"]}] * 3)
+    made = make(tmp_path, vocabulary=259, width=32, layers=1)
+    (note,) = made["notes"]
+    assert note.startswith("3 of 9 summaries are longer than 79 tokens: what follows is cut off")
+    (_, answers), (targets, _) = made["data"]
+    assert [len(targets[n]) for n in range(3)] == [10, 80, 80]
+    assert [int(targets[n][-1]) == END for n in range(3)] == [True, True, False]
+    assert all(answers[n].tolist()[1:] == targets[n].tolist()[:-1] for n in range(3))
+
+
 def test_the_pointer_gives_probabilities_also_to_words_that_are_never_generated():
     torch.manual_seed(0)
     model = Summariser(50, 32, 1, 1, 0.0).eval()

@@ -95,24 +95,25 @@ def make(
     }
     with seeded(seed):
         model = build(facts)
+    training_data, validation_data = coded(tokens, papers.train), coded(tokens, papers.validation)
     return {
         "model": model,
-        "data": coded(tokens, papers.train),
+        "data": training_data,
         "loss": SummaryLoss(POINTING),
-        "validation_data": coded(tokens, papers.validation),
+        "validation_data": validation_data,
         **RULES["transformer"],
         "batch_size": 32,
         "epochs": 10,
         "callbacks": [SummaryReport(tokens, summarised, facts, papers.validation, papers.test)],
         "seed": seed,
         "facts": facts,
-        "notes": bad.notes(),
+        "notes": [*bad.notes(), *_cut(training_data, validation_data)],
     }
 
 
 def coded(tokens: BytePairs, papers: Sequence[Paper]) -> tuple[Any, Any]:
     """Inputs (text, summary from its beginning) and targets (summary to its end, how much each place of the text is
-    wanted); a row for each summary, of different length.
+    wanted); a row for each summary, of different length. A summary is cut after `LONGEST` tokens, its end included.
     """
     sources, answers, wanted = [], [], []
     for paper in papers:
@@ -123,15 +124,29 @@ def coded(tokens: BytePairs, papers: Sequence[Paper]) -> tuple[Any, Any]:
             row = torch.zeros(len(source))
             row[begins] = (scores / SHARPNESS).softmax(0)
             sources.append(source)
-            answers.append(tokens.encode(summary)[: LONGEST - 1])
+            # One that is cut has no end: a network is not to learn that summaries end in mid-sentence.
+            answers.append([*tokens.encode(summary), END][:LONGEST])
             wanted.append(row)
     return (
         (
             thalweg.Sequences(sources, padding=PADDING),
-            thalweg.Sequences([[BEGIN, *row] for row in answers], padding=PADDING),
+            thalweg.Sequences([[BEGIN, *row[:-1]] for row in answers], padding=PADDING),
         ),
-        (thalweg.Sequences([[*row, END] for row in answers], padding=IGNORED), thalweg.Sequences(wanted, padding=0)),
+        (thalweg.Sequences(answers, padding=IGNORED), thalweg.Sequences(wanted, padding=0)),
     )
+
+
+def _cut(*parts: tuple[Any, Any]) -> list[str]:
+    """A sentence on the summaries of these parts that were too long, where there are any."""
+    targets = [answers for _, (answers, _) in parts]
+    count = sum(int((answers.values[answers.lengths.cumsum(0) - 1] != END).sum()) for answers in targets)
+    if not count:
+        return []
+    total = sum(map(len, targets))
+    return [
+        f"{count:,} of {total:,} summaries are longer than {LONGEST - 1} tokens: what follows is cut off, in training "
+        "and validation loss; scores are of whole summaries."
+    ]
 
 
 def text_tokens(tokens: BytePairs, sentences: Sequence[str]) -> list[int]:
