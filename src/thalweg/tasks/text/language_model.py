@@ -132,4 +132,4 @@ def example(facts: dict[str, Any]) -> Tensor:
     return torch.zeros(2, facts["length"], dtype=torch.int64)
 
 
-task = thalweg.Task(make=make, build=build, predict=predict, example=example)
+task = thalweg.Task(make=make, build=build, predict=predict, example=example, any_length=True)

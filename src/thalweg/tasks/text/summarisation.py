@@ -222,4 +222,4 @@ def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return torch.full((2, 16), BEGIN), torch.full((2, 8), BEGIN)
 
 
-task = thalweg.Task(make=make, build=build, predict=predict, example=example)
+task = thalweg.Task(make=make, build=build, predict=predict, example=example, any_length=True)

@@ -172,4 +172,4 @@ def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return torch.full((2, 8), END), torch.full((2, 8), BEGIN)
 
 
-task = thalweg.Task(make=make, build=build, predict=predict, example=example)
+task = thalweg.Task(make=make, build=build, predict=predict, example=example, any_length=True)
