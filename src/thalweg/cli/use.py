@@ -124,17 +124,22 @@ def _export(asked: argparse.Namespace) -> int:
     with output_aside():
         model = thalweg.load(asked.directory)
         try:
-            thalweg.export(model, asked.path, form, example=_example(asked.directory) if form == "onnx" else None)
+            example, any_length = _example(asked.directory) if form == "onnx" else (None, False)
+            thalweg.export(model, asked.path, form, example=example, any_length=any_length)
         except ImportError as error:
             raise ValueError(str(error)) from error
     print(asked.path)
     return 0
 
 
-def _example(directory: str) -> Any:
-    """What an export follows through the model: as the run's task says, else like what it was trained on."""
-    example = thalweg.Task.inputs(directory)
-    return _zeros(thalweg.RunRecord.read(directory).decided["inputs"]) if example is None else example
+def _example(directory: str) -> tuple[Any, bool]:
+    """What an export follows through the model, and whether it may have any length: as the run's task says, else like
+    what it was trained on.
+    """
+    example, any_length = thalweg.Task.inputs(directory)
+    if example is None:
+        return _zeros(thalweg.RunRecord.read(directory).decided["inputs"]), False
+    return example, any_length
 
 
 def _zeros(inputs: Any) -> Any:

@@ -54,6 +54,8 @@ class Task:
     """Trained model, facts, files → an answer each, as JSON holds it: its `answer` is what is printed."""
     example: Callable[[dict[str, Any]], Any] | None = None
     """Facts → inputs of two examples, as `export` follows them through the model; by default like those in training."""
+    any_length: bool = False
+    """Whether those inputs are sequences `[rows, length, …]`, of which the exported model is to take any length."""
 
     def __call__(self, **options: Any) -> Mapping[str, Any]:
         """What make returns."""
@@ -74,10 +76,14 @@ class Task:
         return task.predict(load(run_dir), facts, files)
 
     @staticmethod
-    def inputs(run_dir: Path | str) -> Any:
-        """Two examples' inputs of a run's task; None where it leaves them to what the run was trained on."""
+    def inputs(run_dir: Path | str) -> tuple[Any, bool]:
+        """Two examples' inputs of a run's task, and whether they may have any length; None for the first where it
+        leaves them to what the run was trained on.
+        """
         task, facts = _kept(run_dir)
-        return task.example(facts) if task is not None and task.example is not None else None
+        if task is None or task.example is None:
+            return None, False
+        return task.example(facts), task.any_length
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,18 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def export(model: nn.Module, path: str | os.PathLike[str], format: str = "onnx", *, example: Any = None) -> Path:
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    format: str = "onnx",
+    *,
+    example: Any = None,
+    any_length: bool = False,
+) -> Path:
     """Write a model for use elsewhere: `onnx` (its computation, any number of rows) or `safetensors` (its weights).
 
-    `example` is an input batch `[rows, …]` (a tuple for several inputs), needed for ONNX.
+    `example` is an input batch `[rows, …]` (a tuple for several inputs), needed for ONNX. With `any_length` it is of
+    sequences `[rows, length, …]`, and each input of the exported model may have any length, not only the example's.
 
     Raises:
         ValueError: an unknown format, or no example where one is needed; ImportError: the extra `export` is missing.
@@ -105,11 +113,15 @@ def export(model: nn.Module, path: str | os.PathLike[str], format: str = "onnx",
     target.parent.mkdir(parents=True, exist_ok=True)
     inputs = example if isinstance(example, tuple) else (example,)
     rows = torch.export.Dim("rows")
+    axes = [{0: rows, **({1: torch.export.Dim(f"length_{n}")} if any_length else {})} for n in range(len(inputs))]
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter about torch itself: nothing a user could act on
-        program = torch.onnx.export(
-            model, inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: rows} for _ in inputs)
-        )
+        program = torch.onnx.export(model, inputs, dynamo=True, verbose=False, dynamic_shapes=tuple(axes))
     assert program is not None
+    if any_length and any(isinstance(part, nn.RNNBase) for part in model.modules()):
+        # Such a part takes any length, but torch's exporter notes the example's beside all that is computed after it.
+        for node in program.model.graph:
+            for value in node.outputs:
+                value.shape = None
     program.save(str(target))
     return target

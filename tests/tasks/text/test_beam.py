@@ -86,6 +86,22 @@ def test_an_answer_without_an_end_is_cut():
     assert len(found.tokens[0]) == 5 and END not in found.tokens[0]
 
 
+def test_each_source_has_a_limit_of_its_own():
+    """Beside others an answer is the one that it is alone, whether it has ended or is cut."""
+    for seed in range(6):
+        model, source, limits = Table(seed, sharpness=1.0), torch.tensor([[0], [1], [2], [1]]), [2, 9, 4, 3]
+        found = search(model, source, torch.tensor(limits), beams=3)
+        for row, limit in enumerate(limits):
+            alone = search(model, source[row : row + 1], limit, beams=3)
+            assert (alone.tokens[0], alone.scores[0]) == (found.tokens[row], pytest.approx(found.scores[row]))
+            assert len(found.tokens[row]) <= limit
+    with torch.no_grad():
+        model.logits[..., END] = -math.inf
+    found = search(model, source, torch.tensor(limits), beams=2)
+    assert [len(tokens) for tokens in found.tokens] == limits
+    assert found.scores[0] == pytest.approx(model.log_p(0, found.tokens[0]) / 2, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", [TransformerTranslator, LSTMTranslator])
 def test_answers_do_not_depend_on_the_padding_of_their_source(kind):
     torch.manual_seed(1)

@@ -60,3 +60,29 @@ def test_summaries(tmp_path):
     assert parts.train[0] == papers.Paper(["One.", "Two.", "Three."], ["One."])
     with pytest.raises(ValueError, match="train, line 1: the line has no field 'source'"):
         papers.read_parts(data, ("source", "summary"), 100, BadData(), 0)
+
+
+def test_a_missing_text_is_bad_data(tmp_path):
+    data = write(tmp_path, train=[{"text": "some words"}] * 20 + [{"text": None}])
+    with pytest.raises(ValueError, match="train, line 21: the entry holds no text"):
+        language_model.make(data, length=8)
+    made = language_model.make(data, length=8, on_bad_data="skip")
+    assert made["notes"] == [f"Skipped 1: the entry holds no text ({data}, train, line 21)."]
+
+
+def test_pairs_of_a_hub_follow_the_rules_of_files(tmp_path):
+    pairs = [{"en": f" word {n} ", "de": f"wort {n}\n"} for n in range(30)]
+    data = write(tmp_path, train=[*pairs, {"en": "none", "de": None}], validation=pairs[:1])
+    with pytest.raises(ValueError, match="train, line 31: the line is empty"):
+        aligned.read_parts(data, "en", "de", 100, BadData(), 0)
+    parts = aligned.read_parts(data, "en", "de", 100, BadData("skip"), 0)
+    assert len(parts.train) == 30 and parts.validation == [("word 0", "wort 0")]
+
+
+def test_a_column_of_translations_may_lack_one(tmp_path, monkeypatch):
+    kinds = datasets.Features({"translation": datasets.Translation(["en", "de"])})
+    rows = [{"translation": {"en": "a", "de": "x"}}] * 3 + [{"translation": None}]
+    found = {"train": datasets.Dataset.from_list(rows, features=kinds)}
+    monkeypatch.setattr(aligned.hub, "splits", lambda data: found)
+    with pytest.raises(ValueError, match="train, line 4: the line is empty"):
+        aligned.read_parts(Path("hub:some/set"), "en", "de", 100, BadData(), 0)

@@ -1,6 +1,7 @@
 import gzip
 import json
 import random
+import sys
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_it_learns_to_point_and_to_write_and_answers(folder, tmp_path):
     entry = {"source": [*fillers, "we report that a farmer lost a ring"]}
     asked.write_text(json.dumps(entry) + "\n\nIt rained all day. The road was long.\n")
     answers = list(thalweg.Task.answers(tmp_path / "run", [asked]))
-    assert [answer["line"] for answer in answers] == [1, 3]
+    assert [answer["line"] for answer in answers] == [1, 2, 3] and answers.pop(1)["answer"] == ""
     assert answers[0]["answer"] == "we report that a farmer lost a ring" and answers[0]["sentence"] == 3
     assert answers[1]["answer"] in ("It rained all day.", "The road was long.")
 
@@ -109,6 +110,22 @@ def test_inputs_and_targets_belong_together():
         places = (source[row] == BEGIN).nonzero().flatten()
         assert int(wanted[row].argmax()) == int(places[best])
         assert float(wanted[row][source[row] != BEGIN].abs().max()) == 0
+
+
+def test_a_summary_that_is_cut_has_no_end_and_is_counted(tmp_path):
+    """79 tokens and the end fit; of 80 tokens the end is cut off."""
+    letters = [" ".join("abcdefghij"[n % 10] for n in range(count)) for count in (5, 40)]
+    write(tmp_path / "train.jsonl", [{"source": letters, "target": letters}] * 3)
+    made = make(tmp_path, vocabulary=259, width=32, layers=1)  # each byte is a token: 9 and 79 of them
+    assert not made["notes"]
+    write(tmp_path / "train.jsonl", [{"source": letters, "target": [*letters, letters[1] + "x"]}] * 3)
+    made = make(tmp_path, vocabulary=259, width=32, layers=1)
+    (note,) = made["notes"]
+    assert note.startswith("3 of 9 summaries are longer than 79 tokens: what follows is cut off")
+    (_, answers), (targets, _) = made["data"]
+    assert [len(targets[n]) for n in range(3)] == [10, 80, 80]
+    assert [int(targets[n][-1]) == END for n in range(3)] == [True, True, False]
+    assert all(answers[n].tolist()[1:] == targets[n].tolist()[:-1] for n in range(3))
 
 
 def test_the_pointer_gives_probabilities_also_to_words_that_are_never_generated():
@@ -189,6 +206,8 @@ CASES = {
     "no field": (json.dumps({"source": ["a"]}), "the line has no field 'target'"),
     "a number": (json.dumps({**GOOD, "source": 3}), "the field 'source' is neither a text nor a list of texts"),
     "nothing": (json.dumps({**GOOD, "source": [" "]}), "the field 'source' is empty"),
+    "half a character": ('{"source": "\\ud800", "target": "x"}', "the line holds half a character"),
+    "nested": ('{"source": ' + "[" * 100_000, "the line's JSON is nested too deeply"),
     "too long": (json.dumps({**GOOD, "source": "word " * 100}), "the field 'source' is longer than 300 characters"),
 }
 
@@ -202,7 +221,7 @@ def test_bad_lines_are_named_or_skipped(case, tmp_path):
         read_papers(path, ("source", "target"), 300, BadData("refuse"))
     bad = BadData("skip")
     assert len(read_papers(path, ("source", "target"), 300, bad)) == 2
-    assert bad.counts == {words: 1}
+    assert bad.counts.total() == 1 and next(iter(bad.counts)).startswith(words)
 
 
 def test_text_that_is_not_utf_8_an_empty_file_and_none_are_said(tmp_path):
@@ -225,10 +244,42 @@ def test_one_file_will_do_and_archives_are_read(folder, tmp_path):
     assert IGNORED == -100
 
 
+ASKED = {
+    '{"target": "x"}': "the line has no field 'source'",
+    '{"source": 3}': "the field 'source' is neither a text nor a list of texts",
+    '{"source": [" "]}': "the field 'source' is empty",
+    '{"source": "\\udfff"}': "the line holds half a character",
+    "{x": "the line is not JSON",
+    '{"source":' + "[" * 100_000: "the line's JSON is nested too deeply",
+    "word " * 200: "the line is longer than 300 characters",
+}
+
+
 def test_a_line_that_cannot_be_summarised_is_said(folder, tmp_path):
-    recipe = thalweg.recipe("summarisation", data=folder, **SMALL)
+    recipe = thalweg.recipe("summarisation", data=folder, **SMALL, longest=300)
     asked = tmp_path / "asked.txt"
-    for line, words in (('{"target": "x"}', "the field 'source' is to hold"), ("{x", "begins like JSON")):
-        asked.write_text(line + "\n")
-        with pytest.raises(ValueError, match=f"line 1: .*{words}"):
-            list(predict(recipe.arguments["model"].eval(), recipe.facts, [asked]))
+    for line, words in ASKED.items():
+        asked.write_text(f"Some words.\n{line}\n")
+        with pytest.raises(ValueError, match=f"{asked}, line 2(, which begins like JSON)?: {words}"):
+            next(predict(recipe.arguments["model"].eval(), recipe.facts, [asked]))
+
+
+def test_a_character_of_two_halves_is_one(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"source": "a \\ud83d\\ude00 b", "target": "x"}\n')
+    assert read_papers(tmp_path / "train.jsonl", ("source", "target"), 9, BadData())[0].sentences == ["a 😀 b"]
+
+
+def test_lines_are_asked_as_they_were_learned(folder, tmp_path):
+    recipe = thalweg.recipe("summarisation", data=folder, **SMALL)
+    asked, text = tmp_path / "asked.txt", "It  rained all\tday.  The road was long. "
+    asked.write_text(f"{text}\n\n" + json.dumps({"source": text}) + "\n")
+    plain, empty, field = predict(recipe.arguments["model"].eval(), recipe.facts, [asked])
+    assert plain["pointed"] == field["pointed"] in ("It rained all day.", "The road was long.")
+    assert plain["written"] == field["written"]
+    assert (empty["answer"], empty["sentence"], empty["line"]) == ("", 0, 2)
+
+
+def test_a_missing_scorer_is_said_before_the_training(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(ImportError, match="needs the package rouge-score"):
+        make(folder, **SMALL)

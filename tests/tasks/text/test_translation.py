@@ -1,6 +1,7 @@
 import gzip
 import random
 import signal
+import sys
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import torch
 import thalweg
 from thalweg.tasks.task import BadData
 from thalweg.tasks.text.aligned import read_pairs, read_parts
-from thalweg.tasks.text.tokens import BytePairs
-from thalweg.tasks.text.translation import build, coded, example, make
+from thalweg.tasks.text.tokens import BytePairs, vocabulary_of
+from thalweg.tasks.text.translation import build, coded, example, make, predict, translated
 from thalweg.tasks.text.translation_report import corpus_bleu, sentence_bleu
 
 WORDS = {"red": "rot", "blue": "blau", "green": "gruen", "small": "klein", "big": "gross", "old": "alt"}
@@ -46,7 +47,8 @@ def test_it_learns_to_translate_and_answers(network, folder, tmp_path):
     assert run.metrics["bleu"] > 80
     assert run.metrics["bleu"] == run.metrics["bleu_test_a"] and "bleu_validation" in run.metrics
     assert [section.title for section in run.sections] == ["Translations", "What a translation looks at"]
-    assert "What a translation looks at" in run.report().read_text()
+    report = run.report().read_text()
+    assert "What a translation looks at" in report and "nrefs:1|case:mixed|eff:no|tok:13a" in report
 
     for path in folder.iterdir():
         path.unlink()  # a trained model is asked without its data
@@ -118,8 +120,9 @@ def test_scores_are_sacrebleus():
         100
     )
     # Three of four words, two of three pairs, one of two triples, none of four (smoothed to 1/2): by hand.
-    score, ratio = corpus_bleu(["a b c x"], ["a b c d"])
+    score, ratio, signature = corpus_bleu(["a b c x"], ["a b c d"])
     assert score == pytest.approx(100 * (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25, rel=1e-6) and ratio == 1
+    assert signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert sentence_bleu(["a b"], ["a b"]) == [pytest.approx(100)]
 
 
@@ -174,3 +177,54 @@ def test_archives_are_read_and_a_part_is_held_out_where_there_is_none(folder):
     parts = read_parts(folder, "en", "de", 1000, BadData(), 0)
     assert len(parts.validation) == 30 and len(parts.train) == 570
     assert sorted(parts.train + parts.validation) == sorted(plain.train)
+
+
+@pytest.mark.parametrize("part", ["val", "test_a"])
+def test_a_part_without_a_usable_pair_is_named_before_the_training(part, folder):
+    write(folder, part, b"a\n \n", b" \ny\n")
+    with pytest.raises(ValueError, match=f"the part {part} has no pair that can be used"):
+        read_parts(folder, "en", "de", 1000, BadData("skip"), 0)
+
+
+def test_a_missing_scorer_is_said_before_the_training(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    with pytest.raises(ImportError, match="needs the package sacrebleu"):
+        make(folder, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["val.en", "test_b.en", "test_b.de"])
+def test_a_file_without_its_partner_is_refused_or_counted(name, folder):
+    stem = name.split(".")[0]
+    for path in folder.glob(f"{stem}.*"):
+        path.unlink()
+    (folder / name).write_text("big dog\n")
+    with pytest.raises(ValueError, match=f"{name}: the file has no partner in the other language"):
+        read_parts(folder, "en", "de", 1000, BadData(), 0)
+    bad = BadData("skip")
+    read_parts(folder, "en", "de", 1000, bad, 0)
+    assert bad.counts == {"the file has no partner in the other language": 1}
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(folder):
+    made = make(folder, **SMALL, seed=1)
+    tokens, model = vocabulary_of(made["facts"]["tokens"]), made["model"].eval()
+    texts = ["dog", "big dog and old house and small tree and red car"]
+    together, alone = translated(model, tokens, texts), translated(model, tokens, texts[:1])
+    assert together[0][:2] == alone[0][:2]
+    # An untrained network finds no end: the limit is 2 · own length + 10.
+    assert len(alone[0][1]) == 2 * (len(tokens.encode("dog")) + 1) + 10
+
+
+def test_lines_are_asked_as_they_were_learned_and_an_empty_one_stays_empty(folder, tmp_path):
+    made = make(folder, **SMALL, longest=40)
+    model, asked = made["model"].eval(), tmp_path / "asked.txt"
+    asked.write_text("big dog\n \n  big dog\t\n")
+    plain, empty, spaced = predict(model, made["facts"], [asked])
+    assert plain["answer"] == spaced["answer"] and plain["score"] == pytest.approx(spaced["score"])
+    assert (empty["answer"], empty["line"], spaced["line"]) == ("", 2, 3)
+
+    asked.write_text("big dog\n" + "big dog " * 9 + "\n")
+    with pytest.raises(ValueError, match=f"{asked}, line 2: the line is longer than 40 characters"):
+        next(predict(model, made["facts"], [asked]))
+    old = {name: fact for name, fact in made["facts"].items() if name != "longest"}
+    assert len(list(predict(model, old, [asked]))) == 2  # runs of earlier versions say no limit

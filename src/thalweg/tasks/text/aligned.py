@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from thalweg.tasks import hub
 from thalweg.tasks.task import BadData
-from thalweg.tasks.text.lines import read_lines
+from thalweg.tasks.text.lines import find, read_lines
 
 #: Names of the part that is held out for validation; without one, this share of the training pairs is.
 VALIDATION = ("val", "valid", "validation", "dev")
@@ -39,7 +41,7 @@ def read_parts(folder: Path, source: str, target: str, longest: int, bad: BadDat
 
     Raises:
         FileNotFoundError: there is no such folder or training part.
-        ValueError: a file is empty or damaged, or bad data is refused.
+        ValueError: a file is empty or damaged, a part has no pair that can be used, or bad data is refused.
     """
     folder = Path(folder)
     if source == target:
@@ -50,32 +52,37 @@ def read_parts(folder: Path, source: str, target: str, longest: int, bad: BadDat
         raise FileNotFoundError(
             f"there is no folder {folder}: give one with train.{source}[.gz] and train.{target}[.gz]"
         )
-    found = {stem: _files(folder, stem, source, target) for stem in _stems(folder, source)}
-    parts = {stem: read_pairs(*files, longest, bad) for stem, files in found.items() if files is not None}
-    if "train" not in parts:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    found = {stem: _files(folder, stem, source, target) for stem in _stems(folder, source, target)}
+    if None in found.get("train", (None,)):
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise FileNotFoundError(
-            f"{folder} lacks train.{source}[.gz] or train.{target}[.gz]; it has {there}. "
+            f"{folder} lacks train.{source}[.gz] or train.{target}[.gz]; it has {names}. "
             "Say the endings with --source-language and --target-language"
         )
+    parts = {}
+    for stem, (here, there) in found.items():
+        if here is not None and there is not None:
+            parts[stem] = read_pairs(here, there, longest, bad)
+        else:
+            bad.add(here or there, "the file has no partner in the other language")
+    return _parts(folder, parts, seed)
+
+
+def _parts(data: Path, parts: dict[str, list[Pair]], seed: int) -> Parts:
+    """Which of these are trained on, held out and tested on; some pairs are held out where no part is."""
+    for name, pairs in parts.items():
+        if not pairs:
+            raise ValueError(f"{data}: the part {name} has no pair that can be used; mend it, or take it away")
     train = parts["train"]
-    validation = next((parts[name] for name in VALIDATION if name in parts), None)
-    tests = {stem: pairs for stem, pairs in sorted(parts.items()) if stem.startswith("test")}
-    return _parts(folder, train, validation, tests, seed)
-
-
-def _parts(
-    folder: Path, train: list[Pair], validation: list[Pair] | None, tests: dict[str, list[Pair]], seed: int
-) -> Parts:
-    """With a part held out where there is none."""
     total = len(train)
+    validation = next((parts[name] for name in VALIDATION if name in parts), None)
     if validation is None:
         random.Random(seed).shuffle(train)
         count = max(1, int(total * HELD_OUT))
         train, validation = train[count:], train[:count]
-    if not train or not validation:
-        raise ValueError(f"{folder} has too few pairs to train on and to hold some out: {total}")
-    return Parts(train, validation, tests)
+    if not train:
+        raise ValueError(f"{data} has too few pairs to train on and to hold some out: {total}")
+    return Parts(train, validation, {name: parts[name] for name in sorted(parts) if name.startswith("test")})
 
 
 def _of_hub(data: Path, source: str, target: str, longest: int, bad: BadData, seed: int) -> Parts:
@@ -87,16 +94,15 @@ def _of_hub(data: Path, source: str, target: str, longest: int, bad: BadData, se
             continue
         table = found[which]
         column = hub.column(table, "Translation")
-        rows = table[column] if column else table
-        if len(rows) and not {source, target} <= set(rows[0]):
-            raise ValueError(f"{data} has no columns {source!r} and {target!r}: it has {', '.join(map(str, rows[0]))}")
-        pairs = enumerate(((row[source], row[target]) for row in rows), start=1)
-        places = (f"{data}, {which}",) * 2
-        parts[which] = [pair for number, pair in pairs if _is_whole(pair, places, number, longest, bad)]
+        rows = [row or {} for row in table[column]] if column else table
+        names = next((list(row) for row in rows if row), [source, target])
+        if not {source, target} <= set(names):
+            raise ValueError(f"{data} has no columns {source!r} and {target!r}: it has {', '.join(map(str, names))}")
+        pairs = enumerate(((row.get(source), row.get(target)) for row in rows), start=1)
+        parts[which] = _usable(pairs, (f"{data}, {which}",) * 2, longest, bad)
     if "train" not in parts:
         raise ValueError(f"{data} has no training part")
-    validation = next((parts[name] for name in VALIDATION if name in parts), None)
-    return _parts(data, parts["train"], validation, {name: parts[name] for name in ("test",) if name in parts}, seed)
+    return _parts(data, parts, seed)
 
 
 def read_pairs(source: Path, target: Path, longest: int, bad: BadData) -> list[Pair]:
@@ -111,40 +117,47 @@ def read_pairs(source: Path, target: Path, longest: int, bad: BadData) -> list[P
     more = source if len(lines) > len(answers) else target
     for number in range(shorter + 1, max(len(lines), len(answers)) + 1):
         bad.add(f"{more}, line {number}", f"the line has no partner: its other file ends at line {shorter}")
-    pairs = []
-    for number, (line, answer) in enumerate(zip(lines, answers, strict=False), start=1):
-        if line is None or answer is None:
-            continue
-        if _is_whole((line, answer), (str(source), str(target)), number, longest, bad):
-            pairs.append((line.strip(), answer.strip()))
-    return pairs
+    numbered = enumerate(zip(lines, answers, strict=False), start=1)
+    # What is None here could not be read, and has been told.
+    return _usable(((number, pair) for number, pair in numbered if None not in pair), (source, target), longest, bad)
 
 
-def _is_whole(pair: Pair, places: tuple[str, str], number: int, longest: int, bad: BadData) -> bool:
-    """Whether both sides of a pair hold something, and not too much; what is wrong is told."""
-    for place, text in zip(places, pair, strict=True):
-        if not text.strip():
-            bad.add(f"{place}, line {number}", "the line is empty")
-            return False
-        if len(text) > longest:
-            bad.add(f"{place}, line {number}", f"the line is longer than {longest} characters")
-            return False
-    return True
+def _usable(
+    pairs: Iterable[tuple[int, tuple[Any, Any]]], places: tuple[object, object], longest: int, bad: BadData
+) -> list[Pair]:
+    """The pairs both of whose sides hold something, and not too much, by their numbers; what is wrong is told."""
+    found = []
+    for number, (here, there) in pairs:
+        pair = normalised(here), normalised(there)
+        faults = [fault_of(text, longest) for text in pair]
+        wrong = next((side for side in (0, 1) if faults[side]), None)
+        if wrong is None:
+            found.append(pair)
+        else:
+            bad.add(f"{places[wrong]}, line {number}", faults[wrong])
+    return found
 
 
-def _stems(folder: Path, source: str) -> list[str]:
-    """The parts that a folder has files of: names before the ending."""
+def normalised(line: object) -> str:
+    """A sentence as it is learned and translated: without white space around it; what is no text is an empty one."""
+    return line.strip() if isinstance(line, str) else ""
+
+
+def fault_of(text: str, longest: float) -> str:
+    """What is wrong with a sentence, if anything is."""
+    if not text:
+        return "the line is empty"
+    return f"the line is longer than {longest} characters" if len(text) > longest else ""
+
+
+def _stems(folder: Path, source: str, target: str) -> list[str]:
+    """The parts that a folder has files of, in either language: names before the ending."""
     names = sorted(path.name.removesuffix(".gz") for path in folder.iterdir() if path.is_file())
-    stems = [name.removesuffix(f".{source}") for name in names if name.endswith(f".{source}")]
+    endings = (f".{source}", f".{target}")
+    stems = [name.removesuffix(ending) for name in names for ending in endings if name.endswith(ending)]
     return [stem for stem in dict.fromkeys(stems) if stem == "train" or stem in VALIDATION or stem.startswith("test")]
 
 
-def _files(folder: Path, stem: str, source: str, target: str) -> tuple[Path, Path] | None:
-    """Both files of a part, unpacked ones before archives; None where one is missing."""
-    both = []
-    for ending in (source, target):
-        there = [path for path in (folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.gz") if path.is_file()]
-        if not there:
-            return None
-        both.append(there[0])
-    return both[0], both[1]
+def _files(folder: Path, stem: str, source: str, target: str) -> tuple[Path | None, Path | None]:
+    """Both files of a part, unpacked ones before archives; None stands for one that is missing."""
+    return find(folder, (f"{stem}.{source}",)), find(folder, (f"{stem}.{target}",))

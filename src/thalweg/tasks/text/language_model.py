@@ -17,15 +17,13 @@ from thalweg.tasks.text.language_report import LanguageReport
 from thalweg.tasks.text.lines import read_lines
 from thalweg.tasks.text.losses import IGNORED
 from thalweg.tasks.text.sampling import continued
+from thalweg.tasks.text.sizes import check, heads_of
 from thalweg.tasks.text.texts import read_parts
 from thalweg.tasks.text.tokens import BytePairs, Characters, Vocabulary, vocabulary_of
 from thalweg.tasks.text.training import RULES
 
 #: What suits each network where nothing else is asked for: width, layers, dropout.
 SIZES = {"transformer": (128, 4, 0.0), "lstm": (384, 1, 0.1)}
-
-#: Width of an attention head: few and wide ones cost least on a CPU.
-HEAD = 64
 
 
 def make(
@@ -51,20 +49,24 @@ def make(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, too short for a window, or not UTF-8.
+        ValueError: it is empty, too short for a window, or not UTF-8; or a size is none, or a width that heads cannot
+            share.
     """
+    own_width, own_layers, own_dropout = SIZES[network]
+    width = own_width if width is None else width
+    layers = own_layers if layers is None else layers
+    check(width=width, layers=layers, length=length)
     bad = BadData(on_bad_data)
     train, held_out = read_parts(data, bad)
     tokens: Vocabulary = (
         BytePairs.learned(train.splitlines(keepends=True), vocabulary) if vocabulary else Characters(train)
     )
-    own_width, own_layers, own_dropout = SIZES[network]
     facts = {
         "network": network,
         "tokens": tokens.facts(),
         "vocabulary": len(tokens),
-        "width": width or own_width,
-        "layers": layers or own_layers,
+        "width": width,
+        "layers": layers,
         "dropout": own_dropout if dropout is None else dropout,
         "length": length,
         "prompt": train[: train.find("\n") + 1 or 20][:80],
@@ -105,26 +107,24 @@ def windows(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def build(facts: dict[str, Any]) -> nn.Module:
-    """The network of these facts, its weights fresh."""
+    """The network of these facts, its weights fresh.
+
+    Raises:
+        ValueError: the width cannot be shared by its heads.
+    """
     sizes = facts["vocabulary"], facts["width"], facts["layers"]
     if facts["network"] == "lstm":
         return LSTMLanguageModel(*sizes, facts["dropout"], facts["length"])
-    heads = max(1, facts["width"] // HEAD)
-    if facts["width"] % (2 * heads):
-        raise ValueError(
-            f"width is shared by {heads} heads of even width: give a multiple of {HEAD}, not {facts['width']}"
-        )
-    return TransformerLanguageModel(*sizes, heads, facts["dropout"], facts["length"])
+    return TransformerLanguageModel(*sizes, heads_of(facts["width"]), facts["dropout"], facts["length"])
 
 
 def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Iterator[dict[str, Any]]:
-    """Each line of the files is a prompt, which is continued."""
+    """Each line of the files is a prompt, which is continued; an empty line has an empty answer."""
     tokens = vocabulary_of(facts["tokens"])
     for file in files:
         for number, line in enumerate(read_lines(file, BadData("refuse")), start=1):
-            if line:
-                answer = line + continued(model, tokens, [line], seed=number)[0]
-                yield {"answer": answer, "file": str(file), "line": number, "prompt": line}
+            answer = line + continued(model, tokens, [line], seed=number)[0] if line else ""
+            yield {"answer": answer, "file": str(file), "line": number, "prompt": line}
 
 
 def example(facts: dict[str, Any]) -> Tensor:
@@ -132,4 +132,4 @@ def example(facts: dict[str, Any]) -> Tensor:
     return torch.zeros(2, facts["length"], dtype=torch.int64)
 
 
-task = thalweg.Task(make=make, build=build, predict=predict, example=example)
+task = thalweg.Task(make=make, build=build, predict=predict, example=example, any_length=True)

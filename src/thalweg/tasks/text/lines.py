@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ GZIP = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 NOT_UTF_8 = "the text is not UTF-8"
+
+#: Half of a character that UTF-16 writes as two: JSON can hold one alone, and no text can.
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -85,15 +89,30 @@ def read_json_lines(path: Path | str, bad: BadData) -> Iterator[tuple[int, dict[
     for number, line in enumerate(read_lines(path, bad), start=1):
         if line is None or not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            bad.add(f"{path}, line {number} ({error})", "the line is not JSON")
-            continue
-        if not isinstance(entry, dict):
-            bad.add(f"{path}, line {number}", "the line holds no JSON object")
-            continue
-        yield number, entry
+        entry, fault, detail = json_object(line)
+        if entry is None:
+            bad.add(f"{path}, line {number}{detail}", fault)
+        else:
+            yield number, entry
+
+
+def json_object(line: str) -> tuple[dict[str, Any] | None, str, str]:
+    """The JSON object of a line; where it has none: None, what is wrong, and in brackets what the parser says to it.
+
+    >>> json_object("[1]")
+    (None, 'the line holds no JSON object', '')
+    """
+    try:
+        entry = json.loads(line)
+        if SURROGATE.search(line):
+            json.dumps(entry, ensure_ascii=False).encode()  # most such halves have their other one
+    except RecursionError:
+        return None, "the line's JSON is nested too deeply", ""
+    except UnicodeEncodeError:
+        return None, "the line holds half a character (a lone surrogate)", ""
+    except ValueError as error:
+        return None, "the line is not JSON", f" ({error})"
+    return (entry, "", "") if isinstance(entry, dict) else (None, "the line holds no JSON object", "")
 
 
 def find(folder: Path, names: tuple[str, ...]) -> Path | None:

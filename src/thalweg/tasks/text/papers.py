@@ -110,20 +110,35 @@ def _of_hub(data: Path, fields: tuple[str, str], longest: int, bad: BadData, see
 
 def _paper(entry: dict[str, Any], fields: tuple[str, str], longest: int) -> tuple[Paper | None, str]:
     """A line as a paper, or what is wrong with it."""
-    found = []
     for name in fields:
         if name not in entry:
             return None, f"the line has no field {name!r}"
-        value = [entry[name]] if isinstance(entry[name], str) else entry[name]
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            return None, f"the field {name!r} is neither a text nor a list of texts"
-        texts = [" ".join(text.split()) for text in value if text.strip()]
-        if not texts:
-            return None, f"the field {name!r} is empty"
-        found.append(sentences_of(texts[0]) if isinstance(entry[name], str) and name == fields[0] else texts)
-    if sum(map(len, found[0])) > longest:
-        return None, f"the field {fields[0]!r} is longer than {longest} characters"
-    return Paper(*found), ""
+    text, summary = (f"the field {name!r}" for name in fields)
+    sentences, fault = text_of(entry[fields[0]], text, longest)
+    summaries, other_fault = _texts(entry[fields[1]], summary)
+    fault = fault or other_fault
+    return (None, fault) if fault else (Paper(sentences, summaries), "")
+
+
+def text_of(value: object, name: str, longest: float) -> tuple[list[str], str]:
+    """The sentences of a text, given as one or as a list of them, as they are learned and summarised; and what is wrong
+    with it, by its name.
+    """
+    texts, fault = _texts(value, name)
+    if isinstance(value, str):
+        texts = [sentence for text in texts for sentence in sentences_of(text)]
+    if sum(map(len, texts)) > longest:
+        fault = f"{name} is longer than {longest} characters"
+    return texts, fault
+
+
+def _texts(value: object, name: str) -> tuple[list[str], str]:
+    """A text or a list of them as a list, words a single space apart; and what is wrong with it."""
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        return [], f"{name} is neither a text nor a list of texts"
+    texts = [" ".join(text.split()) for text in value if text.strip()]
+    return texts, "" if texts else f"{name} is empty"
 
 
 def sentences_of(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 import thalweg
 from thalweg.tasks.task import BadData, seeded
+from thalweg.tasks.text.batches import batches
 from thalweg.tasks.text.beam import search
-from thalweg.tasks.text.lines import read_lines
+from thalweg.tasks.text.lines import json_object, read_lines
 from thalweg.tasks.text.losses import IGNORED
-from thalweg.tasks.text.papers import Paper, read_parts, sentences_of
+from thalweg.tasks.text.papers import Paper, read_parts, text_of
 from thalweg.tasks.text.rouge import overlap
+from thalweg.tasks.text.sizes import check, heads_of
 from thalweg.tasks.text.summary_networks import Summariser, SummaryLoss
 from thalweg.tasks.text.summary_report import SummaryReport
 from thalweg.tasks.text.tokens import BEGIN, END, PADDING, BytePairs, vocabulary_of
 from thalweg.tasks.text.training import RULES
-
-#: Width of an attention head: few and wide ones cost least on a CPU.
-HEAD = 64
 
 #: How much a sentence is wanted falls by e for so much less ROUGE-L.
 SHARPNESS = 0.05
@@ -32,8 +31,8 @@ SHARPNESS = 0.05
 #: Tokens of a summary that the choice of a sentence counts as.
 POINTING = 10.0
 
-#: Tokens of a summary at most; texts summarised at once.
-LONGEST, AT_ONCE = 80, 50
+#: Tokens of a summary at most, its end included; tokens of texts summarised at once, padding included.
+LONGEST, AT_ONCE = 80, 16_000
 
 
 @dataclass(slots=True)
@@ -72,41 +71,49 @@ def make(
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: a file is empty or damaged, or a line is not JSON, lacks a field or is too long.
+        ValueError: a file is empty or damaged, or a line is not JSON, lacks a field or is too long; or both
+            fields are one, a size is none, or a width that heads cannot share.
+        ImportError: a package that byte pairs or scores need is not installed.
     """
+    if text_field == summary_field:
+        raise ValueError(f"text_field and summary_field are both {text_field!r}: they name two fields")
+    check(width=width, layers=layers, longest=longest)
+    heads = heads_of(width)
     bad = BadData(on_bad_data)
     papers = read_parts(data, (text_field, summary_field), longest, bad, seed)
     tokens = BytePairs.learned((text for p in papers.train for text in (*p.sentences, *p.summaries)), vocabulary)
     facts = {
         "answer": answer,
         "source": text_field,
+        "longest": longest,
         "tokens": tokens.facts(),
         "vocabulary": len(tokens),
         "width": width,
         "layers": layers,
-        "heads": max(1, width // HEAD),
+        "heads": heads,
         "dropout": dropout,
     }
     with seeded(seed):
         model = build(facts)
+    training_data, validation_data = coded(tokens, papers.train), coded(tokens, papers.validation)
     return {
         "model": model,
-        "data": coded(tokens, papers.train),
+        "data": training_data,
         "loss": SummaryLoss(POINTING),
-        "validation_data": coded(tokens, papers.validation),
+        "validation_data": validation_data,
         **RULES["transformer"],
         "batch_size": 32,
         "epochs": 10,
         "callbacks": [SummaryReport(tokens, summarised, facts, papers.validation, papers.test)],
         "seed": seed,
         "facts": facts,
-        "notes": bad.notes(),
+        "notes": [*bad.notes(), *_cut(training_data, validation_data)],
     }
 
 
 def coded(tokens: BytePairs, papers: Sequence[Paper]) -> tuple[Any, Any]:
     """Inputs (text, summary from its beginning) and targets (summary to its end, how much each place of the text is
-    wanted); a row for each summary, of different length.
+    wanted); a row for each summary, of different length. A summary is cut after `LONGEST` tokens, its end included.
     """
     sources, answers, wanted = [], [], []
     for paper in papers:
@@ -117,15 +124,29 @@ def coded(tokens: BytePairs, papers: Sequence[Paper]) -> tuple[Any, Any]:
             row = torch.zeros(len(source))
             row[begins] = (scores / SHARPNESS).softmax(0)
             sources.append(source)
-            answers.append(tokens.encode(summary)[: LONGEST - 1])
+            # One that is cut has no end: a network is not to learn that summaries end in mid-sentence.
+            answers.append([*tokens.encode(summary), END][:LONGEST])
             wanted.append(row)
     return (
         (
             thalweg.Sequences(sources, padding=PADDING),
-            thalweg.Sequences([[BEGIN, *row] for row in answers], padding=PADDING),
+            thalweg.Sequences([[BEGIN, *row[:-1]] for row in answers], padding=PADDING),
         ),
-        (thalweg.Sequences([[*row, END] for row in answers], padding=IGNORED), thalweg.Sequences(wanted, padding=0)),
+        (thalweg.Sequences(answers, padding=IGNORED), thalweg.Sequences(wanted, padding=0)),
     )
+
+
+def _cut(*parts: tuple[Any, Any]) -> list[str]:
+    """A sentence on the summaries of these parts that were too long, where there are any."""
+    targets = [answers for _, (answers, _) in parts]
+    count = sum(int((answers.values[answers.lengths.cumsum(0) - 1] != END).sum()) for answers in targets)
+    if not count:
+        return []
+    total = sum(map(len, targets))
+    return [
+        f"{count:,} of {total:,} summaries are longer than {LONGEST - 1} tokens: what follows is cut off, in training "
+        "and validation loss; scores are of whole summaries."
+    ]
 
 
 def text_tokens(tokens: BytePairs, sentences: Sequence[str]) -> list[int]:
@@ -134,13 +155,7 @@ def text_tokens(tokens: BytePairs, sentences: Sequence[str]) -> list[int]:
 
 
 def build(facts: dict[str, Any]) -> nn.Module:
-    """The network of these facts, its weights fresh.
-
-    Raises:
-        ValueError: the width cannot be shared by its heads.
-    """
-    if facts["width"] % (2 * facts["heads"]):
-        raise ValueError(f"width is shared by {facts['heads']} heads of even width, got {facts['width']}")
+    """The network of these facts, its weights fresh."""
     return Summariser(facts["vocabulary"], facts["width"], facts["layers"], facts["heads"], facts["dropout"])
 
 
@@ -149,10 +164,8 @@ def summarised(model: Any, tokens: BytePairs, texts: Sequence[Sequence[str]]) ->
     """What the network makes of each text, given as its sentences."""
     device = next(model.parameters()).device
     rows = [text_tokens(tokens, sentences) for sentences in texts]
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     found: list[Summary | None] = [None] * len(rows)
-    for start in range(0, len(order), AT_ONCE):
-        numbers = order[start : start + AT_ONCE]
+    for numbers in batches([len(row) for row in rows], AT_ONCE):
         batch = thalweg.Sequences([rows[number] for number in numbers], padding=PADDING)
         source = batch.take(torch.arange(len(numbers))).to(device)
         places = model.best_sentence(source).tolist()
@@ -163,18 +176,17 @@ def summarised(model: Any, tokens: BytePairs, texts: Sequence[Sequence[str]]) ->
 
 
 def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Iterator[dict[str, Any]]:
-    """Each line of the files is a text, or a JSON object that has one in its field.
+    """Each line of the files is a text, or a JSON object that has one in its field; an empty line has an empty answer.
 
     Raises:
-        ValueError: a JSON object lacks the field, or it holds no text.
+        ValueError: a JSON object lacks the field, or it holds no text, or one longer than any that was learned from.
     """
     tokens = vocabulary_of(facts["tokens"])
     for file in files:
-        for number, line in enumerate(read_lines(file, BadData("refuse")), start=1):
-            if not line or not line.strip():
-                continue
-            sentences = _sentences(line, facts["source"], f"{file}, line {number}")
-            (found,) = summarised(model, tokens, [sentences])
+        lines = read_lines(file, BadData("refuse"))
+        texts = [_sentences(line or "", facts, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+        for number, sentences in enumerate(texts, start=1):
+            found = summarised(model, tokens, [sentences])[0] if sentences else Summary("", "", -1, [])
             answer = found.pointed if facts["answer"] == "point" else found.written
             yield {
                 "answer": answer,
@@ -186,18 +198,23 @@ def predict(model: nn.Module, facts: dict[str, Any], files: list[Path]) -> Itera
             }
 
 
-def _sentences(line: str, name: str, place: str) -> list[str]:
-    """The sentences of a line, which is JSON where it begins with a brace."""
-    if not line.lstrip().startswith("{"):
-        return sentences_of(line)
-    try:
-        value = json.loads(line).get(name)
-    except ValueError as error:
-        raise ValueError(f"{place}: the line begins like JSON and is none ({error})") from error
-    sentences = sentences_of(value) if isinstance(value, str) else value
-    if not isinstance(sentences, list) or not sentences or not all(isinstance(text, str) for text in sentences):
-        raise ValueError(f"{place}: the field {name!r} is to hold a text or a list of sentences")
-    return [" ".join(text.split()) for text in sentences if text.strip()]
+def _sentences(line: str, facts: dict[str, Any], place: str) -> list[str]:
+    """The sentences of a line, which is JSON where it begins with a brace; none of an empty line."""
+    if not line.strip():
+        return []
+    value, name = line, "the line"
+    if line.lstrip().startswith("{"):
+        entry, fault, detail = json_object(line)
+        if entry is None:
+            raise ValueError(f"{place}, which begins like JSON: {fault}{detail}")
+        if facts["source"] not in entry:
+            raise ValueError(f"{place}: the line has no field {facts['source']!r}")
+        value, name = entry[facts["source"]], f"the field {facts['source']!r}"
+    # Runs of earlier versions set no limit.
+    sentences, fault = text_of(value, name, facts.get("longest", math.inf))
+    if fault:
+        raise ValueError(f"{place}: {fault}")
+    return sentences
 
 
 def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -205,4 +222,4 @@ def example(facts: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return torch.full((2, 16), BEGIN), torch.full((2, 8), BEGIN)
 
 
-task = thalweg.Task(make=make, build=build, predict=predict, example=example)
+task = thalweg.Task(make=make, build=build, predict=predict, example=example, any_length=True)

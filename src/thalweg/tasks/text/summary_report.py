@@ -36,6 +36,9 @@ class SummaryReport(thalweg.Callback):
         facts: those of the task.
         validation: texts that were held out.
         test: those of the test part; it may be empty.
+
+    Raises:
+        ImportError: rouge-score is not installed.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class SummaryReport(thalweg.Callback):
         self.tokens = tokens
         self.summarised = summarised
         self.facts = facts
+        self.rouge = Rouge()  # a package that is missing is said now, not when the training is done
         self.parts = {"validation": validation, **({"test": test} if test else {})}
 
     def on_end(self, run: Any) -> None:
@@ -57,7 +61,6 @@ class SummaryReport(thalweg.Callback):
             return
         mode = run.model.training
         run.model.eval()
-        self.rouge = Rouge()
         tables = []
         for name, papers in self.parts.items():
             found = self.summarised(run.model, self.tokens, [paper.sentences for paper in papers])

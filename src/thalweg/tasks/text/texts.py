@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,21 @@ def read_parts(data: Path, bad: BadData) -> tuple[str, str]:
     if not hub.is_hub(data):
         return _cut(read_text(data, bad))
     found = hub.splits(data)
-    train = _text(found.get("train"))
+    train = _text(data, found, "train", bad)
     if not train.strip():
         raise ValueError(f"{data} has no training part with a column of text")
-    held_out = next((_text(found[name]) for name in VALIDATION if name in found), "")
+    held_out = next((_text(data, found, name, bad) for name in VALIDATION if name in found), "")
     return (train, held_out) if held_out.strip() else _cut(train)
 
 
-def _text(table: Any) -> str:
-    """The first column of text, an entry a line; nothing where there is none."""
-    name = hub.column(table, "string", "large_string") if table is not None else None
-    return "\n".join(table[name]) if name else ""
+def _text(data: Path, found: Mapping[str, Any], which: str, bad: BadData) -> str:
+    """The first column of text of a part, an entry a line; nothing where there is none."""
+    name = hub.column(found[which], "string", "large_string") if which in found else None
+    entries = list(found[which][name]) if name else []
+    for number, entry in enumerate(entries, start=1):
+        if entry is None:
+            bad.add(f"{data}, {which}, line {number}", "the entry holds no text")
+    return "\n".join(entry for entry in entries if entry is not None)
 
 
 def _cut(text: str) -> tuple[str, str]:

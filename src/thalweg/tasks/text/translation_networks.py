@@ -141,10 +141,10 @@ class LSTMTranslator(nn.Module):
         along = torch.arange(source.shape[1], device=source.device)
         back = torch.where(along < lengths, lengths - 1 - along, along)[:, :, None]
         ahead, _ = self.forwards(x)
-        behind, _ = self.backwards(x.gather(1, back.expand_as(x)))
+        behind, _ = self.backwards(x.gather(1, back.expand(-1, -1, x.shape[2])))
         last = (lengths - 1).clamp_min(0)[:, :, None].expand(-1, 1, ahead.shape[2])
         start = torch.cat((ahead.gather(1, last), behind.gather(1, last)), dim=2)[:, 0]
-        behind = behind.gather(1, back.expand_as(behind))
+        behind = behind.gather(1, back.expand(-1, -1, behind.shape[2]))
         return self.dropout(torch.cat((ahead, behind), dim=2)), mask, start
 
     def _begun(self, start: Tensor) -> tuple[Tensor, Tensor]:

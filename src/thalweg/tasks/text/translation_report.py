@@ -28,9 +28,13 @@ class TranslationReport(thalweg.Callback):
         tokens: the vocabulary.
         translated: (model, tokens, texts) → (text, tokens, score) of each.
         parts: pairs by the name of their part, the validation part first.
+
+    Raises:
+        ImportError: sacrebleu is not installed.
     """
 
     def __init__(self, tokens: BytePairs, translated: Callable[..., Any], parts: dict[str, Sequence[Pair]]) -> None:
+        _bleu()  # a package that is missing is said now, not when the training is done
         self.tokens = tokens
         self.translated = translated
         self.parts = parts
@@ -45,7 +49,7 @@ class TranslationReport(thalweg.Callback):
         for name, pairs in self.parts.items():
             answers = self.translated(run.model, self.tokens, [source for source, _ in pairs])
             texts, references = [text for text, _, _ in answers], [target for _, target in pairs]
-            score, ratio = corpus_bleu(texts, references)
+            score, ratio, settings = corpus_bleu(texts, references)
             rows.append((name, len(pairs), round(score, 2), round(ratio, 3)))
             numbers[f"bleu_{name}"] = score
             if first is None or (first[0] == "validation" and name != "validation"):
@@ -53,7 +57,7 @@ class TranslationReport(thalweg.Callback):
         assert first is not None
         name, score, pairs, answers = first
         run.add_metrics(bleu=score, **numbers)
-        table = thalweg.Table(("part", "sentences", "BLEU", "length ÷ reference"), rows, "sacreBLEU, cased, 13a tokens")
+        table = thalweg.Table(("part", "sentences", "BLEU", "length ÷ reference"), rows, f"sacreBLEU, {settings}")
         words = "Beam search; scored against one reference a sentence."
         run.show(thalweg.Section("Translations", words, [table, *self._scored(name, pairs, answers)]))
         run.show(self._attention(run.model, pairs, answers))
@@ -102,14 +106,16 @@ class TranslationReport(thalweg.Callback):
         return thalweg.Section("What a translation looks at", words, [matrix])
 
 
-def corpus_bleu(texts: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
-    """BLEU of texts as sacreBLEU has it against a reference each (Post 2018), 0 to 100; their length ÷ the references'.
+def corpus_bleu(texts: Sequence[str], references: Sequence[str]) -> tuple[float, float, str]:
+    """BLEU of texts as sacreBLEU has it against a reference each (Post 2018), 0 to 100; their length ÷ the references';
+    and sacreBLEU's signature, which names all settings.
 
     Raises:
         ImportError: sacrebleu is not installed.
     """
-    found = _bleu()(effective_order=False).corpus_score(list(texts), [list(references)])
-    return float(found.score), float(found.sys_len / max(1, found.ref_len))
+    metric = _bleu()(effective_order=False)
+    found = metric.corpus_score(list(texts), [list(references)])
+    return float(found.score), float(found.sys_len / max(1, found.ref_len)), str(metric.get_signature())
 
 
 def sentence_bleu(texts: Sequence[str], references: Sequence[str]) -> list[float]:
