@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] =
     "no parameters": (lambda: (nn.ReLU(), (x(), y()), "cross_entropy"), {}, "no parameters"),
     "no device": (lambda: (net(), (x(), y()), "cross_entropy"), {"device": "cuda:99"}, "cuda:99.*auto"),
     "no such device": (lambda: (net(), (x(), y()), "cross_entropy"), {"device": "gpu"}, "'gpu'"),
+    "a class of models": (lambda: (nn.ReLU, (x(), y()), "cross_entropy"), {}, r"ReLU is a class.*write ReLU\(\)"),
     "not a model": (lambda: (net, (x(), y()), "cross_entropy"), {}, "torch.nn.Module.*function"),
     "split of one": (
         lambda: (net(), (x(1), y(1)), "cross_entropy"),
@@ -227,3 +229,10 @@ def test_predict_refuses_what_is_no_array() -> None:
         thalweg.predict(net(), TensorDataset(x()))
     with pytest.raises(ValueError, match="at least 1"):
         thalweg.predict(net(), x(), batch_size=0)
+
+
+def test_numbers_of_numpys_are_written_as_plain_ones() -> None:
+    given = {"batch_size": np.int64(5), "epochs": np.int64(1), "learning_rate": np.float32(0.5)}
+    run = thalweg.fit(net(), (x(), y()), "cross_entropy", **given, plan="eager", verbose=False)
+    asked = json.loads((run.directory / "run.json").read_text())["asked"]
+    assert {name: asked[name] for name in given} == {"batch_size": 5, "epochs": 1, "learning_rate": 0.5}
