@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 import thalweg
 
@@ -47,6 +48,34 @@ class Image(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image).flatten(1))
+
+
+class Masked(nn.Module):
+    """Takes a second input that it can do without, as a target would come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.inner(inputs)
+
+
+class Dicts(Dataset):  # type: ignore[type-arg]
+    """Items as Hugging Face's data sets give them."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"pixels": x()[i], "labels": int(y()[i])}
+
+
+class Singly(IterableDataset):  # type: ignore[type-arg]
+    """Examples one by one, no batches."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((inputs, int(label)) for inputs, label in zip(x(), y(), strict=True))
 
 
 MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] = {
@@ -119,6 +148,24 @@ MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] =
         lambda: (net(), (x(), y()), "cross_entropy"),
         {"validation_data": iter([(x(), y())])},
         "only once",
+    ),
+    "targets as the loss": (lambda: (net(), x(), y()), {}, r"type Tensor: data and targets.*fit\(model, \(x, y\)"),
+    "a class of losses": (lambda: (net(), (x(), y()), nn.CrossEntropyLoss), {}, r"write CrossEntropyLoss\(\)"),
+    "no loss": (lambda: (net(), (x(), y()), None), {}, "must return its loss, which Sequential cannot.*give loss="),
+    "outputs and no loss": (lambda: (Masked(), (x(), y()), None), {}, "^without a loss.*shape .4, 3.; give loss="),
+    "three parts": (lambda: (net(), (x(), y(), np.ones(20)), "cross_entropy"), {}, r"has 3 parts.*\(\(a, b\), y\)"),
+    "dicts as items": (lambda: (net(), Dicts(), "cross_entropy"), {}, "keys 'pixels', 'labels'.*no targets.*pairs"),
+    "a list of examples": (lambda: (net(), Singly(), "cross_entropy"), {}, "single examples.*DataLoader"),
+    "examples of NumPy": (
+        lambda: (net(), list(zip(x(), y().numpy(), strict=True)), nn.CrossEntropyLoss()),
+        {},
+        "single examples",
+    ),
+    "one example": (lambda: (net(), (x()[0], y()[0]), "cross_entropy"), {}, r"y is a single number.*x\[None\]"),
+    "parts of different length": (
+        lambda: (net(), ({"a": x(), "b": x(10)}, y()), "cross_entropy"),
+        {},
+        r"x\['a'\] has 20 rows and x\['b'\] has 10",
     ),
     "words as data": (lambda: (net(), (np.array(["a"]), y(1)), "cross_entropy"), {}, "not numbers"),
 }
@@ -236,3 +283,9 @@ def test_numbers_of_numpys_are_written_as_plain_ones() -> None:
     run = thalweg.fit(net(), (x(), y()), "cross_entropy", **given, plan="eager", verbose=False)
     asked = json.loads((run.directory / "run.json").read_text())["asked"]
     assert {name: asked[name] for name in given} == {"batch_size": 5, "epochs": 1, "learning_rate": 0.5}
+
+
+def test_boolean_labels_are_classes() -> None:
+    labels = y(classes=2).bool()
+    assert thalweg.fit(net(), (x(), labels), "cross_entropy", steps=2, plan="eager", verbose=False).steps == 2
+    assert not any(found.severity == "critical" for found in thalweg.check(net(), (x(), labels), "cross_entropy"))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from thalweg.records.settings import unknown
+from thalweg.records.settings import instead, shown, unknown
 from thalweg.step.losses import resolve
 from thalweg.step.targets import IGNORED, Classes, matched, rows
 
@@ -121,11 +121,13 @@ def _resolve(metric: Any, loss_name: str) -> tuple[str, Metric]:
         if metric not in _METRICS:
             raise ValueError(unknown("metric", metric, list(_METRICS)))
         return metric, _METRICS[metric](loss_name)
+    if isinstance(metric, type):
+        raise TypeError(f"a metric is a name, a function or an object, and this is a class: {instead(metric)}")
     if all(callable(getattr(metric, method, None)) for method in ("update", "compute", "reset")):
         return getattr(metric, "name", type(metric).__name__), _Stateful(metric)
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), _Called(metric)
-    raise TypeError(f"a metric is a name, a function (output, target) or a torchmetrics object, got {metric!r}")
+    raise TypeError(f"a metric is a name, a function (output, target) or a torchmetrics object, got {shown(metric)}")
 
 
 class _Mean:

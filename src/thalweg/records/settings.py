@@ -193,7 +193,7 @@ def positive(name: str, value: object) -> None:
     """Refuse anything but a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} takes a number, got {shown(value)}")
-    if not (value > 0 and math.isfinite(value)):
+    if not (float(value) > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be a number above 0, got {value}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg.step import keras
+from thalweg.step.refusal import Refusal
 from thalweg.tensors import named
 
 
@@ -51,7 +52,8 @@ class Forward:
             output = getattr(output, "loss", None)
         if not isinstance(output, Tensor) or output.ndim:
             shape = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else f"{output!r}"
-            raise ValueError(f"without a loss the model must return a scalar loss, it returned {shape}; give loss=")
+            words = f"without a loss the model must return a scalar loss, it returned {shape}; give loss="
+            raise Refusal("loss_output_mismatch", words)
         return output
 
     def state(self) -> dict[str, Tensor]:
