@@ -18,6 +18,7 @@ from thalweg.optim.schedules import Schedule
 from thalweg.records.settings import Settings, unknown
 from thalweg.repairs.rows import finite_rows
 from thalweg.run.inputs import check_model, check_values, has_batch_norm, trial
+from thalweg.run.lazy import materialise
 from thalweg.step import keras
 from thalweg.step.batches import Batches, Order, automatic_size
 from thalweg.step.data import Arrays, Data, Stream, cast, num_examples, read
@@ -69,6 +70,8 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     batches = Batches(_placed(training, dtype, device), order, dtype, device)
     if forward.is_keras:
         keras.build(forward.model, batches.first(1)[0])
+    else:
+        materialise(forward, batches, makes_loss=loss is None)
     check_model(forward)
     trial(forward, loss, batches)
     validation = None
