@@ -151,6 +151,11 @@ MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] =
     ),
     "targets as the loss": (lambda: (net(), x(), y()), {}, r"type Tensor: data and targets.*fit\(model, \(x, y\)"),
     "a class of losses": (lambda: (net(), (x(), y()), nn.CrossEntropyLoss), {}, r"write CrossEntropyLoss\(\)"),
+    "a class of rules": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"optimizer": torch.optim.SGD},
+        "got the class SGD",
+    ),
     "no loss": (lambda: (net(), (x(), y()), None), {}, "must return its loss, which Sequential cannot.*give loss="),
     "outputs and no loss": (lambda: (Masked(), (x(), y()), None), {}, "^without a loss.*shape .4, 3.; give loss="),
     "three parts": (lambda: (net(), (x(), y(), np.ones(20)), "cross_entropy"), {}, r"has 3 parts.*\(\(a, b\), y\)"),
@@ -236,10 +241,30 @@ def test_not_a_number_in_a_stream_is_seen_in_its_first_batch() -> None:
         thalweg.fit(net(), [(holed(float("nan")), y())], "cross_entropy", verbose=False)
 
 
-@pytest.mark.parametrize("name", ["los", "accuracy", "validation_loss"])
-def test_a_target_that_will_never_be_measured(name: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown target '{name}'"):
-        thalweg.fit(net(), (x(), y()), "cross_entropy", target={name: 0.5}, verbose=False)
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("los", {}, "unknown target 'los': did you mean 'loss'.*named in metrics="),
+        ("accuracy", {}, r"'accuracy' is not measured.*metrics=\['accuracy'\]"),
+        ("validation_loss", {}, "'validation_loss' needs held-out data: give validation_data or validation_split$"),
+        ("validation_accuracy", {"metrics": ["accuracy"]}, "needs held-out data.*validation_split$"),
+        ("validation_accuracy", {}, r"needs held-out data.*, and metrics=\['accuracy'\]"),
+        ("validation_accuracy", {"validation_split": 0.2}, r"not measured.*metrics=\['accuracy'\]"),
+    ],
+)
+def test_a_target_that_will_never_be_measured(name: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        thalweg.fit(net(), (x(), y()), "cross_entropy", target={name: 0.5}, verbose=False, **given)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "top5"])
+def test_classes_are_not_counted_among_real_numbers(metric: str) -> None:
+    with pytest.raises(ValueError, match=f"{metric} counts classes.*real numbers.*rmse"):
+        thalweg.fit(net(classes=1), (x(), x()[:, 0]), "mse", metrics=[metric], verbose=False)
+    labels = (2 * y(classes=2) - 1).float()
+    for target in (labels, labels.clamp(0.1, 0.9)):
+        run = thalweg.fit(net(classes=1), (x(), target), "mse", metrics=[metric], steps=1, plan="eager", verbose=False)
+        assert metric in run.metrics
 
 
 def test_metrics_of_a_model_that_returns_its_loss_alone() -> None:

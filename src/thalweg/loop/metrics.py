@@ -49,6 +49,11 @@ class Metrics:
         """Names in the order asked for."""
         return list(self._metrics)
 
+    @property
+    def of_classes(self) -> list[str]:
+        """Names of those that count classes which are right."""
+        return [name for name, metric in self._metrics.items() if isinstance(metric, _Accuracy)]
+
     def reset(self) -> None:
         """Forget what was counted."""
         for metric in self._metrics.values():
@@ -318,3 +323,5 @@ _METRICS: dict[str, Callable[[str], Metric]] = {
     "r2": lambda loss_name: _R2(),
     "perplexity": _Perplexity,
 }
+
+NAMES = tuple(_METRICS)

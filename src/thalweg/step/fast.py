@@ -123,6 +123,4 @@ class FastStep:
 def _check_tensors(x: Any, y: Any) -> None:
     """Refuse arrays: of what dtype and on which device their tensors are is for the loop to say."""
     if any(True for _ in leaves((x, y), np.ndarray)):
-        raise TypeError(
-            "step takes tensors of the model's dtype, got a NumPy array: give torch.from_numpy(x)"
-        )
+        raise TypeError("step takes tensors of the model's dtype, got a NumPy array: give torch.from_numpy(x)")
