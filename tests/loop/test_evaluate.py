@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,3 +61,56 @@ def test_predictions_do_not_depend_on_the_batch_size() -> None:
     assert not whole.requires_grad
     torch.testing.assert_close(thalweg.predict(model, x, batch_size=64), whole)
     torch.testing.assert_close(thalweg.predict(model, x.numpy()), whole)
+    assert torch.equal(thalweg.predict(model, x, batch_size=np.int64(64)), thalweg.predict(model, x, batch_size=64))
+
+
+class Outputs(nn.Module):
+    """Returns what a function makes of the inputs."""
+
+    def __init__(self, made: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.made = made
+
+    def forward(self, x: Tensor) -> Any:
+        return self.made(x)
+
+
+class Pair(NamedTuple):
+    mean: Tensor
+    spread: Tensor
+
+
+def test_outputs_with_names_are_joined_by_name() -> None:
+    x = data()[0]
+    joined = thalweg.predict(Outputs(lambda x: Pair(x, x + 1)), x)
+    assert isinstance(joined, Pair)
+    assert torch.equal(joined.spread, x + 1)
+
+
+X, Y = data(20)
+
+MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "width to predict": (lambda: thalweg.predict(net(), X[:, :3]), r"'0' \(Linear\).*\[20, 3\].*\[8, 4\]"),
+    "width": (lambda: thalweg.evaluate(net(), (X[:, :3], Y), "cross_entropy"), r"'0' \(Linear\).*\[8, 4\]"),
+    "label": (lambda: thalweg.evaluate(net(), (X, Y + 1), "cross_entropy"), "label 3.*labels run from 0 to 2.*of 20"),
+    "label of torch's": (lambda: thalweg.evaluate(net(), (X, Y + 1), nn.CrossEntropyLoss()), "label 3.*out of range"),
+    "neither loss nor metrics": (lambda: thalweg.evaluate(net(), (X, Y)), "must return its loss.*give loss="),
+    "metrics as the loss": (lambda: thalweg.evaluate(net(), (X, Y), ["accuracy"]), r"'accuracy'\]: .*metrics="),
+    "a class of metrics": (lambda: thalweg.evaluate(net(), (X, Y), metrics=[dict]), r"class: write dict\(\)"),
+    "no targets": (lambda: thalweg.evaluate(net(), X, "cross_entropy"), "no targets"),
+    "no targets for a metric": (lambda: thalweg.evaluate(net(), X, metrics=["accuracy"]), "no targets"),
+    "three parts": (lambda: thalweg.evaluate(net(), (X, Y, Y), "cross_entropy"), "has 3 parts"),
+    "examples": (lambda: thalweg.evaluate(net(), [(X[0], 1), (X[1], 2)], "cross_entropy"), "single examples"),
+    "nothing": (lambda: thalweg.predict(net(), X[:0]), "data is empty: there is no example"),
+    "a number": (lambda: thalweg.predict(Outputs(lambda x: (x, x.sum())), X), r"^\[1\] of .* single number"),
+    "no tensor": (lambda: thalweg.predict(Outputs(lambda x: {"a": None}), X), "'a'.*NoneType.*only tensors"),
+    "a metric that fails": (lambda: thalweg.evaluate(net(), (X, Y), metrics=[lambda z, y: z @ z]), "measured: mat1"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence(name: str) -> None:
+    call, words = MISTAKES[name]
+    with pytest.raises((ValueError, TypeError), match=words) as raised:
+        call()
+    assert "\n" not in str(raised.value)

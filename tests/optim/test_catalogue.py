@@ -1,6 +1,7 @@
 import json
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,3 +188,8 @@ def test_what_options_refuse(options, error, words):
 def test_what_is_no_learning_rate(rate):
     with pytest.raises(ValueError, match="a learning rate is a number above 0"):
         build("sgd", network().named_parameters(), rate)
+
+
+def test_a_rate_of_numpys_is_a_plain_number():
+    optimizer = build("sgd", network().named_parameters(), np.float32(0.5))
+    assert type(optimizer.param_groups[0]["lr"]) is float

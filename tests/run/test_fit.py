@@ -496,3 +496,19 @@ def test_sparse_gradients_train() -> None:
         epochs=2,
     )
     assert (run.history.series("gradient_norm/0")[1] > 0).all()
+
+
+def lazy() -> nn.Sequential:
+    return nn.Sequential(nn.LazyLinear(16), nn.LazyBatchNorm1d(), nn.ReLU(), nn.LazyLinear(3))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_modules_get_their_weights_from_the_data() -> None:
+    state = torch.get_rng_state()
+    assert not [found for found in thalweg.check(lazy(), points(), "cross_entropy") if found.severity == "critical"]
+    models = [quiet(lazy(), points(), "cross_entropy", steps=3, plan="eager").model for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert models[0][0].weight.shape == (16, 2)
+    assert same(weights(models[0]), weights(models[1]))
+    with pytest.raises(ValueError, match=r"layer '0'.*cannot take inputs of shape \[1\] int64"):
+        quiet(lazy(), (torch.arange(9), torch.arange(9) % 3), "cross_entropy")

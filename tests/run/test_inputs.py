@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 import thalweg
 
@@ -48,6 +50,34 @@ class Image(nn.Module):
         return self.head(self.features(image).flatten(1))
 
 
+class Masked(nn.Module):
+    """Takes a second input that it can do without, as a target would come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.inner(inputs)
+
+
+class Dicts(Dataset):  # type: ignore[type-arg]
+    """Items as Hugging Face's data sets give them."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"pixels": x()[i], "labels": int(y()[i])}
+
+
+class Singly(IterableDataset):  # type: ignore[type-arg]
+    """Examples one by one, no batches."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((inputs, int(label)) for inputs, label in zip(x(), y(), strict=True))
+
+
 MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] = {
     "empty data": (lambda: (net(), (x(0), y(0)), "cross_entropy"), {}, "data is empty.*at least one"),
     "different length": (lambda: (net(), (x(), y(19)), "cross_entropy"), {}, "x has 20 rows and y has 19"),
@@ -78,6 +108,7 @@ MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] =
     "no parameters": (lambda: (nn.ReLU(), (x(), y()), "cross_entropy"), {}, "no parameters"),
     "no device": (lambda: (net(), (x(), y()), "cross_entropy"), {"device": "cuda:99"}, "cuda:99.*auto"),
     "no such device": (lambda: (net(), (x(), y()), "cross_entropy"), {"device": "gpu"}, "'gpu'"),
+    "a class of models": (lambda: (nn.ReLU, (x(), y()), "cross_entropy"), {}, r"ReLU is a class.*write ReLU\(\)"),
     "not a model": (lambda: (net, (x(), y()), "cross_entropy"), {}, "torch.nn.Module.*function"),
     "split of one": (
         lambda: (net(), (x(1), y(1)), "cross_entropy"),
@@ -142,6 +173,29 @@ MISTAKES: dict[str, tuple[Callable[[], tuple[Any, ...]], dict[str, Any], str]] =
         lambda: (net(), (x(), y()), "cross_entropy"),
         {"metrics": [lambda z, t: 1 / 0]},
         "the metric '<lambda>' fails.*division by zero",
+    ),
+    "targets as the loss": (lambda: (net(), x(), y()), {}, r"type Tensor: data and targets.*fit\(model, \(x, y\)"),
+    "a class of losses": (lambda: (net(), (x(), y()), nn.CrossEntropyLoss), {}, r"write CrossEntropyLoss\(\)"),
+    "a class of rules": (
+        lambda: (net(), (x(), y()), "cross_entropy"),
+        {"optimizer": torch.optim.SGD},
+        "got the class SGD",
+    ),
+    "no loss": (lambda: (net(), (x(), y()), None), {}, "must return its loss, which Sequential cannot.*give loss="),
+    "outputs and no loss": (lambda: (Masked(), (x(), y()), None), {}, "^without a loss.*shape .4, 3.; give loss="),
+    "three parts": (lambda: (net(), (x(), y(), np.ones(20)), "cross_entropy"), {}, r"has 3 parts.*\(\(a, b\), y\)"),
+    "dicts as items": (lambda: (net(), Dicts(), "cross_entropy"), {}, "keys 'pixels', 'labels'.*no targets.*pairs"),
+    "a list of examples": (lambda: (net(), Singly(), "cross_entropy"), {}, "single examples.*DataLoader"),
+    "examples of NumPy": (
+        lambda: (net(), list(zip(x(), y().numpy(), strict=True)), nn.CrossEntropyLoss()),
+        {},
+        "single examples",
+    ),
+    "one example": (lambda: (net(), (x()[0], y()[0]), "cross_entropy"), {}, r"y is a single number.*x\[None\]"),
+    "parts of different length": (
+        lambda: (net(), ({"a": x(), "b": x(10)}, y()), "cross_entropy"),
+        {},
+        r"x\['a'\] has 20 rows and x\['b'\] has 10",
     ),
     "words as data": (lambda: (net(), (np.array(["a"]), y(1)), "cross_entropy"), {}, "not numbers"),
 }
@@ -237,10 +291,30 @@ def test_not_a_number_in_a_stream_is_seen_in_its_first_batch() -> None:
         thalweg.fit(net(), [(holed(float("nan")), y())], "cross_entropy", verbose=False)
 
 
-@pytest.mark.parametrize("name", ["los", "accuracy", "validation_loss"])
-def test_a_target_that_will_never_be_measured(name: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown target '{name}'"):
-        thalweg.fit(net(), (x(), y()), "cross_entropy", target={name: 0.5}, verbose=False)
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("los", {}, "unknown target 'los': did you mean 'loss'.*named in metrics="),
+        ("accuracy", {}, r"'accuracy' is not measured.*metrics=\['accuracy'\]"),
+        ("validation_loss", {}, "'validation_loss' needs held-out data: give validation_data or validation_split$"),
+        ("validation_accuracy", {"metrics": ["accuracy"]}, "needs held-out data.*validation_split$"),
+        ("validation_accuracy", {}, r"needs held-out data.*, and metrics=\['accuracy'\]"),
+        ("validation_accuracy", {"validation_split": 0.2}, r"not measured.*metrics=\['accuracy'\]"),
+    ],
+)
+def test_a_target_that_will_never_be_measured(name: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        thalweg.fit(net(), (x(), y()), "cross_entropy", target={name: 0.5}, verbose=False, **given)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "top5"])
+def test_classes_are_not_counted_among_real_numbers(metric: str) -> None:
+    with pytest.raises(ValueError, match=f"{metric} counts classes.*real numbers.*rmse"):
+        thalweg.fit(net(classes=1), (x(), x()[:, 0]), "mse", metrics=[metric], verbose=False)
+    labels = (2 * y(classes=2) - 1).float()
+    for target in (labels, labels.clamp(0.1, 0.9)):
+        run = thalweg.fit(net(classes=1), (x(), target), "mse", metrics=[metric], steps=1, plan="eager", verbose=False)
+        assert metric in run.metrics
 
 
 def test_metrics_of_a_model_that_returns_its_loss_alone() -> None:
@@ -277,3 +351,16 @@ def test_predict_refuses_what_is_no_array() -> None:
         thalweg.predict(net(), TensorDataset(x()))
     with pytest.raises(ValueError, match="at least 1"):
         thalweg.predict(net(), x(), batch_size=0)
+
+
+def test_numbers_of_numpys_are_written_as_plain_ones() -> None:
+    given = {"batch_size": np.int64(5), "epochs": np.int64(1), "learning_rate": np.float32(0.5)}
+    run = thalweg.fit(net(), (x(), y()), "cross_entropy", **given, plan="eager", verbose=False)
+    asked = json.loads((run.directory / "run.json").read_text())["asked"]
+    assert {name: asked[name] for name in given} == {"batch_size": 5, "epochs": 1, "learning_rate": 0.5}
+
+
+def test_boolean_labels_are_classes() -> None:
+    labels = y(classes=2).bool()
+    assert thalweg.fit(net(), (x(), labels), "cross_entropy", steps=2, plan="eager", verbose=False).steps == 2
+    assert not any(found.severity == "critical" for found in thalweg.check(net(), (x(), labels), "cross_entropy"))

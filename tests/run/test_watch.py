@@ -437,6 +437,17 @@ def test_what_is_refused() -> None:
         thalweg.watch(network(), repair="full")
     with pytest.raises(ValueError, match="nothing to watch"):
         thalweg.watch(network().requires_grad_(False))
+    with pytest.raises(ValueError, match="none of the model's parameters"):
+        thalweg.watch(network(), torch.optim.SGD(network().parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"one number, got shape \[3\]: average"), thalweg.watch(network()) as w:
+        w.step(torch.ones(3))
+
+
+def test_a_loss_of_one_entry_is_a_number() -> None:
+    with thalweg.watch(network(), repair="off") as w:
+        w.step(torch.ones(1))
+        w.step(torch.tensor(2.0))
+    assert w.history.series("loss")[1].tolist() == [1.0, 2.0]
 
 
 def test_a_loop_that_breaks_leaves_no_hooks() -> None:

@@ -36,6 +36,7 @@ def test_best_last_and_numbered_weights_come_back(run: thalweg.Run) -> None:
     best = thalweg.load("run", model=net())
     assert equal(best, run.model)
     assert not best.training
+    assert equal(thalweg.load(run, model=net()), best)
     last = thalweg.load("run", "last", model=net())
     assert equal(thalweg.load("run", run.steps, model=net()), last)
     assert thalweg.evaluate(best, data(), "cross_entropy")["loss"] == pytest.approx(run.metrics["validation_loss"])
@@ -50,6 +51,8 @@ def test_what_cannot_be_loaded_is_said(run: thalweg.Run) -> None:
         thalweg.load("run", model=nn.Sequential(nn.Linear(4, 9), *list(net())[1:]))
     with pytest.raises(ValueError, match="give model="):
         thalweg.load("run")
+    with pytest.raises(ValueError, match="no shapes yet.*model\\(x"):
+        thalweg.load("run", model=nn.Sequential(nn.LazyLinear(8), *list(net())[1:]))
     with pytest.raises(FileNotFoundError, match="holds no run"):
         thalweg.load("elsewhere", model=net())
 

@@ -171,7 +171,7 @@ BAD = {
     "a string": ("mnist", TypeError, "string"),
     "a number": (3, TypeError, "int"),
     "no batches": ([], ValueError, "empty"),
-    "a scalar": ((np.float32(1), np.float32(2)), ValueError, "empty"),
+    "a scalar": ((np.float32(1), np.float32(2)), ValueError, "single number"),
 }
 
 

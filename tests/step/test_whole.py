@@ -14,6 +14,7 @@ from thalweg.optim.catalogue import build
 from thalweg.step.backward import accumulate, objective
 from thalweg.step.batches import Batches, Order
 from thalweg.step.data import read
+from thalweg.step.fast import fast_step
 from thalweg.step.forward import Forward
 from thalweg.step.losses import resolve
 from thalweg.step.update import Clip, Update
@@ -177,3 +178,68 @@ def test_a_model_without_a_loss_is_told_so() -> None:
 
     with pytest.raises(ValueError, match=r"scalar loss, it returned a tensor of shape \[23, 4\]"):
         objective(Forward(Outputs()), None, problem())
+
+
+def test_what_a_fast_step_refuses() -> None:
+    with pytest.raises(TypeError, match=r"torch.optim.SGD\(model.parameters\(\), lr=0.1\), got 'sgd'"):
+        fast_step(model(), "cross_entropy", "sgd")  # type: ignore[arg-type]
+    network, (x, y) = model(), problem()
+    step = fast_step(network, "cross_entropy", torch.optim.SGD(network.parameters(), lr=0.1), plan="eager")
+    for inputs in (x.numpy(), {"x": x.numpy()}):
+        with pytest.raises(TypeError, match="takes tensors.*NumPy array"):
+            step(inputs, y)
+
+
+class OfDict(nn.Module):
+    """Takes its inputs as one dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = model()
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.inner(inputs["a"] + inputs["b"])
+
+
+class OfNames(OfDict):
+    """Takes them by name."""
+
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        return super().forward({"a": a, "b": torch.zeros_like(a) if b is None else b})
+
+
+class OfOneName(OfDict):
+    """Takes one, by its name."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.inner(a)
+
+
+class OfAnyNames(OfDict):
+    """Takes one, and more by name."""
+
+    def forward(self, first: Any = None, **inputs: Tensor) -> Tensor:
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("kind", [OfDict, OfNames, OfAnyNames, lambda: nn.Sequential(OfDict(), nn.Identity())])
+def test_a_dict_goes_by_name_or_whole_where_one_is_taken(kind: Any) -> None:
+    x, _ = problem()
+    network = kind()
+    inner = network.inner if hasattr(network, "inner") else network[0].inner
+    assert torch.equal(Forward(network)({"a": x, "b": x}), inner(2 * x))
+
+
+def test_a_dict_of_one_goes_by_its_name() -> None:
+    x, _ = problem()
+    network = OfOneName()
+    assert torch.equal(Forward(network)({"a": x}), network.inner(x))
+    with pytest.raises(TypeError, match="'b'"):
+        Forward(network)({"a": x, "b": x})
+
+
+def test_a_compiled_model_takes_a_dict_as_the_model_does() -> None:
+    x, _ = problem()
+    network = OfDict()
+    compiled = torch.compile(network, backend="eager")
+    torch.testing.assert_close(Forward(compiled)({"a": x, "b": x}), network.inner(2 * x))

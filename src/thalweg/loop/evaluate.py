@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from thalweg.loop.failures import explain, first_line, is_of_memory
 from thalweg.loop.metrics import Metrics, resolve_metrics
+from thalweg.records.settings import whole
 from thalweg.step.backward import BatchLoss
 from thalweg.step.batches import Batches, Order
 from thalweg.step.data import Batch, num_examples, read
 from thalweg.step.forward import Forward
-from thalweg.step.losses import resolve
+from thalweg.step.losses import Loss, resolve
 from thalweg.tensors.named import leaves, mapped
 
 #: Examples a forward pass without gradients takes at once.
@@ -42,8 +44,11 @@ def evaluate(
     rule = resolve(loss) if loss is not None else None
     counted = resolve_metrics(metrics, rule.name if rule is not None else None)
     forward = Forward(model)
-    with_loss = rule is not None or not counted.names
-    return measure(forward, rule, batches_for(model, data), counted, with_loss)
+    makes_loss = rule is None and not counted.names
+    dtype, device = model_dtype(model), model_device(model)
+    batches = Batches(read(data, dtype), Order(BATCH_SIZE, shuffle=False, by_length=True), dtype, device)
+    with _explained(forward, batches, "own loss" if makes_loss else "measured", rule) as followed:
+        return measure(forward, rule, followed, counted, rule is not None or makes_loss)
 
 
 def predict(model: nn.Module, x: Any, batch_size: int | str = "auto") -> Any:
@@ -52,17 +57,15 @@ def predict(model: nn.Module, x: Any, batch_size: int | str = "auto") -> Any:
     `x` is an array or tensor `[examples, …]`, or a tuple or dict of them.
     """
     forward = Forward(model)
-    if batch_size != "auto" and not isinstance(batch_size, int):
-        raise TypeError(f'batch_size takes a whole number or "auto", got {batch_size!r}')
-    size = BATCH_SIZE if isinstance(batch_size, str) else batch_size
     if isinstance(x, Dataset | DataLoader):
         raise TypeError(f"predict takes inputs, an array [examples, …] or several, not a {type(x).__name__}")
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
+    if batch_size != "auto":
+        whole("batch_size", batch_size, ' (or "auto")')
+    size = BATCH_SIZE if isinstance(batch_size, str) else int(batch_size)
     data = read((x, None), model_dtype(model))
     batches = Batches(data, Order(size, shuffle=False), model_dtype(model), model_device(model))
-    with evaluating(model), torch.no_grad():
-        outputs = [mapped(Tensor.cpu, forward(inputs, training=False)) for inputs, _ in batches.epoch(0)]
+    with _explained(forward, batches, "outputs") as followed, evaluating(model), torch.no_grad():
+        outputs = [mapped(Tensor.cpu, forward(inputs, training=False)) for inputs, _ in followed]
     return _joined(outputs)
 
 
@@ -108,18 +111,47 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def batches_for(model: nn.Module, data: Any) -> Iterator[Batch]:
-    """Data as batches, sequences by their length, in the model's dtype and on its device."""
-    dtype, device = model_dtype(model), model_device(model)
-    return Batches(read(data, dtype), Order(BATCH_SIZE, shuffle=False, by_length=True), dtype, device).epoch(0)
+@contextlib.contextmanager
+def _explained(forward: Forward, batches: Batches, wanted: str, loss: Loss | None = None) -> Iterator[Iterator[Batch]]:
+    """Gives the batches; where one fails inside, what is wrong with it is said, for what is `wanted` (`explain`).
+
+    Raises:
+        ValueError: model or loss cannot take a batch.
+    """
+    last: Batch | None = None
+
+    def followed() -> Iterator[Batch]:
+        nonlocal last
+        for batch in batches.epoch(0):
+            last = batch
+            yield batch
+
+    try:
+        yield followed()
+    except Exception as error:  # whatever a model of the user's raises: the cause stays chained
+        if last is None or is_of_memory(error):
+            raise
+        with evaluating(forward.model), torch.no_grad():
+            explain(forward, batches.data, last, loss, wanted)
+        if isinstance(error, ValueError | TypeError):
+            raise
+        raise ValueError(f"the data cannot be measured: {first_line(error)}") from error
 
 
-def _joined(outputs: list[Any]) -> Any:
-    if isinstance(outputs[0], Tensor):
+def _joined(outputs: list[Any], place: str = "") -> Any:
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        if not first.ndim:
+            what = f"{place} of the model's output is" if place else "the model's output is"
+            raise ValueError(f"{what} a single number, without an axis of examples: it cannot be joined over batches")
         return torch.cat(outputs)
-    if isinstance(outputs[0], dict):
-        return {key: _joined([output[key] for output in outputs]) for key in outputs[0]}
-    return type(outputs[0])(_joined([output[i] for output in outputs]) for i in range(len(outputs[0])))
+    if isinstance(first, dict):
+        return {key: _joined([output[key] for output in outputs], f"{place}[{key!r}]") for key in first}
+    if isinstance(first, tuple | list):
+        parts = [_joined([output[i] for output in outputs], f"{place}[{i}]") for i in range(len(first))]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    what = f"{place} of what the model returns" if place else "what the model returns"
+    raise ValueError(f"{what} is a {type(first).__name__}, and only tensors can be joined over batches")
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from thalweg.records.settings import unknown
+from thalweg.records.settings import instead, shown, unknown
 from thalweg.step.losses import resolve
 from thalweg.step.refusal import Refusal
 from thalweg.step.targets import IGNORED, Aligned, Classes, matched, rows
@@ -49,6 +49,11 @@ class Metrics:
     def names(self) -> list[str]:
         """Names in the order asked for."""
         return list(self._metrics)
+
+    @property
+    def of_classes(self) -> list[str]:
+        """Names of those that count classes which are right."""
+        return [name for name, metric in self._metrics.items() if isinstance(metric, _Accuracy)]
 
     def reset(self) -> None:
         """Forget what was counted."""
@@ -139,11 +144,13 @@ def _resolve(metric: Any, loss_name: str) -> tuple[str, Metric]:
         if metric not in _METRICS:
             raise ValueError(unknown("metric", metric, list(_METRICS)))
         return metric, _METRICS[metric](loss_name)
+    if isinstance(metric, type):
+        raise TypeError(f"a metric is a name, a function or an object, and this is a class: {instead(metric)}")
     if all(callable(getattr(metric, method, None)) for method in ("update", "compute", "reset")):
         return getattr(metric, "name", type(metric).__name__), _Stateful(metric)
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), _Called(metric)
-    raise TypeError(f"a metric is a name, a function (output, target) or a torchmetrics object, got {metric!r}")
+    raise TypeError(f"a metric is a name, a function (output, target) or a torchmetrics object, got {shown(metric)}")
 
 
 class _Mean:
@@ -336,3 +343,5 @@ _METRICS: dict[str, Callable[[str], Metric]] = {
     "r2": lambda loss_name: _R2(),
     "perplexity": _Perplexity,
 }
+
+NAMES = tuple(_METRICS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -88,34 +89,40 @@ class Settings:
         """
         known = [setting.name for setting in fields(cls)]
         words: dict[str, Any] = {}
+        said: dict[str, str] = {}
         hints = []
         for word, value in expanded(given).items():
             name = OTHER_WORDS.get(word, word)
             if name not in known:
                 raise TypeError(unknown("keyword", word, [*known, *OTHER_WORDS]))
             if name in words:
-                raise TypeError(f"{word!r} and {name!r} mean the same: give one of them")
+                raise TypeError(f"{said[name]!r} and {word!r} mean the same: give one of them")
             if name != word:
                 hints.append(f"{word} is called {name} here; it was taken as that.")
-            words[name] = value
+            words[name], said[name] = value, word
         return cls(**words), hints
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             choices = setting.metadata["choices"]
-            value = getattr(self, setting.name)
+            value = plain_number(getattr(self, setting.name))
+            object.__setattr__(self, setting.name, value)
             if choices and isinstance(value, str) and value not in choices:
                 raise ValueError(unknown(setting.name, value, choices))
         for name in ("weight_average", "repair", "precision", "device"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "weight_average" and value is None):
-                raise TypeError(f"{name} takes a word, got {value!r}")
+                raise TypeError(f"{name} takes a word, got {shown(value)}")
         self._check_numbers()
+        listed = self.callbacks if isinstance(self.callbacks, list | tuple) else [self.callbacks]
+        for callback in listed:
+            if isinstance(callback, type):
+                raise TypeError(f"callbacks takes objects, and {callback.__name__} is a class: {instead(callback)}")
         if self.validation_data is not None and self.validation_split:
             raise ValueError("give validation_data or validation_split, not both")
         if self.target is not None and not (isinstance(self.target, Mapping) and self.target):
             raise TypeError(
-                f"target takes a metric and its value, as {{'validation_accuracy': 0.97}}, got {self.target!r}"
+                f"target takes a metric and its value, as {{'validation_accuracy': 0.97}}, got {shown(self.target)}"
             )
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("give clip_norm or clip_value, not both")
@@ -123,7 +130,7 @@ class Settings:
     def _check_numbers(self) -> None:
         whole("accumulate", self.accumulate)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise TypeError(f"seed takes a whole number, got {self.seed!r}")
+            raise TypeError(f"seed takes a whole number, got {shown(self.seed)}")
         for name in ("epochs", "steps"):
             if getattr(self, name) is not None:
                 whole(name, getattr(self, name))
@@ -142,7 +149,7 @@ class Settings:
             positive("learning_rate", self.learning_rate)
         split = self.validation_split
         if isinstance(split, bool) or not isinstance(split, int | float) or not 0 <= split < 1:
-            raise ValueError(f"validation_split is a share in [0, 1), got {split!r}")
+            raise ValueError(f"validation_split is a share in [0, 1), got {shown(split)}")
 
 
 def expanded(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,18 +183,43 @@ def expanded(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def whole(name: str, value: object, otherwise: str = "") -> None:
     """Refuse anything but a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} takes a whole number{otherwise}, got {value!r}")
-    if value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} takes a whole number{otherwise}, got {shown(value)}")
+    if int(value) < 1:
         raise ValueError(f"{name} must be at least 1{otherwise}, got {value}")
 
 
 def positive(name: str, value: object) -> None:
     """Refuse anything but a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} takes a number, got {value!r}")
-    if not (value > 0 and math.isfinite(value)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} takes a number, got {shown(value)}")
+    if not (float(value) > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be a number above 0, got {value}")
+
+
+def plain_number(value: Any) -> Any:
+    """A number of NumPy's as Python's own, which JSON holds; all else as it is.
+
+    >>> import numpy as np
+    >>> plain_number(np.int64(16)), plain_number(np.float32(0.5)), plain_number("auto")
+    (16, 0.5, 'auto')
+    """
+    if isinstance(value, int):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def shown(value: object) -> str:
+    """A value as a message names it: what does not fit into half a line, as an array, by its kind."""
+    words = repr(value)
+    return words if len(words) <= 60 and "\n" not in words else f"a value of type {type(value).__name__}"
+
+
+def instead(kind: type) -> str:
+    """What to write where a class was given, and not what it makes."""
+    return f"write {kind.__name__}()"
 
 
 def unknown(kind: str, word: object, known: Any) -> str:

@@ -58,7 +58,7 @@ def check(
     validation examples that are in the training data too; the pairing of loss and output; the first loss against its
     expected value, weights that begin alike, parameters that no gradient reaches, modules stuck in evaluation mode; the
     memory that training takes; and whether a copy of the model can learn 32 examples by heart. Model, data and random
-    state are left as they are. Takes seconds.
+    state are left as they are, but that a lazy module gets its weights. Takes seconds.
 
     Args:
         model: a `torch.nn.Module`, as `fit` takes it.

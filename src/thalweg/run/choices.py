@@ -6,18 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.loop.evaluate import BATCH_SIZE, model_dtype
-from thalweg.loop.metrics import Metrics, resolve_metrics
+from thalweg.loop.metrics import NAMES, Metrics, resolve_metrics
 from thalweg.loop.setup import Limits
 from thalweg.optim import catalogue, schedules
 from thalweg.optim.averages import WeightAverage
 from thalweg.optim.schedule_free import FreeAverage, ScheduleFree
 from thalweg.optim.schedules import Schedule
-from thalweg.records.settings import Settings, unknown
+from thalweg.records.settings import Settings, shown, unknown
 from thalweg.repairs.rows import finite_rows
 from thalweg.run.inputs import check_model, check_values, has_batch_norm, trial
+from thalweg.run.lazy import materialise
 from thalweg.step import keras
 from thalweg.step.batches import Batches, Order, automatic_size
 from thalweg.step.data import Arrays, Data, Stream, cast, num_examples, read
@@ -69,6 +71,8 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
     batches = Batches(_placed(training, dtype, device), order, dtype, device)
     if forward.is_keras:
         keras.build(forward.model, batches.first(1)[0])
+    else:
+        materialise(forward, batches, makes_loss=loss is None)
     check_model(forward)
     metrics = resolve_metrics(settings.metrics, loss.name if loss is not None else None)
     trial(forward, loss, batches, metrics)
@@ -98,6 +102,7 @@ def _assembled(
     limits, total = _limits(settings, batches)
     metrics = resolve_metrics(settings.metrics, loss.name if loss is not None else None)
     _check_measured(settings, metrics, loss is not None, validation is not None)
+    _check_classes(metrics, batches)
     optimizer = _optimizer(forward, loss, settings)
     _check_clipping(optimizer, settings)
     chosen = Chosen(
@@ -245,7 +250,32 @@ def _check_measured(settings: Settings, metrics: Metrics, has_outputs: bool, has
         known += [f"validation_{name}" for name in ("loss", *metrics.names)]
     for name in settings.target or {}:
         if name not in known:
-            raise ValueError(unknown("target", name, known))
+            raise ValueError(_unmeasured(name, known, metrics, has_validation))
+
+
+def _unmeasured(name: str, known: list[str], metrics: Metrics, has_validation: bool) -> str:
+    """The sentence for a target that will not be measured: what to give, so that it is."""
+    metric = name.removeprefix("validation_")
+    wanted = f"metrics=[{metric!r}]" if metric in NAMES and metric not in metrics.names else ""
+    if metric != name and not has_validation and metric in ("loss", *metrics.names, *NAMES):
+        words = f"the target {name!r} needs held-out data: give validation_data or validation_split"
+        return f"{words}, and {wanted}" if wanted else words
+    if wanted:
+        return f"the target {name!r} is not measured: give {wanted}"
+    return f"{unknown('target', name, known)}; a metric is measured where it is named in metrics="
+
+
+def _check_classes(metrics: Metrics, batches: Batches) -> None:
+    """Refuse to count classes where the targets are real numbers: neither whole ones nor probabilities.
+
+    Raises:
+        ValueError: a metric of classes was asked for.
+    """
+    if not metrics.of_classes:
+        return
+    y = batches.first(BATCH_SIZE)[1]
+    if isinstance(y, Tensor) and y.is_floating_point() and bool((((y < 0) | (y > 1)) & (y != y.round())).any()):
+        raise ValueError(f"{metrics.of_classes[0]} counts classes, and the targets are real numbers: take rmse or r2")
 
 
 def _check_clipping(optimizer: Optimizer, settings: Settings) -> None:
@@ -267,7 +297,8 @@ def _optimizer(forward: Forward, loss: Loss | None, settings: Settings) -> Optim
     if isinstance(given, Optimizer):
         return _own_optimizer(given, forward, settings)
     if not isinstance(given, str):
-        raise TypeError(f"optimizer takes a rule's name or a torch.optim.Optimizer, got {given!r}")
+        kind = f"the class {given.__name__}" if isinstance(given, type) else shown(given)
+        raise TypeError(f"optimizer takes a rule's name or a torch.optim.Optimizer, got {kind}")
     named, rate, options = forward.parameters().items(), settings.learning_rate, settings.optimizer_options
     return catalogue.build(given, named, rate, options, forward.model, loss)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from thalweg.records import facts as kept_facts
 from thalweg.records.run import RunRecord
-from thalweg.records.settings import Settings, expanded
+from thalweg.records.settings import Settings, expanded, instead, plain_number
 from thalweg.run import directory as directories
 from thalweg.run.choices import choose
 from thalweg.run.course import Course, Prepared
@@ -80,6 +80,8 @@ def start(arguments: Mapping[str, Any], recipe: Recipe | None = None) -> Run:
 def prepare(stack: ExitStack, model: Any, data: Any, loss: Any, settings: Settings) -> Prepared:
     """Check what the user gave, and choose what was left open; global random state is seeded until the stack ends."""
     keras.require_torch_backend(model)
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise TypeError(f"{model.__name__} is a class, and a model is made of it: {instead(model)}")
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"the model must be a torch.nn.Module (or a Keras 3 model on torch), got {type(model).__name__}"
@@ -137,6 +139,7 @@ def run_name(model: nn.Module, source: Mapping[str, Any] | None) -> str:
 
 def plain(value: Any) -> Any:
     """A keyword's value as JSON holds it, objects by what they print."""
+    value = plain_number(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Plan):

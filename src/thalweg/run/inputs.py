@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.loop.evaluate import evaluating
+from thalweg.loop.failures import check_pair, named_failure
 from thalweg.loop.metrics import Metrics
 from thalweg.step import keras
 from thalweg.step.batches import Batches
-from thalweg.step.data import COLUMNS, Arrays, Batch, Data, num_examples
+from thalweg.step.data import COLUMNS, Arrays, Data, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 from thalweg.step.refusal import Refusal
@@ -98,12 +99,11 @@ def trial(forward: Forward, loss: Loss | None, batches: Batches, metrics: Metric
     try:
         with untouched(), torch.no_grad(), evaluating(forward.model):
             if loss is None:
-                with _named_failure(forward.model, batch):
+                with named_failure(forward.model, batch, makes_loss=True):
                     forward.own_loss(*batch, training=False)
                 return
-            if batch[1] is None:
-                raise ValueError("there are no targets, only inputs; give data as (x, y), or loss=None")
-            with _named_failure(forward.model, batch):
+            check_pair(batches.data, batch)
+            with named_failure(forward.model, batch):
                 output = forward(batch[0], training=False)
             with _said_of_a_trial(num_examples(batch)):
                 check_loss(loss, output, batch[1])
@@ -158,47 +158,9 @@ def _check_labels(loss: Loss, y: Tensor, output: Tensor) -> None:
     """The rows with the largest and the smallest label: what fits them fits all between."""
     if loss.name not in ("cross_entropy", "categorical_cross_entropy", "nll") or y.shape[1:] == output.shape[1:]:
         return
-    labels = y.masked_fill(y == IGNORED, 0).reshape(len(y), -1)
+    labels = y.long().masked_fill(y == IGNORED, 0).reshape(len(y), -1)  # booleans too have a largest
     for row in {int(labels.amax(dim=1).argmax()), int(labels.amin(dim=1).argmin())}:
         try:
             loss.check(output[:1], y[row : row + 1].to(output.device))
         except ValueError as error:
             raise Refusal(_code(error), f"{error} (seen in row {row} of y)") from error
-
-
-@contextmanager
-def _named_failure(model: nn.Module, batch: Batch) -> Iterator[None]:
-    """If a layer cannot take what it gets, say which layer, what it got and what it computes with."""
-    entered: list[tuple[str, nn.Module, Any]] = []
-    names = {module: name for name, module in model.named_modules()}
-    handle = nn.modules.module.register_module_forward_pre_hook(
-        lambda module, args: entered.append((names.get(module, ""), module, args)) if module in names else None
-    )
-    try:
-        yield
-    except Exception as error:  # whatever a model of the user's raises: the cause stays chained
-        raise _explained(error, entered, batch) from error
-    finally:
-        handle.remove()
-
-
-def _explained(error: Exception, entered: list[tuple[str, nn.Module, Any]], batch: Batch) -> Exception:
-    shapes = ", ".join(f"{list(t.shape)} {_plain(t)}" for t in leaves(batch[0]))
-    if not entered:
-        return Refusal("wrong_shape", f"the model cannot be called with inputs of shape {shapes}: {_first_line(error)}")
-    name, module, args = entered[-1]
-    got = ", ".join(f"{list(t.shape)} {_plain(t)}" for t in leaves(args)) or shapes
-    weight = next((f", its weight is {list(p.shape)} {_plain(p)}" for p in module.parameters(recurse=False)), "")
-    layer = f"layer {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
-    hint = ""
-    if any(not t.is_floating_point() for t in leaves(args)) and "dtype" in str(error):
-        hint = "; give inputs as floats, e.g. x.astype('float32')"
-    return Refusal("wrong_shape", f"{layer} cannot take inputs of shape {got}{weight}: {_first_line(error)}{hint}")
-
-
-def _plain(t: Tensor) -> str:
-    return str(t.dtype).removeprefix("torch.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

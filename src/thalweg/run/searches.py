@@ -10,7 +10,7 @@ from typing import Any
 
 from thalweg.optim import catalogue
 from thalweg.records.learning_rate import LearningRate
-from thalweg.records.settings import positive, unknown, whole
+from thalweg.records.settings import plain_number, positive, unknown, whole
 from thalweg.run.candidates import Maker
 from thalweg.run.race import RULES, Sample, Stage, expected_steps, is_long, lane
 from thalweg.run.trainings import Trainings
@@ -51,6 +51,8 @@ class Search:
             raise TypeError(f"method takes a word, one of {', '.join(METHODS)}, got {self.method!r}")
         if self.method not in METHODS:
             raise ValueError(unknown("method", self.method, list(METHODS)))
+        for word in ("trials", "budget", "low", "high", "seed"):
+            object.__setattr__(self, word, plain_number(getattr(self, word)))
         if self.trials is not None:
             whole("trials", self.trials)
             if self.trials < 2:

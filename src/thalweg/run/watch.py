@@ -61,7 +61,8 @@ def watch(
 
     Raises:
         TypeError: not a module, or not a `torch.optim.Optimizer`.
-        ValueError: another word for `repair`; a model without parameters that are trained; `"safe"` without optimizer.
+        ValueError: another word for `repair`; a model without parameters that are trained, or of which the optimizer
+            holds none; `"safe"` without optimizer.
 
     >>> model = nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -93,6 +94,7 @@ class Watch:
         self._optimizers = _listed(optimizer)
         self._model = eager(model)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        _check_owned(self._optimizers, self._parameters)
         if not self._parameters:
             raise ValueError(
                 f"{type(model).__name__} has no parameter that wants a gradient: there is nothing to watch"
@@ -148,7 +150,7 @@ class Watch:
         update that comes.
         """
         if loss is not None:
-            self._losses.append(loss.detach() if isinstance(loss, Tensor) else float(loss))
+            self._losses.append(_one_number(loss))
         if self._optimizers and not self._has_stepped and not self._is_skipped():
             return
         self._number += 1
@@ -260,6 +262,22 @@ def _listed(optimizer: Any) -> list[Optimizer]:
     if not isinstance(found, list | tuple) or not all(isinstance(one, Optimizer) for one in found):
         raise TypeError(f"optimizer takes a torch.optim.Optimizer, or a list of them, got {type(optimizer).__name__}")
     return list(found)
+
+
+def _check_owned(optimizers: list[Optimizer], parameters: list[nn.Parameter]) -> None:
+    """Refuse optimizers of another model."""
+    owned = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if optimizers and parameters and not any(id(p) in owned for p in parameters):
+        raise ValueError("the optimizer holds none of the model's parameters; make it from model.parameters()")
+
+
+def _one_number(loss: Any) -> Tensor | float:
+    """The loss of a batch, cut off from its graph."""
+    if not isinstance(loss, Tensor):
+        return float(loss)
+    if loss.numel() != 1:
+        raise ValueError(f"step takes the loss of the batch, one number, got shape {list(loss.shape)}: average over it")
+    return loss.detach().reshape(())
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -14,37 +14,47 @@ from torch import nn
 
 from thalweg.loop.checkpoint import Checkpoint, Checkpoints
 from thalweg.loop.evaluate import evaluating
+from thalweg.loop.failures import first_line
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import unknown
 from thalweg.repairs.network import fold
+from thalweg.run.lazy import has_lazy
 from thalweg.run.mending import rebuilt
 from thalweg.run.recipe import model_of
+from thalweg.run.run import Run
 from thalweg.step.forward import Forward
 from thalweg.tensors.named import assign
 
 FORMATS = ("onnx", "safetensors")
 
 
-def load(run_dir: str | os.PathLike[str], which: str | int = "best", model: nn.Module | None = None) -> nn.Module:
+def load(run_dir: Run | str | os.PathLike[str], which: str | int = "best", model: nn.Module | None = None) -> nn.Module:
     """The model of a run with the weights of its best, last or numbered checkpoint, in evaluation mode.
 
+    The run is named by its directory, or is what `fit` returned.
     Without validation there is no best one, and the last is taken. `model` is needed unless the run came from a task
     or a script; its weights are replaced.
 
     Raises:
         FileNotFoundError: no run, or no such checkpoint.
-        ValueError: the weights are of another model, or damaged.
+        ValueError: the weights are of another model, or damaged; or the model has no shapes yet.
     """
-    directory = Path(run_dir)
+    directory = run_dir.directory if isinstance(run_dir, Run) else Path(run_dir)
     record = RunRecord.read(directory)
     if model is None:
         if record.source is None:
             raise ValueError(f"{directory} was not started from a task or script: give model=")
         model = model_of(record.source, directory)
+    if has_lazy(model):
+        raise ValueError("the model has no shapes yet: run a batch through it first, model(x[:1])")
     checkpoint = _checkpoint(directory, which)
     mended = int(checkpoint.state["standing"].get("mended", 0))
     if mended:
-        rebuilt(model, record, mended)
+        try:
+            rebuilt(model, record, mended)
+        except RuntimeError as error:
+            words = f"inputs such as the run has saved fail in the model given ({first_line(error)})"
+            raise ValueError(f"the saved weights are of another model: {words}") from error
     assign(Forward(model).state(), checkpoint.model)
     if mended:
         fold(model)

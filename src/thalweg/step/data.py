@@ -130,7 +130,7 @@ def read(data: Any, dtype: torch.dtype = torch.float32) -> Data:
         raise TypeError(f"data {data!r} is a string; give {FORMS}")
     if isinstance(data, Iterable):
         if isinstance(data, list | tuple) and not data:
-            raise ValueError(f"the data is empty: there is nothing to train on; give {FORMS}")
+            raise ValueError(f"the data is empty: there is no batch in it; give {FORMS}")
         return Stream(data, _length(data), once=isinstance(data, Iterator))
     if callable(data):
         return Stream(data, None)
@@ -176,15 +176,29 @@ def num_examples(batch: Batch) -> int:
 def _arrays(data: Any, dtype: torch.dtype) -> Arrays:
     x, y = (data, None) if isinstance(data, Mapping | Sequences) or _is_array(data) else data
     arrays = Arrays(_convert(_inputs(x), dtype, "x"), _convert(y, dtype, "y") if y is not None else None)
-    lengths = {len(t) if isinstance(t, Sequences) or t.ndim else 0 for t in leaves((arrays.x, arrays.y), COLUMNS)}
-    if not lengths or 0 in lengths:
-        raise ValueError("the data is empty: there is nothing to train on; give at least one example")
-    if len(lengths) > 1:
-        x_rows = len(arrays)
-        y_rows = [len(t) for t in leaves(arrays.y, COLUMNS)]
-        what = f"x has {x_rows} rows and y has {y_rows[0]}" if y_rows and y_rows[0] != x_rows else f"rows: {lengths}"
-        raise Refusal("wrong_shape", f"x and y differ in length ({what}); give one target for each example")
+    parts = [*_parts(arrays.x, "x"), *_parts(arrays.y, "y")]
+    for name, part in parts:
+        if isinstance(part, Tensor) and not part.ndim:
+            words = f"{name} is a single number, without an axis of examples: of one example give x[None] and y[None]"
+            raise Refusal("wrong_shape", words)
+    if not parts or not all(len(part) for _, part in parts):
+        raise ValueError("the data is empty: there is no example in it; give at least one")
+    first, rows = parts[0][0], len(parts[0][1])
+    for name, part in parts:
+        if len(part) != rows:
+            what = f"{first} and {name} differ in length ({first} has {rows} rows and {name} has {len(part)})"
+            missing = "target" if name.startswith("y") else "row"
+            raise Refusal("wrong_shape", f"{what}; give one {missing} for each example")
     return arrays
+
+
+def _parts(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What holds one entry an example, each with the words that a user would write for it."""
+    if isinstance(tree, COLUMNS):
+        yield name, tree
+    elif isinstance(tree, Mapping | tuple):
+        for key, part in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _parts(part, f"{name}[{key!r}]")
 
 
 def _items(dataset: Any) -> Items:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,6 +18,7 @@ from thalweg.step.plan import Plan
 from thalweg.step.planned import Asked, PlannedStep
 from thalweg.step.planner import Budget
 from thalweg.step.update import Update
+from thalweg.tensors.named import leaves
 
 
 def fast_step(
@@ -50,6 +52,7 @@ def fast_step(
 
     Raises:
         ValueError: a loss, precision or plan that is not known.
+        TypeError: not an optimizer; and of each step, arrays that are no tensors.
 
     >>> import torch
     >>> model = nn.Linear(2, 1)
@@ -67,6 +70,10 @@ def fast_step(
         is_fast=precision == "fast",
     )
     rule = resolve(loss) if loss is not None else None
+    if not isinstance(optimizer, Optimizer):
+        kind = repr(optimizer) if isinstance(optimizer, str) else f"a {type(optimizer).__name__}"
+        made = "torch.optim.SGD(model.parameters(), lr=0.1)"
+        raise TypeError(f"optimizer takes a torch.optim.Optimizer, such as {made}, got {kind}")
     step = FastStep(PlannedStep(Forward(model), rule, Update(optimizer), asked))
     if example is not None:
         step.prepare(*as_batch(example))
@@ -83,6 +90,8 @@ class FastStep:
 
     def __call__(self, x: Any, y: Any = None) -> Tensor:
         """Make one update; returns the loss on the batch before it, a detached scalar."""
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+            _check_tensors(x, y)
         if not self._is_prepared:
             self.prepare(x, y)
         return self._step((x, y))
@@ -109,3 +118,9 @@ class FastStep:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_tensors(x: Any, y: Any) -> None:
+    """Refuse arrays: of what dtype and on which device their tensors are is for the loop to say."""
+    if any(True for _ in leaves((x, y), np.ndarray)):
+        raise TypeError("step takes tensors of the model's dtype, got a NumPy array: give torch.from_numpy(x)")

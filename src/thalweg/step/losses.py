@@ -89,9 +89,20 @@ def resolve(loss: str | Callable[[Any, Any], Tensor]) -> Loss:
         if loss not in _LOSSES:
             raise ValueError(unknown("loss", loss, NAMES))
         return _LOSSES[loss]()
+    if isinstance(loss, type):
+        raise TypeError(f"loss takes a name or a function, and {loss.__name__} is a class: write {loss.__name__}()")
     if not callable(loss):
-        raise TypeError(f"loss takes a name or a function (output, target), got {loss!r}")
+        raise TypeError(f"loss takes a name or a function (output, target), got {_mistaken(loss)}")
     return _called(loss)
+
+
+def _mistaken(given: object) -> str:
+    """What stands in the place of the loss, and what was probably meant; an array is not printed."""
+    if isinstance(given, list | tuple) and given and all(isinstance(word, str) for word in given):
+        return f"{given!r}: metrics are given by name, metrics=[…]"
+    if isinstance(given, list | tuple) or hasattr(given, "shape"):
+        return f"a value of type {type(given).__name__}: data and targets go together, fit(model, (x, y), loss)"
+    return f"a value of type {type(given).__name__}"
 
 
 def unknown(kind: str, word: object, known: Any) -> str:
