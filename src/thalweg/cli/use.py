@@ -99,9 +99,8 @@ def _outputs(model: Any, file: str, array: Any) -> Any:
     x = array.astype("float32") if array.dtype.kind in "ub" else array
     try:
         output = thalweg.predict(model, x)
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{file}: the model cannot take rows of shape {list(x.shape[1:])}: {first}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     if not hasattr(output, "numpy"):
         raise ValueError(f"the model returns a {type(output).__name__}, no tensor: use thalweg.predict from Python")
     return output.numpy()
