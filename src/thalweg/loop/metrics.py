@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from thalweg.loop.failures import first_line
 from thalweg.records.settings import instead, shown, unknown
 from thalweg.step.losses import resolve
 from thalweg.step.refusal import Refusal
@@ -82,9 +83,9 @@ class Metrics:
                 with torch.no_grad(), Aligned():
                     metric.update(output, target)
             except Exception as error:  # whatever a metric of the user's raises
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 code = error.code if isinstance(error, Refusal) else "wrong_shape"
-                raise Refusal(code, f"the metric {name!r} fails on outputs and targets: {first}") from error
+                words = f"the metric {name!r} fails on outputs and targets: {first_line(error)}"
+                raise Refusal(code, words) from error
             finally:
                 metric.reset()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import measure
+from thalweg.loop.failures import first_line
 from thalweg.loop.judging import Judging
 from thalweg.loop.memory import Memory
 from thalweg.loop.metrics import higher_is_better
@@ -172,7 +173,7 @@ class Training:
 
     def _failed_on_batch(self, error: Exception) -> BatchFailed:
         """A batch that model or loss cannot take, as one sentence; what the trial before training could not see."""
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         if "does not require grad" in first:
             first = "the loss does not depend on the model's weights; do not detach it, or compute it under no_grad"
         where = f"batch {self.at.position + 1} of epoch {self.at.epoch + 1}"

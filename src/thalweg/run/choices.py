@@ -55,6 +55,12 @@ class Chosen:
     decided: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def planned(self) -> int | None:
+        """Updates of the training, where that is known."""
+        total: int | None = self.decided["total_steps"]
+        return total
+
 
 def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, device: torch.device) -> Chosen:
     """Read and check the data, then choose a rule and its schedule for it.

@@ -154,12 +154,6 @@ class Mending:
     def interrupt(self, value: bool) -> None:
         self.training.interrupt = value
 
-    @property
-    def planned(self) -> int | None:
-        """Updates of the training, where that is known."""
-        total: int | None = self.chosen.decided["total_steps"]
-        return total
-
     def run(self) -> str:
         """Train; returns why it stopped."""
         while (reason := self.training.run()) == ILL:
@@ -175,11 +169,11 @@ class Mending:
         body.step = at.step
         _take_sample(body, self.chosen.batches)
         level = body.settings.repair
-        updates = trial.length(self.planned)
+        updates = trial.length(self.chosen.planned)
         tried = prescribe(findings, body, level, goes_back=training.memory.good is not None)
         if at.mended >= trial.MOST_KEPT:
             tried = []
-        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.planned):
+        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.chosen.planned):
             tried.remove(next((made for made in reversed(tried) if not made.is_asked), tried[-1]))
         spent = at.tried_steps
         sure = right(findings, tried) if not at.mended else ()

@@ -53,12 +53,6 @@ class Trials:
         self._record = record
         self._telling = telling
 
-    @property
-    def planned(self) -> int | None:
-        """Updates of the training, where that is known."""
-        total: int | None = self.chosen.decided["total_steps"]
-        return total
-
     def best_of(self, tried: list[Prescription], updates: int, right: Collection[str] = ()) -> int | None:
         """The number of the prescription that did best, of those that did better than none; else None.
 
@@ -86,10 +80,10 @@ class Trials:
         good = trial.as_good(seen.own, seen.others)
         likely = [i for i, made in enumerate(tried) if i in good or made.begins_anew]
         likely = sorted(likely, key=lambda i: i != likely[0] and not tried[i].is_asked)[:LONGER]
-        longest = trial.longest(at.tried_steps, 1 + len(likely), self.planned, longer)
+        longest = trial.longest(at.tried_steps, 1 + len(likely), self.chosen.planned, longer)
         if longest < min(longer, 3 * updates):
             likely = likely[:1]
-            longest = trial.longest(at.tried_steps, 1 + len(likely), self.planned, longer)
+            longest = trial.longest(at.tried_steps, 1 + len(likely), self.chosen.planned, longer)
         return likely, longest
 
     def _compared(self, tried: list[Prescription], updates: int) -> Compared:
