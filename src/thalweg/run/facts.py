@@ -27,8 +27,9 @@ def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
     with untouched():
         found |= of_data(batches, chosen.validation, kind)
         found |= of_start(step, cast(sample(batches, ROWS), batches.dtype, batches.device), kind)
+    terms = found.pop("terms_per_example", 1)
     if "expected_initial_loss" in found:  # that of a term
-        found["expected_initial_loss"] *= found.pop("terms_per_example", 1)
+        found["expected_initial_loss"] *= terms
     return found
 
 
