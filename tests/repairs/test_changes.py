@@ -50,7 +50,7 @@ def everything(body: Body) -> tuple[list[object], ...]:
     named = list(body.model.named_modules(remove_duplicate=False))
     tensors = {**dict(body.model.named_parameters(remove_duplicate=False)), **dict(body.model.named_buffers())}
     return (
-        [(name, id(module), module.training, "train" in vars(module)) for name, module in named],
+        [(name, id(module), module.training, type(module), "train" in vars(module)) for name, module in named],
         [(name, id(tensor), tensor.requires_grad) for name, tensor in tensors.items()],
         [body.loss, body.settings],
     )

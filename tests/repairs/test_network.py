@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
+import pickle
 
 import pytest
 import torch
@@ -233,6 +236,93 @@ def test_dead_units_come_back() -> None:
     assert model[0].weight.grad.any()
 
 
+class Branches(nn.Module):
+    """Functions in every place where one may stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.second, self.third = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = F.relu(x)  # before any layer
+        x = torch.relu(self.first(x)) * torch.sigmoid(self.gate(x))  # a gate
+        x = scale * self.second(x).relu_()
+        return self.third(x.sigmoid()).sigmoid()  # the last is the output
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = Branches(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x, scale=2.0) if True else x)
+
+
+class Moody(Branches):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = F.relu(self.first(x))
+        return self.third(F.dropout(x, 0.5, self.training))
+
+
+class Counting(Branches):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        for _ in range(3 if float(x.detach().sum()) > 0 else 2):
+            x = F.relu(self.first(x))
+        return self.third(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Branches, {"in_forward_leaky_relu": ":1 :3", "in_forward_silu": ":4"}),
+        (Outer, {"in_forward_leaky_relu": "inner:1 inner:3", "in_forward_silu": "inner:4"}),
+        (Moody, None),  # which is another thing in training
+        (Counting, None),  # which depends on values
+    ],
+)
+def test_activations_that_are_functions(network: type[nn.Module], words: dict[str, str] | None) -> None:
+    torch.manual_seed(0)
+    case = body(network(), torch.randn(8, 6), torch.zeros(8, 6 if network is not Outer else 3))
+    assert CHANGES["swap_activation"].words(case) == words
+
+
+def test_a_function_is_swapped_where_it_is_called_and_nowhere_else() -> None:
+    torch.manual_seed(0)
+    case = body(Branches(), torch.randn(8, 6), torch.zeros(8, 6))
+    model, x = case.model, case.sample[0]
+
+    def expected() -> Tensor:
+        with torch.no_grad():
+            y = F.relu(x)
+            y = F.leaky_relu(model.first(y), 0.1) * torch.sigmoid(model.gate(y))
+            y = 2 * F.leaky_relu(model.second(y), 0.1)
+            return model.third(F.silu(y)).sigmoid()
+
+    undo = CHANGES["swap_activation"].apply(case, CHANGES["swap_activation"].words(case) or {})
+    torch.testing.assert_close(model(x, scale=2.0), expected())
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    with torch.no_grad():
+        model.second.weight.mul_(3)
+    torch.testing.assert_close(model(x, 2.0), expected())
+    for other in copies:
+        assert not torch.equal(other(x), model(x))  # it has weights of its own
+        other.load_state_dict(model.state_dict())
+        torch.testing.assert_close(other(x, scale=2.0), expected())
+    assert list(inspect.signature(model.forward).parameters) == ["x", "scale"]
+    assert isinstance(model, Branches) and type(model).__name__ == "Branches"
+    undo()
+    assert type(model) is Branches
+
+
+def test_code_says_where_a_function_is_called() -> None:
+    lines = CHANGES["swap_activation"].lines({"in_forward_leaky_relu": ":1 blocks.0:0"})
+    assert lines == [
+        "# model.forward, activation 2: F.leaky_relu(x, 0.1)",
+        "# model.blocks[0].forward, activation 1: F.leaky_relu(x, 0.1)",
+    ]
+
+
 # ── norms and connections ──
 
 
@@ -457,7 +547,8 @@ def test_names_that_words_cannot_hold_are_left_alone() -> None:
     words = {code: change.words(case) for code, change in CHANGES.items()}
     assert words["insert_norm"] == {"batch": "parts.three", "matched": 1.0, "gate": 0.0}
     done = {code for code, found in words.items() if found is not None}
-    assert done == {"insert_norm", "initialise"}
+    assert done == {"insert_norm", "initialise", "swap_activation"}
+    assert words["swap_activation"] == {"in_forward_leaky_relu": ":0 :1"}  # of the model itself
 
 
 def test_modes_are_put_back_where_a_pass_fails() -> None:

@@ -7,20 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from thalweg.repairs import functions
 from thalweg.repairs.change import Body, Undo, Words, names
+from thalweg.repairs.functions import SLOPE
 from thalweg.repairs.initialise import DEEP, NORMS
 from thalweg.repairs.passes import Call, Pass, is_closed, look
-from thalweg.repairs.structure import MATRICES, Around, code, put, slots
+from thalweg.repairs.structure import WEIGHTED, Around, code, put, slots
 from thalweg.tensors.seeds import untouched
 
-#: Of the negative side: steeper than Maas et al. 2013 (0.01), so that a dead unit comes back within a short training.
-#: Xu et al. 2015, table 1, find steep slopes (1/5.5) no worse than gentle ones.
-SLOPE = 0.1
 #: Of inputs that are dropped ahead of the last layer, for wide and for narrow ones: Srivastava et al. 2014, A.4.
 DROPPED, DROPPED_OF_FEW, WIDE = 0.5, 0.2, 128
 #: Modules that are told one by one.
 FEW = 4
-_WEIGHTED = (*MATRICES, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _ZERO_BELOW = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh)
 _FLAT = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid)
 #: Activations that have nothing wrong with them. Tanh is among them: it is centred, and of slope 1 at zero, so that it
@@ -39,45 +37,68 @@ _MADE: dict[str, Callable[[], nn.Module]] = {
 _CODE = {"leaky_relu": f"nn.LeakyReLU({SLOPE})", "gelu": "nn.GELU()", "silu": "nn.SiLU()", "selu": "nn.SELU()"}
 
 
+_FUNCTION = {"leaky_relu": f"F.leaky_relu(x, {SLOPE})", "silu": "F.silu(x)", "selu": "F.selu(x)"}
+#: Ahead of an activation in words: it is called as a function in the modules that are named.
+_CALLED = "in_forward_"
+
+
 class SwapActivation:
     """Hidden activations without gradient → ones that have it.
 
     ReLU → leaky ReLU. Sigmoid, and elementwise modules of the user's own (eˣ, say) → SiLU (Ramachandran et al. 2017),
-    or from eight in a row without a norm on SELU, which keeps signals at one size (Klambauer et al. 2017). The last
-    activation, behind which no layer follows, stays; so do activations that are functions and no modules.
+    or from eight in a row without a norm on SELU, which keeps signals at one size (Klambauer et al. 2017). Modules are
+    replaced; functions that a forward method calls, `F.relu(x)`, have others called in their place, where the method
+    traces (`functions.py`). The last activation, behind which no layer follows, stays.
     """
 
     code = "swap_activation"
     level = "full"
 
     def words(self, body: Body) -> Words | None:
-        """Names for each new activation."""
+        """Names of modules for each new activation; and of modules that call functions, with the numbers of calls."""
         if is_closed(body):
             return None
         passed, places = look(body), slots(body.model)
         hidden = [m for m in _hidden(passed) if m.module in places]
+        called = functions.poor(body.model, passed)
         normed = any(isinstance(module, NORMS) for module in body.model.modules())
-        smooth = "selu" if len(hidden) >= DEEP and not normed else "silu"
+        smooth = "selu" if len(hidden) + len(called) >= DEEP and not normed else "silu"
         found: dict[str, list[str]] = {}
         for call in hidden:
             kind = "leaky_relu" if isinstance(call.module, _ZERO_BELOW) else smooth
             found.setdefault(kind, []).append(call.name)
+        for place in called:
+            kind = "leaky_relu" if place.is_zero_below else smooth
+            found.setdefault(_CALLED + kind, []).append(place.name)
         return {kind: " ".join(dict.fromkeys(where)) for kind, where in found.items()} or None
 
     def apply(self, body: Body, words: Words) -> Undo:
         """Put others in their places."""
         instead: dict[nn.Module, nn.Module] = {}
+        calls: list[tuple[str, str]] = []
         for kind, where in words.items():
+            if kind.startswith(_CALLED):
+                calls += [(name, kind.removeprefix(_CALLED)) for name in names(where)]
+                continue
             for name in names(where):
                 old = body.model.get_submodule(name)
                 instead[old] = _MADE[kind]().train(old.training)
-        return put(body.model, instead)
+        rewritten, replaced = functions.rewrite(body.model, calls), put(body.model, instead)
+
+        def undo() -> None:
+            replaced()
+            rewritten()
+
+        return undo
 
     def lines(self, words: Words) -> list[str]:
         """An assignment each, or a loop where there are many."""
         lines = []
         for kind, where in words.items():
-            if len(names(where)) > FEW:
+            if kind.startswith(_CALLED):
+                kind = kind.removeprefix(_CALLED)
+                lines += [f"# {functions.told(name)}: {_FUNCTION[kind]}" for name in names(where)]
+            elif len(names(where)) > FEW:
                 lines += [f'for name in "{where}".split():', f"    model.set_submodule(name, {_CODE[kind]})"]
             else:
                 lines += [f"{code(name)} = {_CODE[kind]}" for name in names(where)]
@@ -86,7 +107,7 @@ class SwapActivation:
 
 def _hidden(passed: Pass) -> list[Call]:
     """Activations to swap: between two layers with weights, and never where the model's output comes from."""
-    weighted = [i for i, call in enumerate(passed.calls) if isinstance(call.module, _WEIGHTED)]
+    weighted = [i for i, call in enumerate(passed.calls) if isinstance(call.module, WEIGHTED)]
     if not weighted:
         return []
     found = passed.calls[weighted[0] : weighted[-1]]
@@ -141,7 +162,7 @@ class AddDropout:
         if is_closed(body):
             return None
         dropping = [m for m in body.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-        calls = [call for call in look(body).calls if isinstance(call.module, _WEIGHTED)]
+        calls = [call for call in look(body).calls if isinstance(call.module, WEIGHTED)]
         if dropping or len({call.module for call in calls}) < 2:
             return None
         last = calls[-1].module

@@ -14,6 +14,8 @@ from thalweg.repairs.change import Undo
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 #: Layers with one matrix of weights and at most one bias.
 MATRICES = (nn.Linear, nn.modules.conv._ConvNd)
+#: All layers with weights that signals are mixed by.
+WEIGHTED = (*MATRICES, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 Slot = tuple[nn.Module, str]
 
 
