@@ -22,18 +22,21 @@ def _room(name: str, rooms: str, packages: str) -> None:
 
 _room("records", "", "numpy")
 _room("tensors", "", "torch numpy")
+_room("layers", "", "torch")
 _room("step", "tensors", "torch numpy")
 _room("gradients", "step tensors records", "torch")
 _room("optim", "gradients step tensors", "torch")
 _room("signals", "gradients step tensors records", "torch")
 _room("diagnosis", "records", "numpy")
-_room("repairs", "optim gradients step tensors records", "torch")
+_room("repairs", "layers optim gradients step tensors records", "torch")
 _room("loop", "repairs diagnosis signals optim gradients step tensors records", "torch safetensors")
 _room("search", "loop repairs diagnosis signals optim gradients step tensors records", "torch optuna")
 _room("reports", "records", "numpy rich plotly")
 _room("run", " ".join([*ROOMS]), "torch safetensors onnxscript")
 _room("integrations", "", "torch")
-_room("tasks", "", "torch numpy sklearn PIL datasets jiwer pycocotools rouge_score sacrebleu soundfile tokenizers")
+_room(
+    "tasks", "layers", "torch numpy sklearn PIL datasets jiwer pycocotools rouge_score sacrebleu soundfile tokenizers"
+)
 _room("cli", "tasks", "torch numpy yaml")
 
 #: What may be imported inside a function only: heavy or optional, wanted by few calls.

@@ -23,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import arms
 import recording
 import repair
 import split
@@ -32,7 +33,7 @@ from record import prepare
 
 FILE = Path(__file__).parents[2] / "src" / "thalweg" / "repairs" / "success.json"
 #: Prescriptions of one finding at most.
-MANY = 12
+MANY = 16
 
 
 def forced(number: int, told: dict[str, Any]) -> AbstractContextManager[None]:
@@ -44,10 +45,10 @@ def forced(number: int, told: dict[str, Any]) -> AbstractContextManager[None]:
         found = [made for made in found if goes_back or not made.is_from_the_start]
         if found:
             code = next(finding.code for finding in findings if finding.code in prescriptions.TABLE)
-            told.update(finding=code, names=[made.name for made in found])
+            told.update(finding=code, names=[made.key for made in found])
         return found[number : number + 1]
 
-    return repair.untried(prescribe)
+    return arms.untried(prescribe)
 
 
 def made(name: str, seed: int, data: Path) -> str:
@@ -57,7 +58,7 @@ def made(name: str, seed: int, data: Path) -> str:
         told: dict[str, Any] = {}
         with recording.scratch() as folder, forced(number, told):
             try:
-                outcome = repair.treated(found.case(data), seed, "full", folder)
+                outcome = arms.treated(found.case(data), seed, "full", folder)
             except Exception as error:  # what cannot be done to this network mends nothing
                 outcome = {"scores": [], "wrong": f"{type(error).__name__}: {error}"}
         if number >= len(told.get("names", ())):

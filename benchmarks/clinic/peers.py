@@ -95,7 +95,9 @@ def autotrainer(history: History) -> list[Finding]:
     where the output is a softmax, for its networks all end in one; loss and output are compared by name alone.
     """
     seen = Seen(history)
-    return said(_autotrainer(seen)) if len(seen.accuracy) else []
+    if not len(seen.accuracy):  # it may be over before the first epoch is
+        return said(iter(["exploding_gradient"])) if seen.is_broken and seen.facts.get("task") != "regression" else []
+    return said(_autotrainer(seen))
 
 
 def _autotrainer(seen: Seen) -> Iterator[str]:

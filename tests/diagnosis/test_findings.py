@@ -142,6 +142,16 @@ def test_a_rate_comes_with_the_one_to_use_instead() -> None:
     assert 0.05 * 5 < low["suggested_learning_rate"] < 0.05 * 100
 
 
+def test_a_rate_that_fell_too_soon_is_to_stay_where_it_was() -> None:
+    fell = lambda step: 0.05 if step < 60 else 5e-6  # noqa: E731
+    small = lambda step: 0.01 if step < 60 else 1e-6  # noqa: E731
+    loss = lambda step: 2.3 - 0.5 * min(step, 60) / 60 - 1e-5 * step  # noqa: E731
+    found = warnings(training(loss, learning_rate=fell, update_ratio=small, descent_ratio=0.999))
+    (low,) = [finding for finding in found if finding.code == "learning_rate_too_low"]
+    assert low.evidence["suggested_learning_rate"] == 0.05 and low.evidence["learning_rate"] == 5e-6
+    assert low.advice == "Let the learning rate fall later: it stood at 0.05 before."
+
+
 def test_what_follows_from_a_cause_is_a_note() -> None:
     found = findings(training(**{**CASES["vanishing_gradient"][0], "update_ratio": 3e-4, "descent_ratio": 0.999}))
     graded = {finding.code: finding.severity for finding in found}
@@ -165,6 +175,8 @@ def test_a_rate_that_was_raised_and_stays_so_while_the_loss_is_worse() -> None:
     hardly = lambda step: falling(0.2)(step) + (0.05 if step > 500 else 0.0)  # noqa: E731
     high = lambda step: 1.0 if step > 500 else 0.05  # noqa: E731
     assert made(worse, high) == ["learning_rate_too_high"]
+    evidence = findings(training(worse, learning_rate=high))[0].evidence
+    assert (evidence["learning_rate"], evidence["suggested_learning_rate"]) == (1.0, 0.05)
     assert made(hardly, high) == []
     assert made(worse, lambda step: 1.0 if 500 < step < 700 else 0.05) == []  # as a warm restart
 
@@ -197,6 +209,10 @@ def test_a_rate_beyond_all_that_is_usual_is_no_mere_consequence(rule: dict[str, 
     )
     assert "bad_initialization" in codes(sick)
     assert ("learning_rate_too_high" in codes(sick)) == both
+    evidence = [finding.evidence for finding in findings(sick) if finding.code == "learning_rate_too_high"]
+    high = [of for of in evidence if "usual" in of]
+    assert all(of["suggested_learning_rate"] < 1.01 * of["usual"] for of in high)  # rounded
+    assert bool(high) == both
 
 
 def test_validation_without_a_number_is_no_fault_of_the_labels() -> None:

@@ -16,7 +16,7 @@ from thalweg.step.update import Update
 from thalweg.step.whole import Step
 
 #: Changes that leave the function as it is, in evaluation.
-KEEPING = ("insert_norm", "insert_residual", "add_dropout", "unfreeze", "train_mode")
+KEEPING = ("insert_norm", "insert_residual", "add_dropout", "augment_images", "unfreeze", "train_mode")
 #: What each kind of network has for each change to do; all others have nothing.
 EXPECTED = {
     "initialise": {"mlp", "images", "named", "recurrent", "transformer", "words", "bare", "tied"},
@@ -24,6 +24,7 @@ EXPECTED = {
     "insert_norm": {"mlp", "images", "named", "recurrent", "transformer", "words", "tied"},
     "insert_residual": {"mlp", "images", "recurrent", "words"},
     "add_dropout": {"mlp", "images", "named", "recurrent", "transformer", "words", "tied"},
+    "augment_images": {"images"},
     "unfreeze": {"mlp", "images", "named", "recurrent", "transformer", "words", "bare", "tied"},
     "train_mode": {"mlp", "images", "named", "recurrent", "transformer", "words", "tied"},
     "drop_head": set(),
@@ -159,7 +160,7 @@ def test_a_step_is_still_one_program(kind: str) -> None:
     for _ in range(2):
         body = body_of(kind)
         for code, change in CHANGES.items():
-            words = change.words(body) if code not in ("add_dropout", "initialise") else None
+            words = change.words(body) if code not in ("add_dropout", "augment_images", "initialise") else None
             if words is not None:
                 change.apply(body, words)
         assert body.loss is not None
@@ -200,7 +201,7 @@ def test_all_together_and_back(kind: str) -> None:
 @pytest.mark.parametrize("closed", ["keras", "compiled", "compiled inside", "scripted"])
 def test_nothing_is_done_to_what_is_closed(closed: str) -> None:
     for code, change in CHANGES.items():
-        body = prepared(code, "mlp")
+        body = prepared(code, "images" if EXPECTED[code] == {"images"} else "mlp")
         assert change.words(body) is not None or not EXPECTED[code], code
         if closed == "keras":
             body.forward.is_keras = True
@@ -209,7 +210,7 @@ def test_nothing_is_done_to_what_is_closed(closed: str) -> None:
         elif closed == "compiled inside":
             body.model.get_submodule("0").compile()
         else:
-            body.forward = Forward(torch.jit.trace(body.model, body.sample[0]))
+            body.forward = Forward(torch.jit.trace(body.model.eval(), body.sample[0]))
         assert change.words(body) is None, code
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from thalweg.repairs.blocks import Gated, Residual
 from thalweg.repairs.change import Body
-from thalweg.repairs.network import CHANGES
+from thalweg.repairs.network import CHANGES, fold
 from thalweg.repairs.passes import evaluating, look
 from thalweg.repairs.structure import Around
 
@@ -321,6 +321,38 @@ def test_code_says_where_a_function_is_called() -> None:
         "# model.forward, activation 2: F.leaky_relu(x, 0.1)",
         "# model.blocks[0].forward, activation 1: F.leaky_relu(x, 0.1)",
     ]
+
+
+def test_images_that_are_moved() -> None:
+    case = body_of("images")
+    words = CHANGES["augment_images"].words(case)
+    assert words == {"where": "0", "shift": 1}
+    CHANGES["augment_images"].apply(case, words)
+    model, x = case.model, case.sample[0]
+    seen: list[Tensor] = []
+    model[0].layer.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    model.train()(x), model.eval()(x)
+    assert not torch.equal(seen[0], x) and torch.equal(seen[1], x)
+    kept = (seen[0][:, :, 1:-1, 1:-1, None, None] == x[:, :, None, None, 1:-1, 1:-1]).double().mean()
+    assert kept > 0.02  # pixels come from elsewhere, they are not made up
+    before = model(x)
+    fold(model)
+    assert isinstance(model[0], nn.Conv2d) and torch.equal(model(x), before)
+
+
+def test_images_that_two_take_or_that_are_targets_are_not_moved() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.Linear(144, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.one(x) + self.other(x)).flatten(1))
+
+    x, y = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
+    assert CHANGES["augment_images"].words(body(Two(), x, y, "cross_entropy")) is None
+    copies = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
+    assert CHANGES["augment_images"].words(body(copies, x, x, "mse")) is None
 
 
 # ── norms and connections ──

@@ -43,7 +43,7 @@ def test_where_nothing_is_learned_what_does_no_harm_may_be_kept() -> None:
     assert harmless(CONTROL, [LOST, worse], trivial=2.0) == []
     for trivial in (2.3, float("inf")):  # it has learned something, or that is not known
         assert harmless(CONTROL, [a_little_worse], trivial) == []
-        assert harmless(LOST, [a_little_worse], float("inf")) == []
+        assert harmless(LOST, [a_little_worse], trivial) == []
     weak = Measured((0.954, 0.956, 0.955, 0.955))  # little, and all that is in the data
     assert harmless(weak, [Measured((1.0,) * 4)], trivial=1.0) == []
 
@@ -78,6 +78,8 @@ def test_what_is_right_by_itself_answers_a_sure_cause() -> None:
     elsewhere = Finding("bad_labels", "warning", 10, "", confidence=0.95)  # nothing here answers it
     tried = named("initialise", "rate × 10", "together")
     assert right([sure, symptom], tried) == {"initialise", "together"}
+    from_before = Prescription("rule", (), is_from_the_start=True)  # it was asked for from where the training stands
+    assert right([sure], [from_before]) == set() and right([sure], named("rule")) == {"rule"}
     assert right([symptom], tried) == right([elsewhere, symptom], tried) == set()
     assert right([replace(sure, confidence=0.5)], tried) == set()
 
@@ -88,11 +90,11 @@ def finding(code: str) -> Finding:
 
 def test_what_has_mended_most_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
     body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
-    names = [made.name for made in candidates([finding("vanishing_gradient")], body, "full")]
+    names = [made.key for made in candidates([finding("vanishing_gradient")], body, "full")]
     assert len(names) > MOST
     counts = {"vanishing_gradient": {names[-1]: [10, 10], names[0]: [0, 10], names[1]: [0, 10]}}
     monkeypatch.setattr(prescriptions, "successes", lambda: counts)
-    tried = [made.name for made in prescribe([finding("vanishing_gradient")], body, "full")]
+    tried = [made.key for made in prescribe([finding("vanishing_gradient")], body, "full")]
     assert len(tried) == MOST
     assert tried[0] == names[-1]
     assert tried[-1] == names[0]  # what was asked for
@@ -107,7 +109,7 @@ def test_without_a_good_state_nothing_begins_there() -> None:
 
 
 def test_what_was_counted_names_what_there_is() -> None:
-    names = {name.removeprefix("-") for of in (*TABLE.values(), prescriptions.RENEW) for name in of} | {"together"}
+    names = {name for of in (*TABLE.values(), prescriptions.RENEW) for name in of} | {"together"}
     for code, of in successes().items():
         assert code in TABLE
         assert set(of) <= names

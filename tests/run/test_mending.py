@@ -66,6 +66,30 @@ def test_a_rate_far_too_high_is_brought_down_while_it_trains(data: Data, tmp_pat
     assert mended.learning_rate == kept[-1].after["learning_rate"]
 
 
+def test_what_goes_back_is_given_back_the_updates_it_loses(data: Data, tmp_path: Path) -> None:
+    run = fitted(data, tmp_path, learning_rate=3.0, repair="safe")
+    repairs = run.record.decided["repairs"]
+    (back,) = [repair for repair in repairs if repair["given_back"]]
+    planned, per_epoch = 8 * 29, 29
+    assert back["given_back"]["steps"] == back["step"]  # to the weights that it began with
+    assert run.steps == planned + per_epoch * -(-back["step"] // per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("loss", "known"), [("cross_entropy", True), (nn.CrossEntropyLoss(label_smoothing=0.1), False)]
+)
+def test_the_loss_of_one_answer_for_all_is_known_to_trials(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any, known: bool
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(mending.trial, "best", lambda own, others, before, trivial, control: seen.append(trivial))
+    thalweg.fit(
+        network(), data, loss, optimizer="momentum", learning_rate=3.0, epochs=4, validation_split=0.25, patience=None,
+        run_dir=tmp_path / "run", verbose=False, plan="eager", repair="safe",
+    )  # fmt: skip
+    assert seen and all((1.0 < trivial < 1.2) if known else trivial == float("inf") for trivial in seen)
+
+
 def test_a_rate_far_too_low_is_raised(data: Data, tmp_path: Path) -> None:
     wrecked = fitted(data, tmp_path / "off", optimizer="adamw", learning_rate=1e-6, repair="off", epochs=20)
     mended = fitted(data, tmp_path / "safe", optimizer="adamw", learning_rate=1e-6, repair="safe", epochs=20)

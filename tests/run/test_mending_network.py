@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.repairs.prescriptions import Prescription
+from thalweg.run import mending
 
 Data = tuple[Tensor, Tensor]
 
@@ -115,3 +117,53 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert resumed.steps == whole.steps
     a, b = whole.model.state_dict(), resumed.model.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def pictures(count: int, seed: int) -> Data:
+    """Four kinds of bars somewhere in noise: more than a hundred examples teach, and easily learned by heart."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % 4
+    x = 0.6 * torch.randn(count, 1, 16, 16, generator=generator)
+    bars = torch.zeros(4, 6, 6)
+    bars[0, :, 2:4] = bars[1, 2:4] = 1.0
+    bars[2] = torch.eye(6)
+    bars[3] = bars[2].flip(0)
+    for image, kind in zip(x, y, strict=True):
+        i, j = torch.randint(3, 8, (2,), generator=generator).tolist()
+        image[0, i : i + 6, j : j + 6] += bars[kind]
+    return x, y
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(1)
+    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize(("code", "left"), [("augment_images", False), ("add_dropout", True), ("decay_weights", False)])
+def test_what_answers_overfitting_goes_into_the_training(
+    code: str, left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever the trial keeps: it trains on, is folded back where it can be, and loads."""
+    asked: list[str] = []
+
+    def only(findings: Any, body: Any, level: str, goes_back: bool = True) -> list[Prescription]:
+        codes = [finding.code for finding in findings]
+        asked.extend(codes)
+        return [Prescription(code, ((code, None),))] if "overfitting" in codes and code not in str(asked) else []
+
+    monkeypatch.setattr(mending, "prescribe", only)
+    monkeypatch.setattr(mending.trial, "best", lambda *of: asked.append(code) or 0)
+    run = thalweg.fit(
+        convolutional(), pictures(160, 0), "cross_entropy", validation_data=pictures(200, 1), optimizer="adam",
+        learning_rate=3e-3, epochs=24, batch_size=16, patience=None, repair="full", run_dir=tmp_path / "run",
+        verbose=False, plan="eager", metrics=["accuracy"],
+    )  # fmt: skip
+    assert "overfitting" in asked
+    (kept,) = [action for action in run.actions if action.kept]
+    assert kept.lines and run.stopped_because == "epochs"
+    assert ("Around" in str(run.model)) == left
+    loaded = thalweg.load(tmp_path / "run", "best", convolutional())
+    x = pictures(20, 2)[0]
+    run.model.eval()
+    assert torch.allclose(loaded(x), run.model(x), atol=1e-6)

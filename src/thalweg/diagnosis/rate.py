@@ -27,6 +27,9 @@ LEFT = 0.25
 STEEP = 0.5
 #: Scale below which weights begin at next to nothing, so that any first update is as large as they are.
 NO_SIZE = 0.02
+#: How far n updates, were they as large as the first and at random, are to move the weights, as a share of them: each
+#: by so much / √n. Of the tuned references in the clinic's tuning part (benchmarks/clinic) the geometric mean is 0.24.
+WALKED = 0.25
 #: The largest usual rates: of Adam and its kin (1e-3 in their papers; Kingma and Ba 2015, section 6), and of plain
 #: descent, where with a momentum m each gradient counts 1/(1 − m) times (0.1 at 0.9 is what images are trained with; He
 #: et al. 2016). Ten times above, no weights and inputs of usual size bear it.
@@ -72,16 +75,20 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         return None
     rates = case.values("learning_rate")
     rate = case.fact("learning_rate") or (float(rates.max()) if len(rates) else math.nan)
+    if raised is not None:
+        rate = raised.to
     evidence = {"learning_rate": rate}
     if np.isfinite(taken.descent):
         evidence["descent_ratio"] = taken.descent
     if np.isfinite(taken.ratio):
         evidence["update_ratio"] = taken.ratio
-    if (beyond := _beyond_usual(case, rate)) is not None:
-        evidence["usual"] = beyond
-    factor = _shorter(case, taken)
-    if np.isfinite(rate):
-        evidence["suggested_learning_rate"] = _round(rate * factor)
+    if (usual := _beyond_usual(case, rate)) is not None:
+        evidence["usual"] = usual
+    if raised is not None:
+        evidence["suggested_learning_rate"] = _round(raised.before)
+    elif np.isfinite(rate):
+        # Weights that were thrown out are large, and updates beside them look small: no more than what is usual.
+        evidence["suggested_learning_rate"] = _round(min(rate * _shorter(case, taken), usual or math.inf))
     instead = f"; try {evidence['suggested_learning_rate']:.2g}" if "suggested_learning_rate" in evidence else ""
     if raised is not None:
         since, seen = raised.step, f"since it was raised at step {raised.step} the loss is worse than before"
@@ -95,7 +102,7 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         since, seen = 1, "batches show the way down, and steps of this length do not follow it"
     else:
         since, seen = 1, "the loss keeps jumping above what the same answer for every example would give"
-    confidence = 0.9 if raised is not None or (taken.overshoots and (lost or taken.descent < 0)) else 0.75
+    is_sure = raised is not None or usual is not None or (taken.overshoots and (lost or taken.descent < 0))
     return Finding(
         "learning_rate_too_high",
         "critical" if lost else "warning",
@@ -103,29 +110,35 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         f"The learning rate is too high: {seen}.",
         f"Lower the learning rate{instead}.",
         evidence=evidence,
-        confidence=confidence,
+        confidence=0.9 if is_sure else 0.75,
     )
 
 
 def _beyond_usual(case: Case, rate: float) -> float | None:
     """The largest rate that is usual for the rule, where this one is ten times above it; else None."""
+    usual = _largest_usual(case)
+    return usual if usual is not None and rate >= 10 * usual else None
+
+
+def _largest_usual(case: Case) -> float | None:
+    """The largest rate that is usual for the rule, where that is known."""
     rule, momentum = str(case.facts.get("optimizer")), case.fact("momentum") or 0.0
     if rule in ("adam", "adamw", "nadam", "radam", "rmsprop") and momentum == 0:
-        usual = ADAPTIVE
-    elif rule in ("sgd", "momentum", "nesterov"):
-        usual = PLAIN * (1 - min(momentum, 0.9))  # more of it is a fault of its own
-    else:
-        return None
-    return usual if rate >= 10 * usual else None
+        return ADAPTIVE
+    if rule in ("sgd", "momentum", "nesterov"):
+        return PLAIN * (1 - min(momentum, 0.9))  # more of it is a fault of its own
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class _Raise:
-    """A rate raised in one go, after which the loss has been worse: the first step at it, by how much, and whether the
-    rate has stayed up.
+    """A rate raised in one go, after which the loss has been worse: the first step at it, from which rate to which, by
+    how much the loss is worse, and whether the rate has stayed up.
     """
 
     step: int
+    before: float
+    to: float
     rise: float
     stays: bool
 
@@ -146,7 +159,8 @@ def _raised(case: Case) -> _Raise | None:
         newest = after[-max(3, len(after) // 4) :]
         rise = float(np.median(newest)) - float(before[-5:].mean()) if np.isfinite(newest).all() else math.inf
         if rise > SURE * scatter(before):
-            return _Raise(int(at[jump + 1]), rise, bool(rates[-1] > JUMP * rates[jump]))
+            before, to = float(rates[jump]), float(rates[jump + 1])
+            return _Raise(int(at[jump + 1]), before, to, rise, bool(rates[-1] > JUMP * before))
     return None
 
 
@@ -191,21 +205,26 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     straight = taken.ratio < (USUAL if falling else USUAL / 2) and not taken.descent < STRAIGHT
     if not (still or (straight and not left)) or taken.overshoots or taken.bounces:
         return None
-    rate = case.fact("learning_rate")
+    rate, rates = case.fact("learning_rate"), case.values("learning_rate")
     evidence = {}
     if np.isfinite(taken.descent):
         evidence["descent_ratio"] = taken.descent
     if np.isfinite(taken.ratio):
         evidence["update_ratio"] = taken.ratio
-    if rate is not None:
-        evidence |= {"learning_rate": rate, "suggested_learning_rate": _round(rate * _longer(taken))}
-    instead = f"; try {evidence['suggested_learning_rate']:.2g}" if rate is not None else ""
+    advice = "Raise the learning rate."
+    if _rate_fell(case):
+        evidence |= {"learning_rate": float(rates[-1]), "suggested_learning_rate": _round(float(rates.max()))}
+        advice = f"Let the learning rate fall later: it stood at {evidence['suggested_learning_rate']:.2g} before."
+    elif rate is not None:
+        longer = min(rate * _longer(case, taken), max(10 * (_largest_usual(case) or math.inf), 2 * rate))
+        evidence |= {"learning_rate": rate, "suggested_learning_rate": _round(longer)}
+        advice = f"Raise the learning rate; try {evidence['suggested_learning_rate']:.2g}."
     return Finding(
         "learning_rate_too_low",
         "warning",
         1,
         "The learning rate is too low: every step goes straight down and hardly moves the weights.",
-        f"Raise the learning rate{instead}.",
+        advice,
         evidence=evidence,
         confidence=0.9 if still else 0.65,
     )
@@ -233,9 +252,12 @@ def _still_steep(case: Case) -> bool:
     return float(np.median(norms[-len(norms) // 3 :])) > STEEP * float(np.median(norms[:10]))
 
 
-def _longer(taken: Steps) -> float:
-    """The factor that brings updates to a thousandth of the weights, unless the valley ends before."""
-    by_ratio = USUAL / taken.ratio if np.isfinite(taken.ratio) and taken.ratio > 0 else math.inf
+def _longer(case: Case, taken: Steps) -> float:
+    """The factor that brings updates to a thousandth of the weights, unless the valley ends before; to more where few
+    updates are to come, which would otherwise get nowhere.
+    """
+    usual = max(USUAL, WALKED / math.sqrt(case.fact("planned_steps") or case.step or 1))
+    by_ratio = usual / taken.ratio if np.isfinite(taken.ratio) and taken.ratio > 0 else math.inf
     by_descent = taken.best_factor if np.isfinite(taken.best_factor) else math.inf
     return float(np.clip(min(by_ratio, by_descent), 2.0, 1e6)) if math.isfinite(min(by_ratio, by_descent)) else 10.0
 

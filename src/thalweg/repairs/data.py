@@ -114,17 +114,24 @@ class StandardiseInputs:
 
 def _consumers(body: Body, passed: Pass) -> Iterator[tuple[Call, int, int]]:
     """The innermost modules that take an input as it is, each with axis and number of features."""
+    for call, x in takers(body, passed):
+        assert call.input is not None
+        yield call, *_features(call.module, call.input, x)
+
+
+def takers(body: Body, passed: Pass) -> list[tuple[Call, Tensor]]:
+    """The innermost modules that take an input of floats as it is, once, each with that input."""
     places = slots(body.model)
     inside = {id(c.module): {id(m) for m in c.module.modules()} - {id(c.module)} for c in passed.calls[:-1]}
     takes = [(c, x) for c in passed.calls[:-1] for x in passed.inputs if shares(c.input, x) and x.is_floating_point()]
-    takers = {id(call.module) for call, _ in takes}
+    taking = {id(call.module) for call, _ in takes}
+    found = []
     for call, x in takes:
-        assert call.input is not None
         handed_on = any(c.output is call.input and shares(c.output, x) for c, _ in takes)
         twice = passed.times(call.module) > 1 or any(shares(other, x) for other in call.others)
-        if handed_on or twice or takers & inside[id(call.module)] or call.module not in places:
-            continue
-        yield call, *_features(call.module, call.input, x)
+        if not (handed_on or twice or taking & inside[id(call.module)] or call.module not in places):
+            found.append((call, x))
+    return found
 
 
 def _features(module: nn.Module, given: Tensor, x: Tensor) -> tuple[int, int]:

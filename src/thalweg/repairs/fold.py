@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.layers.moved import Moved
 from thalweg.repairs.data import Rescale, Standardise
 from thalweg.repairs.structure import MATRICES, Around, name_of, owners, put, slots
 
@@ -15,8 +16,9 @@ from thalweg.repairs.structure import MATRICES, Around, name_of, owners, put, sl
 def fold(model: nn.Module) -> list[str]:
     """Compute batch norms, standardised inputs and rescaled outputs that were put in into the layers beside them.
 
-    In evaluation the function stays. What does not fold stays in its place: layer norms behind gates, dropout, and
-    what stands at a recurrent layer, at one without bias, at a convolution that pads with zeros, or at tied weights.
+    Images are moved no more. In evaluation the function stays. What does not fold stays in place: layer norms behind
+    gates, dropout, and what stands at a recurrent layer, at one without bias, at a convolution that pads with zeros, or
+    at tied weights.
 
     Returns:
         Names of the modules that are single layers again.
@@ -26,6 +28,8 @@ def fold(model: nn.Module) -> list[str]:
         if not isinstance(module, Around) or module not in slots(model):
             continue
         layer: Any = module.layer
+        if isinstance(module.ahead, Moved):  # it acts while training alone
+            module.ahead = None
         if isinstance(layer, MATRICES) and owners(model, layer.weight) == 1:
             _take_ahead(module, layer)
             _take_behind(module, layer)

@@ -1,4 +1,4 @@
-"""Changes of the network: other activations, and dropout."""
+"""Changes of the network: other activations, dropout, and images that are moved."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from thalweg.layers.moved import Moved
 from thalweg.repairs import functions
 from thalweg.repairs.change import Body, Undo, Words, names
+from thalweg.repairs.data import CHANNELS, takers
 from thalweg.repairs.functions import SLOPE
 from thalweg.repairs.initialise import DEEP, NORMS
 from thalweg.repairs.passes import Call, Pass, is_closed, look
 from thalweg.repairs.structure import WEIGHTED, Around, code, put, slots
+from thalweg.step.kinds import kind_of
 from thalweg.tensors.seeds import untouched
 
 #: Of inputs that are dropped ahead of the last layer, for wide and for narrow ones: Srivastava et al. 2014, A.4.
 DROPPED, DROPPED_OF_FEW, WIDE = 0.5, 0.2, 128
+#: Sides of images below which a shift takes away too much.
+SMALLEST = 8
 #: Modules that are told one by one.
 FEW = 4
 _ZERO_BELOW = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh)
@@ -182,3 +187,39 @@ class AddDropout:
             f"{code(name)} = nn.Sequential(nn.Dropout({float(words['p']):g}), {code(name)})"
             for name in names(words["where"])
         ]
+
+
+class AugmentImages:
+    """Images shifted while training, by up to an eighth of their side each way, as He et al. 2016 shift theirs of 32.
+
+    They are not mirrored: a network may be asked for letters or for left and right. Taken away at the end.
+    """
+
+    code = "augment_images"
+    level = "full"
+
+    def words(self, body: Body) -> Words | None:
+        """The one module that takes images of classes, and by how many pixels they are shifted."""
+        kind = kind_of(body.loss)
+        if is_closed(body) or kind is None or kind.task not in ("classification", "binary"):
+            return None
+        passed = look(body)
+        taking = takers(body, passed)
+        if len(passed.inputs) != 1 or len(taking) != 1:  # two that are shifted by themselves see two images
+            return None
+        call, x = taking[0]
+        if isinstance(call.module, Around) or x.ndim != 4 or x.shape[1] > CHANNELS or min(x.shape[2:]) < SMALLEST:
+            return None
+        return {"where": call.name, "shift": max(x.shape[2:]) // 8}
+
+    def apply(self, body: Body, words: Words) -> Undo:
+        """Put it in."""
+        layers = [body.model.get_submodule(name) for name in names(words["where"])]
+        shift = int(words["shift"])
+        return put(body.model, {layer: Around(layer, ahead=Moved(shift, mirror=False)) for layer in layers})
+
+    def lines(self, words: Words) -> list[str]:
+        """A Sequential in the layer's place."""
+        moved = f"Moved({int(words['shift'])}, mirror=False)"
+        places = [f"{code(name)} = nn.Sequential({moved}, {code(name)})" for name in names(words["where"])]
+        return ["from thalweg.layers.moved import Moved", *places]

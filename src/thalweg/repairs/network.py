@@ -6,7 +6,7 @@ from thalweg.repairs.blocks import InsertNorm, InsertResidual
 from thalweg.repairs.change import Change
 from thalweg.repairs.data import ScaleTargets, StandardiseInputs
 from thalweg.repairs.fold import fold
-from thalweg.repairs.forward import AddDropout, SwapActivation
+from thalweg.repairs.forward import AddDropout, AugmentImages, SwapActivation
 from thalweg.repairs.initialise import Initialise
 from thalweg.repairs.loss import DropHead, WeighClasses
 from thalweg.repairs.modes import TrainMode, Unfreeze
@@ -19,6 +19,7 @@ _ALL: tuple[Change, ...] = (
     InsertNorm(),
     InsertResidual(),
     AddDropout(),
+    AugmentImages(),
     Unfreeze(),
     TrainMode(),
     DropHead(),

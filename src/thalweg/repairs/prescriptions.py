@@ -48,6 +48,11 @@ class Prescription:
     """Whether it is what the findings themselves ask for: the first that is thought of."""
 
     @property
+    def key(self) -> str:
+        """Its name where it is counted: `-` before the name of what begins from an earlier state."""
+        return "-" * self.is_from_the_start + self.name
+
+    @property
     def begins_anew(self) -> bool:
         """Whether the weights are drawn again, so that what was learned is lost."""
         return any(code == "initialise" for code, _ in self.changes)
@@ -95,8 +100,8 @@ DOWN = _plain("follow_curvature")
 
 #: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
 RENEW: dict[str, tuple[Step, ...]] = {
-    f"-renew, {speed}": (MODE, STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
-    for speed, rule in (("slow", RULE), ("fast", FAST))
+    f"-renew{speed}": (MODE, STANDARDISE, SWAP, INITIALISE, *rule, ("clip_gradients", None), AGAIN)
+    for speed, rule in (("", ()), (", slow", (RULE,)), (", fast", (FAST,)))
 }
 
 #: Finding → prescriptions, in the order in which they are thought of; `-` before a name begins from the last good
@@ -179,6 +184,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     "overfitting": {
         "decay": (_plain("decay_weights"),),
         "dropout": (_plain("add_dropout"),),
+        "augment": (_plain("augment_images"),),
     },
     "saddle_point": {
         "down": (DOWN, MOMENTS),
@@ -230,29 +236,29 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bo
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
     found[:1] = [replace(made, is_asked=True) for made in found[:1]]
     # By thirds: counts are small, and of what is about as promising the first that is thought of changes least.
-    promising = sorted(found, key=lambda made: -int(3 * promise(findings, made.name)))
+    promising = sorted(found, key=lambda made: -int(3 * promise(findings, made.key)))
     asked = [made for made in found[:1] if made not in promising[:MOST]]  # counts are of small networks
     return [*promising[: MOST - len(asked)], *asked]
 
 
-def promise(findings: Sequence[Finding], name: str) -> float:
+def promise(findings: Sequence[Finding], key: str) -> float:
     """How often a prescription has mended what the first of the findings led to: (mended + 1) / (tried + 2).
 
     Counted on the clinic's tuning part by `benchmarks/clinic/order.py`; of a pair that was not tried there, over all
     findings.
     """
     counts = successes()
-    mended, tried = counts.get(_first(findings), {}).get(name) or [
-        sum(of[name][i] for of in counts.values() if name in of) for i in (0, 1)
+    mended, tried = counts.get(_first(findings), {}).get(key) or [
+        sum(of[key][i] for of in counts.values() if key in of) for i in (0, 1)
     ]
     return (mended + 1) / (tried + 2)
 
 
-def has_mended(findings: Sequence[Finding], name: str) -> bool:
+def has_mended(findings: Sequence[Finding], key: str) -> bool:
     """Whether a prescription has mended nearly all trainings, of several, with the first of the findings, a cause."""
     code = _first(findings)
-    _, tried = successes().get(code, {}).get(name, (0, 0))
-    return code not in SYMPTOMS and tried >= SEVERAL and promise(findings, name) >= NEARLY_ALL
+    _, tried = successes().get(code, {}).get(key, (0, 0))
+    return code not in SYMPTOMS and tried >= SEVERAL and promise(findings, key) >= NEARLY_ALL
 
 
 def _first(findings: Sequence[Finding]) -> str:
@@ -304,7 +310,7 @@ def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescripti
 _ORDER = (
     "set_rows_aside", "drop_head", "unfreeze", "train_mode", "standardise_inputs", "scale_targets", "swap_activation",
     "initialise",
-    "insert_norm", "insert_residual", "add_dropout", "weigh_classes", "perturb",
+    "insert_norm", "insert_residual", "add_dropout", "augment_images", "weigh_classes", "perturb",
     "follow_curvature", "skip_batches", "clip_gradients",
     "set_learning_rate", "change_rule", "decay_weights", "change_batch", "reset_moments", "restart_schedule",
 )  # fmt: skip

@@ -138,8 +138,10 @@ def harmless(control: Measured, others: Sequence[Measured], trivial: float) -> l
     >>> harmless(still, [Measured((1.3, 1.2, 1.4)), Measured((0.70, 0.70, 0.69))], trivial=0.693)
     [1]
     """
+    if not (math.isfinite(trivial) and math.isfinite(control.mean)):
+        return []
     one_answer = Measured((trivial,) * len(control.losses))
-    if not math.isfinite(trivial) or control.mean < (1 - TOLERATED) * trivial or _is_lower(one_answer, control):
+    if control.mean < (1 - TOLERATED) * trivial or _is_lower(one_answer, control):
         return []
     return [i for i, other in enumerate(others) if not _is_worse(control, other)]
 

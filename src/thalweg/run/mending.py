@@ -7,6 +7,7 @@ is resumed. What is kept is in `run.json`, in words, before the first update tha
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -201,7 +202,7 @@ class Mending:
         assert isinstance(step, PlannedStep)
         step.close()
         done = administer(body, prescription, old.memory.good, [])
-        given = _given_back(body, prescription, at)
+        given = _given_back(body, prescription, at, old.setup.batches.per_epoch)
         parts = parts_of(body, self.chosen, old.setup.optimizer)
         body.forgets = False
         if parts.batches is not old.setup.batches:
@@ -217,7 +218,8 @@ class Mending:
         setup = self._setup_for(planned, parts)
         training = Training(setup, parts.limits, at)
         training.memory.follow(old.memory)
-        training.memory.keep_good(at, setup.history.last("loss") if not prescription.begins_anew else training._start())
+        begun = at.good_loss if prescription.is_from_the_start else setup.history.last("loss")
+        training.memory.keep_good(at, training._start() if prescription.begins_anew else begun)
         training.watching.since, training.watching.asked_at = at.step, at.step
         if prescription.touches_network:  # what was best is of another network
             at.best_step = at.best_value = None
@@ -276,11 +278,17 @@ def _told(done: Done) -> dict[str, float | str]:
     return told
 
 
-def _given_back(body: Body, prescription: Prescription, at: Standing) -> dict[str, int]:
-    """A training that begins anew, with fresh weights, has its full length before it: what it is given more."""
-    if not prescription.begins_anew:
+def _given_back(body: Body, prescription: Prescription, at: Standing, per_epoch: int | None) -> dict[str, int]:
+    """What a training is given more that goes back: with fresh weights its full length, with earlier ones what they had
+    before them.
+    """
+    if prescription.begins_anew:
+        given = {"epochs": at.epoch + (at.position > 0), "steps": at.step, "from": at.step}
+    elif prescription.is_from_the_start:
+        lost = at.step - at.good_step
+        given = {"epochs": math.ceil(lost / per_epoch) if per_epoch else 0, "steps": lost}
+    else:
         return {}
-    given = {"epochs": at.epoch + (at.position > 0), "steps": at.step, "from": at.step}
     _extend(body, given)
     return given
 

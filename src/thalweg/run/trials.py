@@ -18,7 +18,7 @@ from thalweg.run.telling import Telling
 from thalweg.step.losses import NAMES
 
 #: Confidence of a cause that is surely there.
-SURE = 0.9
+SURE = 0.8
 #: Prescriptions that are tried for longer, at most.
 LONGER = 2
 
@@ -66,7 +66,7 @@ class Trials:
                 arms, seen = likely, self._compared([tried[i] for i in likely], longest)
         taken = seen.best()
         if taken is None:
-            taken = next((i for i in seen.harmless() if tried[arms[i]].name in right), None)
+            taken = next((i for i in seen.harmless() if tried[arms[i]].key in right), None)
         return None if taken is None or self.training.interrupt else arms[taken]
 
     def _likely(self, tried: list[Prescription], seen: Compared, updates: int) -> tuple[list[int], int]:
@@ -110,13 +110,13 @@ class Trials:
         told = self.training.setup.history.facts.get("expected_initial_loss")
         repairs = self._record.decided.get("repairs") or []
         is_weighed = any(code == "weigh_classes" for repair in repairs for code, _ in repair["changes"])
-        is_plain = self._record.asked.get("loss") in NAMES  # a module may weigh, smooth or sum
+        is_plain = self._record.decided["loss"] in NAMES  # a module may weigh, smooth or sum
         return float(told) if is_plain and not is_weighed and isinstance(told, int | float) and told > 0 else math.inf
 
 
 def right(findings: list[Finding], tried: list[Prescription]) -> set[str]:
-    """Names of prescriptions that are right by themselves: for a cause that is surely there, or by what was counted."""
+    """Keys of prescriptions that are right by themselves: for a cause that is surely there, or by what was counted."""
     sure = [f.code for f in findings if f.confidence >= SURE and f.severity != "note" and f.code in TABLE]
-    answers = {name.removeprefix("-") for code in sure if code not in SYMPTOMS for name in TABLE[code]}
+    answers = {key for code in sure if code not in SYMPTOMS for key in TABLE[code]}
     answers |= {"together"} if answers else set()
-    return {made.name for made in tried if made.name in answers or has_mended(findings, made.name)}
+    return {made.key for made in tried if made.key in answers or has_mended(findings, made.key)}

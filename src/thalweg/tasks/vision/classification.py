@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.layers.moved import Moved
 from thalweg.tasks.idx import is_idx, read_idx
 from thalweg.tasks.task import BadData, seeded
 from thalweg.tasks.vision import folders, images
-from thalweg.tasks.vision.moved import Moved, mirroring
+from thalweg.tasks.vision.mirroring import mirroring
 from thalweg.tasks.vision.residual import Classifier
 from thalweg.tasks.vision.shown import Confusions
 

@@ -1,0 +1,1 @@
+"""Ordinary layers for networks: of tasks, of repairs, of your own."""
