@@ -18,11 +18,12 @@ def load(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
         ValueError: it is the state of other parameters.
     """
     Optimizer.load_state_dict(optimizer, dict(saved))
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, entries in saved["state"].items():
-        p = parameters[number]
+    for number, p in zip(numbers, parameters, strict=True):
 
         def own(t: torch.Tensor, device: torch.device = p.device) -> torch.Tensor:
             return t.detach().to(device, copy=True)
 
-        optimizer.state[p] = {name: mapped(own, value) for name, value in entries.items()}
+        if number in saved["state"]:
+            optimizer.state[p] = {name: mapped(own, value) for name, value in saved["state"][number].items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from thalweg.optim import exact
 from thalweg.optim.averages import wide
 from thalweg.optim.stacks import Fused, Stack, is_matrix, size
 
@@ -72,12 +73,7 @@ class MatrixRule(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does it, but state comes back as it was saved: float32 beside bfloat16 weights, words as words."""
-        super().load_state_dict(state_dict)
-        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        ours = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(saved, ours, strict=True):
-            for name, value in state_dict["state"].get(number, {}).items():
-                self.state[p][name] = value.detach().to(p.device, copy=True) if isinstance(value, Tensor) else value
+        exact.load(self, state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -100,8 +100,8 @@ DOWN = _plain("follow_curvature")
 
 #: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
 RENEW: dict[str, tuple[Step, ...]] = {
-    f"-renew{speed}": (MODE, STANDARDISE, SWAP, INITIALISE, *rule, ("clip_gradients", None), AGAIN)
-    for speed, rule in (("", ()), (", slow", (RULE,)), (", fast", (FAST,)))
+    f"-renew, {speed}": (MODE, STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
+    for speed, rule in (("slow", RULE), ("fast", FAST))
 }
 
 #: Finding → prescriptions, in the order in which they are thought of; `-` before a name begins from the last good
@@ -121,6 +121,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     },
     "optimizer_misconfigured": {
         "-rule": (RULE, AGAIN),
+        "-rule, fast": (FAST, AGAIN),
         "rule": (RULE, AGAIN),
         "initialise, rule": (INITIALISE, RULE, AGAIN),
     },
