@@ -142,6 +142,14 @@ def test_a_rate_comes_with_the_one_to_use_instead() -> None:
     assert 0.05 * 5 < low["suggested_learning_rate"] < 0.05 * 100
 
 
+def test_where_a_schedule_goes_beyond_what_was_asked_for_that_is_the_rate_to_use() -> None:
+    burst = lambda step: 3.0 if step < 20 else 0.03  # noqa: E731
+    thrown = {"loss": lambda step: 40.0 if step < 8 else 2.3, "facts": {"learning_rate": 0.03}}
+    found = findings(training(**thrown, learning_rate=burst, update_ratio=0.02, descent_ratio=0.99))
+    (high,) = [finding for finding in found if finding.code == "learning_rate_too_high"]
+    assert high.evidence["learning_rate"] == 3.0 and high.evidence["suggested_learning_rate"] == 0.03
+
+
 def test_a_rate_that_fell_too_soon_is_to_stay_where_it_was() -> None:
     fell = lambda step: 0.05 if step < 60 else 5e-6  # noqa: E731
     small = lambda step: 0.01 if step < 60 else 1e-6  # noqa: E731
@@ -205,6 +213,7 @@ def test_a_rate_beyond_all_that_is_usual_is_no_mere_consequence(rule: dict[str, 
     sick = training(
         lambda step: 2.3 * 1.02 ** min(step, 300),
         descent_ratio=-0.5,
+        learning_rate=lambda step: rate,
         facts={**rule, "learning_rate": rate, "layers": layers, "initial_loss": 2.3},
     )
     assert "bad_initialization" in codes(sick)

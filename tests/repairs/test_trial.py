@@ -10,7 +10,7 @@ from bodies import body_of
 from thalweg.records.finding import Finding
 from thalweg.repairs import prescriptions
 from thalweg.repairs.prescriptions import MOST, TABLE, Prescription, candidates, prescribe, promise, successes
-from thalweg.repairs.trial import Measured, as_good, best, harmless
+from thalweg.repairs.trial import Measured, as_good, best, harmless, is_better
 from thalweg.run.trials import right
 
 CONTROL = Measured((2.0, 2.1, 1.9, 2.0))
@@ -92,7 +92,7 @@ def test_what_has_mended_most_is_tried_first(monkeypatch: pytest.MonkeyPatch) ->
     body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
     names = [made.key for made in candidates([finding("vanishing_gradient")], body, "full")]
     assert len(names) > MOST
-    counts = {"vanishing_gradient": {names[-1]: [10, 10], names[0]: [0, 10], names[1]: [0, 10]}}
+    counts = {"vanishing_gradient": {names[-1]: [6, 7], names[0]: [0, 10], names[1]: [0, 10]}}
     monkeypatch.setattr(prescriptions, "successes", lambda: counts)
     tried = [made.key for made in prescribe([finding("vanishing_gradient")], body, "full")]
     assert len(tried) == MOST
@@ -100,6 +100,34 @@ def test_what_has_mended_most_is_tried_first(monkeypatch: pytest.MonkeyPatch) ->
     assert tried[-1] == names[0]  # what was asked for
     assert names[1] not in tried
     assert promise([finding("vanishing_gradient")], names[-1]) > promise([finding("dead_units")], names[0])
+
+
+def test_what_has_mended_nearly_all_is_tried_beside_what_was_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    keys = [made.key for made in candidates([finding("vanishing_gradient")], body, "full")]
+    monkeypatch.setattr(prescriptions, "successes", lambda: {"vanishing_gradient": {keys[-1]: [18, 20]}})
+    tried = prescribe([finding("vanishing_gradient")], body, "full")
+    assert [made.key for made in tried] == [keys[-1], keys[0]] and tried[1].is_asked
+
+
+def test_several_causes_are_answered_together_and_what_they_explain_is_not() -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    two = candidates([finding("vanishing_gradient"), finding("saturated_units"), finding("plateau")], body, "full")
+    one = candidates([finding("vanishing_gradient"), finding("plateau")], body, "full")
+    assert two[0].name == "together" and "together" not in [made.name for made in one]
+    assert "change_rule" in [code for code, _ in two[0].changes]  # of the first alone
+
+
+def test_a_gain_that_a_few_large_losses_hide_is_seen_by_its_signs() -> None:
+    thrown = Measured(tuple(10.0 + 3.0**i for i in range(12)))
+    assert is_better(thrown, Measured(tuple(1.0 + 0.1 * i for i in range(12))))
+    assert not is_better(thrown, Measured(tuple(9.0 + 3.0**i if i % 2 else 11.0 + 3.0**i for i in range(12))))
+
+
+def test_to_come_down_to_one_answer_for_all_is_no_gain() -> None:
+    above, at, below = (Measured((level, level + 0.01, level - 0.01, level)) for level in (0.72, 0.69, 0.5))
+    assert not is_better(above, at, trivial=0.693) and is_better(above, below, trivial=0.693)
+    assert is_better(Measured((9.0, 9.1, 8.9, 9.0)), at, trivial=0.693)  # which is far out
 
 
 def test_without_a_good_state_nothing_begins_there() -> None:

@@ -129,8 +129,8 @@ def test_an_arm_that_breaks_off_leaves_no_trace(data: Data, tmp_path: Path, monk
     off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off", epochs=2)
     train, broken = Arms._train, []
 
-    def breaks(self: Arms, parts: Any) -> None:
-        train(self, parts)
+    def breaks(self: Arms, parts: Any, updates: int) -> None:
+        train(self, parts, updates)
         if self._end is not None:  # the control has been trained
             broken.append(parts)
             raise RuntimeError("out of memory")

@@ -74,9 +74,9 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     }:
         return None
     rates = case.values("learning_rate")
-    rate = case.fact("learning_rate") or (float(rates.max()) if len(rates) else math.nan)
-    if raised is not None:
-        rate = raised.to
+    highest = float(rates.max()) if len(rates) else math.nan
+    base = case.fact("learning_rate") or highest
+    rate = raised.to if raised is not None else highest if highest > JUMP * base else base
     evidence = {"learning_rate": rate}
     if np.isfinite(taken.descent):
         evidence["descent_ratio"] = taken.descent
@@ -87,8 +87,10 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     if raised is not None:
         evidence["suggested_learning_rate"] = _round(raised.before)
     elif np.isfinite(rate):
-        # Weights that were thrown out are large, and updates beside them look small: no more than what is usual.
-        evidence["suggested_learning_rate"] = _round(min(rate * _shorter(case, taken), usual or math.inf))
+        # Weights that were thrown out are large, and updates beside them look small: no more than what is usual; nor
+        # than what was asked for, where a schedule went beyond it.
+        most = min(usual or math.inf, base if rate > base else math.inf)
+        evidence["suggested_learning_rate"] = _round(min(rate * _shorter(case, taken), most))
     instead = f"; try {evidence['suggested_learning_rate']:.2g}" if "suggested_learning_rate" in evidence else ""
     if raised is not None:
         since, seen = raised.step, f"since it was raised at step {raised.step} the loss is worse than before"

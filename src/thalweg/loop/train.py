@@ -39,6 +39,8 @@ PAUSED = "paused"
 ILL = "ill"
 #: A finding that a repair was tried against is tried once more, when so many times as many updates were made.
 AGAIN_AFTER, TIMES = 2.5, 3
+#: By such a share the loss must have come down for a state to be one to go back to.
+LEARNED = 0.05
 
 
 class BatchFailed(ValueError):
@@ -200,10 +202,19 @@ class Training:
         if self.untreated():
             return ILL
         if reason is None and not any(finding.severity != "note" for finding in self.watching.current):
-            loss, before = self.setup.history.last("loss"), self.at.good_loss
-            if loss is not None and (before is None or loss < before):  # else it may be wrecked already
+            loss = self.setup.history.last("loss")
+            if loss is not None and loss < self._nothing_new():
                 self.memory.keep_good(self.at, loss)
         return reason
+
+    def _nothing_new(self) -> float:
+        """The loss that a state must be below to be one to go back to: otherwise it may be wrecked already, and what
+        has learned nothing yet goes back to its start.
+        """
+        before, trivial = self.at.good_loss, self.setup.history.facts.get("expected_initial_loss")
+        known = [float(loss) for loss in (before, trivial) if isinstance(loss, int | float) and math.isfinite(loss)]
+        least = min(known, default=math.inf)
+        return least - LEARNED * abs(least) if known else math.inf
 
     def _start(self) -> float | None:
         """The loss before the first update, where it was taken."""

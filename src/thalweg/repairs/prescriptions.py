@@ -231,13 +231,15 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
 def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bool = True) -> list[Prescription]:
     """What to try against findings, ranked as `ranked` ranks them: the most promising first, `MOST` at most.
 
-    What the findings themselves ask for, the first candidate, is always among them. Without a good state to go back to
-    (`goes_back`), nothing that begins there.
+    What the findings themselves ask for, the first candidate, is always among them; what has mended nearly all is tried
+    beside that alone. Without a good state to go back to (`goes_back`), nothing that begins there.
     """
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
     found[:1] = [replace(made, is_asked=True) for made in found[:1]]
     # By thirds: counts are small, and of what is about as promising the first that is thought of changes least.
     promising = sorted(found, key=lambda made: -int(3 * promise(findings, made.key)))
+    if promising and has_mended(findings, promising[0].key):
+        promising = promising[:1]
     asked = [made for made in found[:1] if made not in promising[:MOST]]  # counts are of small networks
     return [*promising[: MOST - len(asked)], *asked]
 
@@ -281,8 +283,7 @@ def candidates(findings: Sequence[Finding], body: Body, level: str) -> list[Pres
     """
     found: dict[tuple[Any, ...], Prescription] = {}
     answered = [finding for finding in findings if finding.code in TABLE]
-    if len(answered) > 1:
-        _add(found, _together(answered, body, level))
+    _add(found, _together(answered, body, level))
     for finding in answered:
         for name, steps in TABLE[finding.code].items():
             _add(found, _made(name, [(finding, step) for step in steps], body, level))
@@ -293,9 +294,14 @@ def candidates(findings: Sequence[Finding], body: Body, level: str) -> list[Pres
 
 
 def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescription | None:
-    """The first prescription of each finding, in one; of changes of one kind the first counts."""
+    """The first prescription of each cause, in one; of changes of one kind the first counts. Symptoms count where there
+    is no cause: one that stands explains them.
+    """
+    causes = [finding for finding in findings if finding.code not in SYMPTOMS] or list(findings)
+    if len(causes) < 2:
+        return None
     steps: dict[str, tuple[Finding, Step]] = {}
-    for finding in findings:
+    for finding in causes:
         for name, of in TABLE[finding.code].items():
             if _made(name, [(finding, step) for step in of], body, level) is not None:
                 for step in of:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 #: Standard errors of the paired difference.
 SURE = 2.5
+#: The chance that goes with them.
+CHANCE = 0.0062
 #: Share of the control's loss that a gain must come to, where the control stands still; and where it is getting on, in
 #: which case the gain must also be as large as what the control gains by itself.
 MARGIN, MARGIN_OF_MOVING = 0.005, 0.05
@@ -67,14 +69,19 @@ def longest(spent: int, arms: int, planned: int | None, updates: int) -> int:
 
 def price(updates: int) -> int:
     """Updates of one arm, its cool-down included."""
-    return updates + max(1, round(COOL_DOWN * updates))
+    return updates + cool_down(updates)
+
+
+def cool_down(updates: int) -> int:
+    """Updates of a cool-down."""
+    return max(1, round(COOL_DOWN * updates))
 
 
 def is_better(control: Measured, other: Measured, before: Measured | None = None, trivial: float = math.inf) -> bool:
     """Whether an arm is better than the control beyond noise; `before` is where both began, in the control's terms.
 
     What a control gains by itself counts below the `trivial` loss, that of one answer for all: to come down to it from
-    above is no learning.
+    above is no learning. Nor is it of an arm, where the control is about there.
 
     >>> start, control = Measured((2.0, 2.1, 1.9)), Measured((1.0, 1.1, 0.9))
     >>> is_better(control, Measured((0.5, 0.55, 0.45)))
@@ -93,7 +100,9 @@ def is_better(control: Measured, other: Measured, before: Measured | None = None
     margin = MARGIN * abs(control.mean)
     if before is not None and math.isfinite(before.mean) and _is_lower(before, control):
         margin = max(MARGIN_OF_MOVING * abs(control.mean), min(before.mean, trivial) - control.mean)
-    return control.mean - other.mean > margin and _is_lower(control, other)
+    is_nothing = trivial < control.mean <= (1 + TOLERATED) * trivial
+    level = trivial if is_nothing else control.mean
+    return level - other.mean > margin and _is_lower(control, other)
 
 
 def _is_lower(first: Measured, second: Measured) -> bool:
@@ -102,8 +111,19 @@ def _is_lower(first: Measured, second: Measured) -> bool:
 
 
 def _falls(first: Sequence[float], second: Sequence[float]) -> bool:
+    """By the mean of the differences; or, where a few large ones hide it (a network that was thrown out), by their
+    signs.
+    """
     gains = [a - b for a, b in zip(first, second, strict=True)]
-    return len(gains) > 1 and statistics.fmean(gains) > SURE * statistics.stdev(gains) / math.sqrt(len(gains))
+    if len(gains) < 2 or not statistics.fmean(gains) > 0:
+        return False
+    by_mean = statistics.fmean(gains) > SURE * statistics.stdev(gains) / math.sqrt(len(gains))
+    return by_mean or _chance_of_signs(sum(gain > 0 for gain in gains), len(gains)) < CHANCE
+
+
+def _chance_of_signs(positive: int, count: int) -> float:
+    """How likely so many of a count or more are positive, were either sign as likely."""
+    return sum(math.comb(count, k) for k in range(positive, count + 1)) / 2.0**count
 
 
 def best(

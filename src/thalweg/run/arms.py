@@ -22,7 +22,7 @@ from thalweg.loop.train import Training
 from thalweg.optim import schedules
 from thalweg.repairs.change import Body, Undo
 from thalweg.repairs.prescriptions import CHANGES, Prescription
-from thalweg.repairs.trial import COOL_DOWN, Measured
+from thalweg.repairs.trial import Measured, cool_down
 from thalweg.run.choices import Chosen, again
 from thalweg.search.candidate import endless
 from thalweg.step.batches import Batches, Order
@@ -150,15 +150,17 @@ class Arms:
         """The control's weights, cooled down."""
 
     def before(self) -> Measured:
-        """The training as it stands."""
+        """The training as it stands, cooled down as arms are: what that alone brings is nobody's gain."""
         with self._from_here():
+            parts = parts_of(self._body, self._chosen, self._training.setup.optimizer)
+            self._train(parts, 0)
             return self._measured()
 
     def control(self) -> Measured:
         """Nothing is changed."""
         with self._from_here():
             parts = parts_of(self._body, self._chosen, self._training.setup.optimizer)
-            self._train(parts)
+            self._train(parts, self._updates)
             self._end = copied(self._body.forward.state())
             return self._measured()
 
@@ -178,7 +180,7 @@ class Arms:
         good = self._training.memory.good
         with self._from_here(), applied(self._body, prescription, good):
             parts = parts_of(self._body, self._chosen, self._training.setup.optimizer)
-            self._train(parts)
+            self._train(parts, self._updates)
             return self._measured()
 
     @contextlib.contextmanager
@@ -194,16 +196,16 @@ class Arms:
                 group.update({word: value for word, value in before.items() if word != "params"})
             snapshot.restore()
 
-    def _train(self, parts: Chosen) -> None:
+    def _train(self, parts: Chosen, updates: int) -> None:
         """So many updates, and a cool-down."""
         step = Step(self._body.forward, self._body.loss, parts.update)
-        first, cool = self._training.at.step, max(1, round(COOL_DOWN * self._updates))
+        first, cool = self._training.at.step, cool_down(self._updates)
         self._body.model.train()
-        for i, batch in enumerate(itertools.islice(self._batches(parts), self._updates + cool)):
+        for i, batch in enumerate(itertools.islice(self._batches(parts), updates + cool)):
             if self._training.interrupt:
                 return
             parts.schedule.apply(parts.optimizer, first + i)
-            left = min(1.0, (self._updates + cool - i) / (cool + 1))
+            left = min(1.0, (updates + cool - i) / (cool + 1))
             rates = [group["lr"] for group in parts.optimizer.param_groups]
             for group, rate in zip(parts.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * left

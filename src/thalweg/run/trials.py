@@ -65,20 +65,21 @@ class Trials:
             if longest > updates:
                 arms, seen = likely, self._compared([tried[i] for i in likely], longest)
         taken = seen.best()
-        if taken is None:
-            taken = next((i for i in seen.harmless() if tried[arms[i]].key in right), None)
+        if taken is None:  # where nothing is learned, nothing is lost by going back, and what was thrown out is mended
+            may = [i for i in seen.harmless() if tried[arms[i]].key in right]
+            taken = next(iter(sorted(may, key=lambda i: not tried[arms[i]].is_from_the_start)), None)
         return None if taken is None or self.training.interrupt else arms[taken]
 
     def _likely(self, tried: list[Prescription], seen: Compared, updates: int) -> tuple[list[int], int]:
         """What is tried for longer, and over how many updates, where none did better over `updates`.
 
-        Of what is as good as any so far, or draws weights anew and is slow to show: the most promising and what was
-        asked for; over as many updates as the training has had, or a few times more than before.
+        Of what is as good as any so far, or goes back and is slow to show: the most promising and what was asked for;
+        over as many updates as the training has had, or a few times more than before.
         """
         at = self.training.at
         longer = min(max(at.step, 5 * updates), trial.LONGEST)
         good = trial.as_good(seen.own, seen.others)
-        likely = [i for i, made in enumerate(tried) if i in good or made.begins_anew]
+        likely = [i for i, made in enumerate(tried) if i in good or made.begins_anew or made.is_from_the_start]
         likely = sorted(likely, key=lambda i: i != likely[0] and not tried[i].is_asked)[:LONGER]
         longest = trial.longest(at.tried_steps, 1 + len(likely), self.chosen.planned, longer)
         if longest < min(longer, 3 * updates):
@@ -102,7 +103,7 @@ class Trials:
                 # What cannot be done to this network is no repair of it.
                 others, own = [*others[: len(own)], trial.Measured((math.inf,) * len(control.losses))], [*own, control]
         if not training.interrupt:
-            training.at.tried_steps += (1 + len(tried)) * trial.price(updates)
+            training.at.tried_steps += (1 + len(tried)) * trial.price(updates) + trial.cool_down(updates)
         return Compared(before, control, own, others, self._trivial())
 
     def _trivial(self) -> float:
