@@ -142,6 +142,14 @@ def test_a_rate_comes_with_the_one_to_use_instead() -> None:
     assert 0.05 * 5 < low["suggested_learning_rate"] < 0.05 * 100
 
 
+def test_a_restart_is_not_to_go_on_at_the_bottom_it_came_from() -> None:
+    worse = lambda step: falling(0.2)(step) + (0.25 if step > 500 else 0.0)  # noqa: E731
+    restart = lambda step: 0.05 if step > 500 or step < 50 else 1e-5  # noqa: E731
+    found = findings(training(worse, learning_rate=restart, facts={"learning_rate": 0.05}))
+    (high,) = [finding for finding in found if finding.code == "learning_rate_too_high"]
+    assert 0.05 / 20 < high.evidence["suggested_learning_rate"] < 0.05
+
+
 def test_where_a_schedule_goes_beyond_what_was_asked_for_that_is_the_rate_to_use() -> None:
     burst = lambda step: 3.0 if step < 20 else 0.03  # noqa: E731
     thrown = {"loss": lambda step: 40.0 if step < 8 else 2.3, "facts": {"learning_rate": 0.03}}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from bodies import Named, body, body_of, images, mlp, predicted
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from thalweg.repairs.blocks import Gated, Residual
@@ -272,6 +273,66 @@ class Counting(Branches):
         return self.third(x)
 
 
+class Masked(Branches):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = F.relu(self.first(x))
+        if mask is None:
+            x = x[:, :3].repeat(1, 2)
+        return self.third(x)
+
+
+class Remembers(Branches):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        self.last = F.relu(self.first(x))
+        return self.third(self.last)
+
+
+class Tempered(Branches):
+    temperature: float
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.third(F.relu(self.first(x)) / self.temperature)
+
+
+class Still(Branches):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        with torch.no_grad():
+            x = F.relu(self.first(x))
+        return self.third(x)
+
+
+class Draws(Branches):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.third(F.relu(self.first(x)) + torch.randn(6))
+
+
+class InPlace(Branches):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = self.first(x)
+        F.relu(x, inplace=True)
+        y = self.second(x)
+        return self.third(y.relu_()) + self.gate(y)
+
+
+@pytest.mark.parametrize("network", [Masked, Remembers, Tempered, Still, InPlace])
+def test_what_a_trace_would_change_is_left_alone(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = network()
+    model.temperature = 2.0
+    case = body(model, torch.randn(8, 6), torch.zeros(8, 6))
+    before = dict(vars(model))
+    assert CHANGES["swap_activation"].words(case) is None
+    assert vars(model).keys() - {"last"} == before.keys() and not isinstance(vars(model).get("last"), Proxy)
+
+
+def test_tracing_draws_nothing_and_leaves_nothing() -> None:
+    torch.manual_seed(0)
+    case = body(Draws(), torch.randn(8, 6), torch.zeros(8, 6))
+    before, drawn = set(vars(case.model)), torch.get_rng_state()
+    CHANGES["swap_activation"].words(case)
+    assert set(vars(case.model)) == before and torch.equal(torch.get_rng_state(), drawn)
+
+
 @pytest.mark.parametrize(
     ("network", "words"),
     [
@@ -340,6 +401,15 @@ def test_images_that_are_moved() -> None:
     assert isinstance(model[0], nn.Conv2d) and torch.equal(model(x), before)
 
 
+def test_images_that_are_moved_can_still_be_standardised() -> None:
+    case = body_of("images")
+    case.sample = (3 + 5 * case.sample[0], case.sample[1])
+    before = CHANGES["standardise_inputs"].words(case)
+    made(case, "augment_images")
+    after = CHANGES["standardise_inputs"].words(case)
+    assert before is not None and after == {**before, "where": "0.layer"}
+
+
 def test_images_that_two_take_or_that_are_targets_are_not_moved() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -351,6 +421,28 @@ def test_images_that_two_take_or_that_are_targets_are_not_moved() -> None:
 
     x, y = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
     assert CHANGES["augment_images"].words(body(Two(), x, y, "cross_entropy")) is None
+    masks = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1))
+    assert CHANGES["augment_images"].words(body(masks, x, torch.zeros(8, 8, 8).long(), "cross_entropy")) is None
+
+    class Shown(nn.Module):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.how, self.conv = how, nn.Conv2d(1, 1, 3, padding=1)
+            self.dense = nn.Linear(64 if how == "flat" else 1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.how == "beside":
+                return (x + self.conv(x)).mean((2, 3)).repeat(1, 3)
+            return (
+                self.dense(x.flatten(1) if self.how == "flat" else x.permute(0, 2, 3, 1)).reshape(len(x), -1, 3).mean(1)
+            )
+
+    for how in ("beside", "flat", "last"):
+        assert CHANGES["augment_images"].words(body(Shown(how), x, y, "cross_entropy")) is None, how
+    long = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert CHANGES["augment_images"].words(body(long, torch.randn(8, 1, 8, 64), y, "cross_entropy")) == {
+        "where": "0", "shift": 1,
+    }  # fmt: skip
     copies = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
     assert CHANGES["augment_images"].words(body(copies, x, x, "mse")) is None
 

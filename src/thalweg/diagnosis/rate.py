@@ -84,7 +84,7 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence["update_ratio"] = taken.ratio
     if (usual := _beyond_usual(case, rate)) is not None:
         evidence["usual"] = usual
-    if raised is not None:
+    if raised is not None and raised.before < raised.to:
         evidence["suggested_learning_rate"] = _round(raised.before)
     elif np.isfinite(rate):
         # Weights that were thrown out are large, and updates beside them look small: no more than what is usual; nor
@@ -134,8 +134,8 @@ def _largest_usual(case: Case) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class _Raise:
-    """A rate raised in one go, after which the loss has been worse: the first step at it, from which rate to which, by
-    how much the loss is worse, and whether the rate has stayed up.
+    """A rate raised in one go, after which the loss has been worse: the first step at it, the highest rate before and
+    the one it was raised to, by how much the loss is worse, and whether the rate has stayed up.
     """
 
     step: int
@@ -161,8 +161,8 @@ def _raised(case: Case) -> _Raise | None:
         newest = after[-max(3, len(after) // 4) :]
         rise = float(np.median(newest)) - float(before[-5:].mean()) if np.isfinite(newest).all() else math.inf
         if rise > SURE * scatter(before):
-            before, to = float(rates[jump]), float(rates[jump + 1])
-            return _Raise(int(at[jump + 1]), before, to, rise, bool(rates[-1] > JUMP * before))
+            before, to = float(rates[: jump + 1].max()), float(rates[jump + 1])
+            return _Raise(int(at[jump + 1]), before, to, rise, bool(rates[-1] > JUMP * rates[jump]))
     return None
 
 
@@ -214,8 +214,9 @@ def _too_low(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     if np.isfinite(taken.ratio):
         evidence["update_ratio"] = taken.ratio
     advice = "Raise the learning rate."
-    if _rate_fell(case):
-        evidence |= {"learning_rate": float(rates[-1]), "suggested_learning_rate": _round(float(rates.max()))}
+    highest = min(float(rates.max()), rate or math.inf) if len(rates) else math.nan
+    if _rate_fell(case) and float(rates[-1]) < 0.5 * highest:
+        evidence |= {"learning_rate": float(rates[-1]), "suggested_learning_rate": _round(highest)}
         advice = f"Let the learning rate fall later: it stood at {evidence['suggested_learning_rate']:.2g} before."
     elif rate is not None:
         longer = min(rate * _longer(case, taken), max(10 * (_largest_usual(case) or math.inf), 2 * rate))

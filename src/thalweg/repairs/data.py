@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.layers.moved import Moved
 from thalweg.repairs.change import Body, Undo, Words, as_count, names
 from thalweg.repairs.passes import MANY, Call, Pass, evaluating, forward, is_closed, look, shares, unshaped
 from thalweg.repairs.structure import Around, owners, put, slots
@@ -123,7 +124,8 @@ def takers(body: Body, passed: Pass) -> list[tuple[Call, Tensor]]:
     """The innermost modules that take an input of floats as it is, once, each with that input."""
     places = slots(body.model)
     inside = {id(c.module): {id(m) for m in c.module.modules()} - {id(c.module)} for c in passed.calls[:-1]}
-    takes = [(c, x) for c in passed.calls[:-1] for x in passed.inputs if shares(c.input, x) and x.is_floating_point()]
+    calls = [c for c in passed.calls[:-1] if not isinstance(c.module, Moved)]  # which does nothing but in training
+    takes = [(c, x) for c in calls for x in passed.inputs if shares(c.input, x) and x.is_floating_point()]
     taking = {id(call.module) for call, _ in takes}
     found = []
     for call, x in takes:

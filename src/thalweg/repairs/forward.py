@@ -65,7 +65,7 @@ class SwapActivation:
             return None
         passed, places = look(body), slots(body.model)
         hidden = [m for m in _hidden(passed) if m.module in places]
-        called = functions.poor(body.model, passed)
+        called = functions.poor(body, passed)
         normed = any(isinstance(module, NORMS) for module in body.model.modules())
         smooth = "selu" if len(hidden) + len(called) >= DEEP and not normed else "silu"
         found: dict[str, list[str]] = {}
@@ -207,10 +207,16 @@ class AugmentImages:
         taking = takers(body, passed)
         if len(passed.inputs) != 1 or len(taking) != 1:  # two that are shifted by themselves see two images
             return None
-        call, x = taking[0]
-        if isinstance(call.module, Around) or x.ndim != 4 or x.shape[1] > CHANNELS or min(x.shape[2:]) < SMALLEST:
+        (call, x), y = taking[0], body.sample[1]
+        if call.input is None or call.input.shape != x.shape or len(passed.uses[x.grad_fn]) != 1:
+            return None  # it is changed before, or used beside
+        if x.ndim != 4 or x.shape[1] > CHANNELS or min(x.shape[2:]) < SMALLEST:
             return None
-        return {"where": call.name, "shift": max(x.shape[2:]) // 8}
+        if not isinstance(y, torch.Tensor) or y.ndim > 2:  # a target for each pixel would have to move along
+            return None
+        if any(isinstance(module, Moved) for module in body.model.modules()):
+            return None
+        return {"where": call.name, "shift": min(x.shape[2:]) // 8}
 
     def apply(self, body: Body, words: Words) -> Undo:
         """Put it in."""

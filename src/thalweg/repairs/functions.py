@@ -7,6 +7,7 @@ and so does the user's object. What does not trace (loops over values, branches 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FunctionType
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.nn import functional as F
 
-from thalweg.repairs.change import Undo
-from thalweg.repairs.passes import Pass
+from thalweg.repairs.change import Body, Undo
+from thalweg.repairs.passes import FEW, Pass, evaluating, forward
 from thalweg.repairs.structure import WEIGHTED, code
+from thalweg.tensors.named import leaves, mapped
+from thalweg.tensors.seeds import untouched
 
 #: Of the negative side: steeper than Maas et al. 2013 (0.01), so that a dead unit comes back within a short training.
 #: Xu et al. 2015, table 1, find steep slopes (1/5.5) no worse than gentle ones.
@@ -56,16 +59,19 @@ class _Swapped:
     _origin: type[nn.Module]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _again, (self._origin, self._swaps), vars(self)
+        return _again, (self._origin, self._swaps), super().__reduce_ex__(protocol)[2]
 
 
 def _again(origin: type[nn.Module], swaps: tuple[dict[int, str], ...]) -> nn.Module:
     """A module without any state yet; when it is given its own, its forward is traced and rewritten."""
 
     class Waiting(origin):  # type: ignore[misc, valid-type]
-        def __setstate__(self, state: dict[str, Any]) -> None:
+        def __setstate__(self, state: Any) -> None:
             self.__class__ = origin  # type: ignore[assignment]
-            self.__setstate__(state)
+            own, slots = state if isinstance(state, tuple) else (state, {})
+            self.__setstate__(own)
+            for name, value in slots.items():
+                setattr(self, name, value)
             for of in swaps:
                 self.__class__ = _swapped(self, of)  # type: ignore[assignment]
 
@@ -96,18 +102,66 @@ class _Outer(Tracer):
 
 
 def traced(module: nn.Module) -> Graph | None:
-    """The forward method of a module's class; None where it does not trace, or says something else in training."""
-    graphs, mode = [], module.training
-    try:
-        for training in (mode, not mode):
-            module.training = training
-            graphs.append(_Outer().trace(module))
-    except Exception:  # whatever a forward method may do to a proxy
+    """The forward method of a module's class; None where a trace would not be the same.
+
+    So where it does not trace, says something else in training, writes to the module, or reads numbers of it that may
+    be others later; where it switches gradients or autocast, which a trace does not hold.
+    """
+    if _says_more_than_a_trace(module):
         return None
-    finally:
+    graphs, mode = [], module.training
+    with untouched(), _as_it_was(module) as is_as_it_was:
+        try:
+            for training in (mode, not mode):
+                module.training = training
+                graphs.append(_Outer().trace(module))
+        except Exception:  # whatever a forward method may do to a proxy
+            return None
         module.training = mode
-    same = str(graphs[0]) == str(graphs[1])
-    return graphs[0] if same and all(_is_own(module, node) for node in graphs[0].nodes) else None
+        if not is_as_it_was() or str(graphs[0]) != str(graphs[1]):
+            return None
+    return graphs[0] if all(_is_own(module, node) for node in graphs[0].nodes) else None
+
+
+#: Names in a method that say what a trace forgets.
+_FORGOTTEN = frozenset("no_grad enable_grad inference_mode set_grad_enabled autocast".split())  # noqa: SIM905
+
+
+def _says_more_than_a_trace(module: nn.Module) -> bool:
+    forward: Any = type(module).forward
+    if not isinstance(forward, FunctionType) or hasattr(forward, "__wrapped__"):  # decorated, with no_grad perhaps
+        return True
+    read = set(forward.__code__.co_names)
+    numbers = (float, bool, Tensor, type(None))
+    own = {name for name, value in vars(module).items() if isinstance(value, numbers) and name != "training"}
+    return bool(read & (_FORGOTTEN | own))
+
+
+@contextlib.contextmanager
+def _as_it_was(module: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Whatever is done to a module inside, it is as before afterwards; inside, whether it still is can be asked."""
+    kept = ("_parameters", "_buffers", "_modules")
+    before = dict(vars(module))
+    inner = {name: dict(before[name]) for name in kept}
+    values = {name: buffer.clone() for name, buffer in module._buffers.items() if buffer is not None}
+
+    def is_as_it_was() -> bool:
+        now = vars(module)
+        same = now.keys() == before.keys() and all(now[name] is value for name, value in before.items())
+        parts = all(now[name].keys() == of.keys() for name, of in inner.items())
+        return same and parts and all(torch.equal(module._buffers[n], v) for n, v in values.items())  # type: ignore[arg-type]
+
+    try:
+        yield is_as_it_was
+    finally:
+        vars(module).clear()
+        vars(module).update(before)
+        for name, of in inner.items():
+            before[name].clear()
+            before[name].update(of)
+        with torch.no_grad():
+            for name, value in values.items():
+                module._buffers[name].copy_(value)  # type: ignore[union-attr]
 
 
 def _is_own(module: nn.Module, node: Node) -> bool:
@@ -140,26 +194,71 @@ def _compiled(module: nn.Module, graph: Graph) -> Callable[..., Any]:
     return made
 
 
-def poor(model: nn.Module, passed: Pass) -> list[Place]:
+def poor(body: Body, passed: Pass) -> list[Place]:
     """Where functions with hardly a gradient are called that may be swapped.
 
     As with modules, between two layers with weights alone; a sigmoid only where a layer takes what it gives, for
-    elsewhere it may be a gate.
+    elsewhere it may be a gate. What is traced must do on the sample what the method does.
     """
+    model = body.model
+    graphs = {module: traced(module) for name, module in model.named_modules() if _is_rewritable(module, name)}
+    able = {module: graph for module, graph in graphs.items() if graph is not None and _calls(graph)}
+    same = _that_do_the_same(body, able)
     found = []
     for name, module in model.named_modules():
-        graph = traced(module) if _is_rewritable(module, name) and passed.times(module) else None
-        if graph is None:
+        if module not in same:
             continue
         before, after = _weighted_around(passed, module)
-        for number, node in enumerate(_calls(graph)):
+        for number, node in enumerate(_calls(able[module])):
             is_hidden = (before or _any_weighted(module, _upstream(node))) and (
                 after or _any_weighted(module, _downstream(node))
             )
             is_zero_below = node.target in _RELU
-            if is_hidden and (is_zero_below or all(user.op == "call_module" for user in node.users)):
+            is_alone = is_zero_below or all(user.op == "call_module" for user in node.users)
+            if is_hidden and is_alone and not _is_read_elsewhere(node):
                 found.append(Place(f"{name}:{number}", is_zero_below))
     return found
+
+
+def _is_read_elsewhere(node: Node) -> bool:
+    """Whether a function that works in place is read through what it was given, too."""
+    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    in_place = name.endswith("_") or True in node.args[1:] or node.kwargs.get("inplace") is True
+    return not node.users or (in_place and any(len(given.users) > 1 for given in node.all_input_nodes))
+
+
+def _that_do_the_same(body: Body, graphs: Mapping[nn.Module, Graph]) -> set[nn.Module]:
+    """The modules that are called in a pass over the sample, and whose graphs give what they gave, every time."""
+    called: set[nn.Module] = set()
+    wrong: set[nn.Module] = set()
+    given: list[Any] = []
+
+    def take(module: nn.Module, args: Any, named: Any) -> None:
+        given.append(mapped(lambda t: t.clone(), (args, named)))
+
+    def compare(module: nn.Module, args: Any, named: Any, output: Any) -> None:
+        (first, words), made = given.pop(), list(leaves(output))
+        called.add(module)
+        try:
+            again = list(leaves(_compiled(module, graphs[module])(module, *first, **words)))
+        except Exception:  # whatever it may do with other arguments than it was traced with
+            again = []
+        if not (len(made) == len(again) and all(_is_same(a, b) for a, b in zip(made, again, strict=True))):
+            wrong.add(module)
+
+    hooks = [module.register_forward_pre_hook(take, with_kwargs=True) for module in graphs]
+    hooks += [module.register_forward_hook(compare, with_kwargs=True) for module in graphs]
+    try:
+        with evaluating(body.model):
+            forward(body, FEW, graph=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called - wrong
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first, second) and first.requires_grad == second.requires_grad
 
 
 def rewrite(model: nn.Module, calls: Iterable[tuple[str, str]]) -> Undo:

@@ -238,7 +238,7 @@ def _weighted(loss: Loss, weights: list[float]) -> Loss:
         kept = target != IGNORED
         return (held.to(output)[target.where(kept, 0)] * kept).sum()
 
-    return replace(loss, name="CrossEntropyLoss", value=value, count=count)
+    return replace(loss, name="CrossEntropyLoss", value=value, count=count, weighs=True)
 
 
 def _weighted_binary(loss: Loss, positive: float) -> Loss:
@@ -249,4 +249,4 @@ def _weighted_binary(loss: Loss, positive: float) -> Loss:
         output, target = matched(output, target)
         return F.binary_cross_entropy_with_logits(output, target, pos_weight=held.to(output))
 
-    return replace(loss, name="BCEWithLogitsLoss", value=value)
+    return replace(loss, name="BCEWithLogitsLoss", value=value, weighs=True)

@@ -30,6 +30,8 @@ def facts(step: Step, chosen: Chosen, settings: Settings) -> dict[str, Any]:
     terms = found.pop("terms_per_example", 1)
     if "expected_initial_loss" in found:  # that of a term
         found["expected_initial_loss"] *= terms
+    if getattr(step.loss, "weighs", False):  # terms count differently, and the best answer for all is another one
+        found["expected_initial_loss"] = None
     return found
 
 

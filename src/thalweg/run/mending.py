@@ -7,7 +7,6 @@ is resumed. What is kept is in `run.json`, in words, before the first update tha
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +217,9 @@ class Mending:
         setup = self._setup_for(planned, parts)
         training = Training(setup, parts.limits, at)
         training.memory.follow(old.memory)
+        assert self._telling.run is not None
+        self._telling.run.optimizer = parts.optimizer
+        self._note(setup.history, parts, prescription)
         begun = at.good_loss if prescription.is_from_the_start else setup.history.last("loss")
         training.memory.keep_good(at, training._start() if prescription.begins_anew else begun)
         training.watching.since, training.watching.asked_at = at.step, at.step
@@ -227,9 +229,6 @@ class Mending:
             training.best = old.best
         training._started = old._started
         self.training, self.chosen = training, parts
-        assert self._telling.run is not None
-        self._telling.run.optimizer = parts.optimizer
-        self._note(setup.history, parts, prescription)
         with contextlib.suppress(OSError):  # a full disk: the saver says so, and training goes on
             self._record.write(self._directory)
         training.save()
@@ -280,13 +279,13 @@ def _told(done: Done) -> dict[str, float | str]:
 
 def _given_back(body: Body, prescription: Prescription, at: Standing, per_epoch: int | None) -> dict[str, int]:
     """What a training is given more that goes back: with fresh weights its full length, with earlier ones what they had
-    before them.
+    before them, to the nearest epoch.
     """
     if prescription.begins_anew:
         given = {"epochs": at.epoch + (at.position > 0), "steps": at.step, "from": at.step}
     elif prescription.is_from_the_start:
         lost = at.step - at.good_step
-        given = {"epochs": math.ceil(lost / per_epoch) if per_epoch else 0, "steps": lost}
+        given = {"epochs": round(lost / per_epoch) if per_epoch else 0, "steps": lost}
     else:
         return {}
     _extend(body, given)

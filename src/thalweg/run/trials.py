@@ -15,7 +15,6 @@ from thalweg.repairs.prescriptions import TABLE, Prescription, has_mended
 from thalweg.run.arms import Arms
 from thalweg.run.choices import Chosen
 from thalweg.run.telling import Telling
-from thalweg.step.losses import NAMES
 
 #: Confidence of a cause that is surely there.
 SURE = 0.8
@@ -109,10 +108,8 @@ class Trials:
     def _trivial(self) -> float:
         """The loss of one answer for all; infinite where it is not known in the terms of the loss in use."""
         told = self.training.setup.history.facts.get("expected_initial_loss")
-        repairs = self._record.decided.get("repairs") or []
-        is_weighed = any(code == "weigh_classes" for repair in repairs for code, _ in repair["changes"])
-        is_plain = self._record.decided["loss"] in NAMES  # a module may weigh, smooth or sum
-        return float(told) if is_plain and not is_weighed and isinstance(told, int | float) and told > 0 else math.inf
+        is_mean = self.body.loss is not None and self.body.loss.reduction == "mean"
+        return float(told) if is_mean and isinstance(told, int | float) and told > 0 else math.inf
 
 
 def right(findings: list[Finding], tried: list[Prescription]) -> set[str]:

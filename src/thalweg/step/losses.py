@@ -45,6 +45,9 @@ class Loss:
     inspect: Callable[[Any, Any], None]
     """(output, target) → nothing, or a ValueError."""
     reduction: str = "mean"
+    weighs: bool = False
+    """Whether classes or terms count differently, or targets are smoothed: what is known of the plain loss's size does
+    not hold."""
 
     def __call__(self, output: Any, target: Any) -> Tensor:
         """The loss, a scalar. Nothing is read from the device.
@@ -278,7 +281,9 @@ def _called(loss: Any) -> Loss:
     elif forward in _ELEMENTWISE:
         count, check = _num_elements, matched
         value = lambda output, target: loss(*matched(output, target))  # noqa: E731
-    return Loss(name, f"what {name} takes", value, count, _scalar(value, name, check), reduction)
+    weighs = any(getattr(loss, word, None) is not None for word in ("weight", "pos_weight"))
+    weighs |= bool(getattr(loss, "label_smoothing", 0.0))
+    return Loss(name, f"what {name} takes", value, count, _scalar(value, name, check), reduction, weighs)
 
 
 def _long(target: Tensor) -> Tensor:
