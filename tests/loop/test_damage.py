@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("thalweg.loop.saver.COPY_BYTES", 0)
         given = _given(validation_data=_given()["data"], batch_size=8, steps=30, schedule="plateau", metrics=["mae"])
-        thalweg.fit(**given, checkpoint_every=7, run_dir=directory)
+        thalweg.fit(**given, checkpoint_every=7, run_dir=directory, repair="off")
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import thalweg
+from thalweg.loop.checkpoint import Checkpoint
 from thalweg.records.history import History
+from thalweg.records.run import RunRecord
+from thalweg.records.settings import Settings
 from thalweg.run import mending
 from thalweg.run.arms import Arms
+from thalweg.step.forward import Forward
 
 Data = tuple[Tensor, Tensor]
 
@@ -178,6 +183,17 @@ def test_a_mended_run_resumes_exactly(data: Data, tmp_path: Path, at: int) -> No
     assert same(weights(whole), weights(resumed))
     assert [(a.code, a.step, a.kept) for a in whole.actions] == [(a.code, a.step, a.kept) for a in resumed.actions]
     assert whole.history.series("loss")[1].tolist() == resumed.history.series("loss")[1].tolist()
+
+
+@pytest.mark.parametrize("state", [[], "nothing", {"standing": 3}, {"standing": {"mended": "two"}}])
+def test_a_forged_state_of_a_mended_run_is_one_sentence(state: Any) -> None:
+    record = RunRecord("run", {}, {"loss": "mse", "plan": None, "repairs": [{"plan": None}]}, None, {}, {}, "")
+    checkpoint = Checkpoint(30, {}, state, None)
+    chosen = SimpleNamespace(
+        optimizer=SimpleNamespace(param_groups=[{"initial_lr": 0.1}]), batches=SimpleNamespace(data=None)
+    )
+    with pytest.raises(ValueError, match="the checkpoint of step 30 does not fit this training: "):
+        mending.mended_before(Forward(network()), None, chosen, Settings(), record, checkpoint)  # type: ignore[arg-type]
 
 
 def test_what_a_repair_says_can_be_told(data: Data, tmp_path: Path) -> None:

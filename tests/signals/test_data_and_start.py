@@ -153,7 +153,17 @@ def test_looking_leaves_the_training_as_it_was() -> None:
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
         if monkeypatch is not None:
             monkeypatch.setattr("thalweg.run.course.facts", lambda *_: {"none": True})
-        thalweg.fit(model, table(), "cross_entropy", steps=30, learning_rate=0.1, verbose=False, patience=None)
+        thalweg.fit(
+            model,
+            table(),
+            "cross_entropy",
+            steps=30,
+            learning_rate=0.1,
+            repair="off",
+            plan="eager",
+            verbose=False,
+            patience=None,
+        )
         return {name: t.clone() for name, t in model.state_dict().items()}
 
     with_facts = trained(None)

@@ -67,7 +67,10 @@ def mended_before(
     """
     body = body_of(forward, loss, chosen, settings)
     repairs = record.decided.get("repairs") or []
-    count = int(checkpoint.state["standing"].get("mended", 0))
+    standing = checkpoint.state.get("standing") if isinstance(checkpoint.state, Mapping) else None
+    count = standing.get("mended", 0) if isinstance(standing, Mapping) else None
+    if not isinstance(count, int):
+        raise ValueError(f"the checkpoint of step {checkpoint.step} does not fit this training: no standing in it")
     if count < len(repairs):
         record.decided["plan"] = repairs[count]["plan"]
     record.decided["repairs"] = repairs[:count]
