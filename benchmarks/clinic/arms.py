@@ -34,19 +34,11 @@ class Head:
             self.of.threshold = 0.0
 
 
-def _first(of: Case) -> tuple[torch.Tensor, ...]:
-    return tuple(p[:512].float() if p.is_floating_point() else p[:512] for p in of.train)
-
-
 def blind(of: Case, model: nn.Module) -> dict[str, Any]:
     """What people do without looking, done to a case; words of `fit` that go before its own."""
-    from thalweg.records.settings import Settings
-    from thalweg.repairs.change import Body
     from thalweg.repairs.network import CHANGES
-    from thalweg.step.forward import Forward
-    from thalweg.step.losses import resolve
 
-    body = Body(Forward(model), resolve(of.loss), Settings(), _first(of), 1e-3)
+    body = retraining.body_of(of, model)
     for code in ("standardise_inputs", "initialise", "insert_norm"):
         change = CHANGES[code]
         words = change.words(body)

@@ -67,16 +67,22 @@ def rate(factor: float, case: Case, model: nn.Module) -> tuple[nn.Module, Words]
     return model, {"learning_rate": case.fit["learning_rate"] * factor}
 
 
-def ours(code: str, case: Case, model: nn.Module) -> tuple[nn.Module, Words]:
-    """A change that this package has, too."""
+def body_of(case: Case, model: nn.Module) -> Any:
+    """What this package's changes are made to."""
     from thalweg.records.settings import Settings
     from thalweg.repairs.change import Body
-    from thalweg.repairs.network import CHANGES
     from thalweg.step.forward import Forward
     from thalweg.step.losses import resolve
 
     sample = tuple(p[:512].float() if p.is_floating_point() else p[:512] for p in case.train)
-    body = Body(Forward(model), resolve(case.loss), Settings(), sample, 1e-3)
+    return Body(Forward(model), resolve(case.loss), Settings(), sample, 1e-3)
+
+
+def ours(code: str, case: Case, model: nn.Module) -> tuple[nn.Module, Words]:
+    """A change that this package has, too."""
+    from thalweg.repairs.network import CHANGES
+
+    body = body_of(case, model)
     found = CHANGES[code].words(body)
     if found is not None:
         CHANGES[code].apply(body, found)

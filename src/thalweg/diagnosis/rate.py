@@ -87,10 +87,7 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     if raised is not None and raised.before < raised.to:
         evidence["suggested_learning_rate"] = _round(raised.before)
     elif np.isfinite(rate):
-        # Weights that were thrown out are large, and updates beside them look small: no more than what is usual; nor
-        # than what was asked for, where a schedule went beyond it.
-        most = min(usual or math.inf, base if rate > base else math.inf)
-        evidence["suggested_learning_rate"] = _round(min(rate * _shorter(case, taken), most))
+        evidence["suggested_learning_rate"] = _round(min(rate * _shorter(case, taken), _most(rate, base, usual)))
     instead = f"; try {evidence['suggested_learning_rate']:.2g}" if "suggested_learning_rate" in evidence else ""
     if raised is not None:
         since, seen = raised.step, f"since it was raised at step {raised.step} the loss is worse than before"
@@ -114,6 +111,13 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
         evidence=evidence,
         confidence=0.9 if is_sure else 0.75,
     )
+
+
+def _most(rate: float, base: float, usual: float | None) -> float:
+    """The most that is suggested for a rate that is too high, whatever the updates say: weights that were thrown out
+    are large, and updates beside them look small. What is usual; and what was asked for, where a schedule went beyond.
+    """
+    return min(usual or math.inf, base if rate > base else math.inf)
 
 
 def _beyond_usual(case: Case, rate: float) -> float | None:

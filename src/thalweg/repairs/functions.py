@@ -203,6 +203,8 @@ def poor(body: Body, passed: Pass) -> list[Place]:
     model = body.model
     graphs = {module: traced(module) for name, module in model.named_modules() if _is_rewritable(module, name)}
     able = {module: graph for module, graph in graphs.items() if graph is not None and _calls(graph)}
+    if not able:
+        return []
     same = _that_do_the_same(body, able)
     found = []
     for name, module in model.named_modules():

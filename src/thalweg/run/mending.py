@@ -180,7 +180,7 @@ class Mending:
             tried.remove(next((made for made in reversed(tried) if not made.is_asked), tried[-1]))
         spent = at.tried_steps
         sure = right(findings, tried) if not at.mended else ()
-        trials = Trials(training, self.chosen, body, self._record, self._telling)
+        trials = Trials(training, self.chosen, body, self._telling)
         taken = trials.best_of(tried, updates, sure) if tried else None
         if training.interrupt:  # it is tried again from the beginning
             at.tried_steps = spent

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from thalweg.loop.train import Training
 from thalweg.records.finding import SYMPTOMS, Finding
-from thalweg.records.run import RunRecord
 from thalweg.repairs import trial
 from thalweg.repairs.change import Body
 from thalweg.repairs.prescriptions import TABLE, Prescription, has_mended
@@ -45,11 +44,10 @@ class Compared:
 class Trials:
     """Trials where a training stands, which they leave as it was."""
 
-    def __init__(self, training: Training, chosen: Chosen, body: Body, record: RunRecord, telling: Telling) -> None:
+    def __init__(self, training: Training, chosen: Chosen, body: Body, telling: Telling) -> None:
         self.training = training
         self.chosen = chosen
         self.body = body
-        self._record = record
         self._telling = telling
 
     def best_of(self, tried: list[Prescription], updates: int, right: Collection[str] = ()) -> int | None:
