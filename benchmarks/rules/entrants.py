@@ -1,6 +1,8 @@
 """Who takes part: each rule made of a model, a loss and a rate; in the middle of its grid the rate its authors name.
 
 A rule whose package is absent says so in its cells. Peers run in the environment that environments.sh makes.
+An averaged rule is read out at the exponential average of its weights (torch's, from `torch.optim.swa_utils`), whose
+updates count as its time.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Entrant:
     """How it is driven: "gradient", "closure" or "batch"."""
     is_full: bool = False
     """It takes all examples in every step."""
+    is_averaged: bool = False
     package: str | None = None
     ours: bool = False
 
@@ -40,6 +43,11 @@ class Entrant:
     def rates(self) -> list[float]:
         """The grid: a half decade from one to the next."""
         return [float(f"{self.rate * 10 ** ((i - POINTS // 2) / 2):.4g}") for i in range(POINTS)]
+
+    @property
+    def module(self) -> str | None:
+        """What its package is imported as."""
+        return self.package and self.package.removesuffix("-for-pytorch")
 
     @property
     def python(self) -> Path:
@@ -69,12 +77,64 @@ class Both:
             part.zero_grad()
 
 
-def _muon(model: nn.Module, loss: str, rate: float) -> Any:
-    inner, rest = _split(model)
-    adamw = torch.optim.AdamW(rest, rate, fused=True)
-    if not inner:
-        return adamw
-    return Both(torch.optim.Muon(inner, rate, adjust_lr_fn="match_rms_adamw"), adamw)
+def _with_adamw(muon: Callable[[list[Any], float], Any]) -> Callable[[nn.Module, str, float], Any]:
+    """Muon for the matrices inside, AdamW at the same rate for the rest."""
+
+    def make(model: nn.Module, loss: str, rate: float) -> Any:
+        inner, rest = _split(model)
+        adamw = torch.optim.AdamW(rest, rate, fused=True)
+        return Both(muon(inner, rate), adamw) if inner else adamw
+
+    return make
+
+
+class Flat(nn.Module):
+    """A model whose outputs are in rows, as curvlinops' losses want them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Any) -> Any:
+        return self.model(x).flatten(0, -2)
+
+
+class Curvlinops:
+    """K-FAC of curvlinops, as one would drive it: factors of every tenth batch, their inverse before SGD with momentum.
+
+    One label is drawn for each example; the damping is split between the two factors as Martens & Grosse do. Dense
+    layers and convolutions are all it knows: other parameters are moved by SGD.
+    """
+
+    EVERY, DAMPING = 10, 1e-2
+
+    def __init__(self, model: nn.Module, loss: str, rate: float) -> None:
+        self.model = Flat(model)
+        self.loss = nn.MSELoss() if loss == "mse" else nn.CrossEntropyLoss()
+        taken = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        self.parameters = [p for module in taken for p in module.parameters(recurse=False)]
+        self.rule = torch.optim.SGD(model.parameters(), rate, momentum=0.9, fused=True)
+        self.number = 0
+
+    @property
+    def state(self) -> Any:
+        return self.rule.state
+
+    def step(self, x: Any, y: Any) -> None:
+        from curvlinops import KFACInverseLinearOperator, KFACLinearOperator
+
+        y = y if y.is_floating_point() else y.flatten()
+        if self.number % self.EVERY == 0:
+            of = {"check_deterministic": False, "separate_weight_and_bias": False, "seed": self.number}
+            of |= {"num_per_example_loss_terms": len(y) // len(x), "num_data": len(x), "batch_size_fn": len}
+            factors = KFACLinearOperator(self.model, self.loss, self.parameters, [(x, y)], **of)
+            self.inverse = KFACInverseLinearOperator(factors, damping=self.DAMPING, use_heuristic_damping=True)
+        self.number += 1
+        self.rule.zero_grad()
+        self.loss(self.model(x), y).backward()
+        for p, along in zip(self.parameters, self.inverse @ [p.grad for p in self.parameters], strict=True):
+            p.grad = along
+        self.rule.step()
 
 
 def _ours(name: str) -> Callable[[nn.Module, str, float], Any]:
@@ -95,6 +155,12 @@ def _of(name: str, **options: Any) -> Callable[[nn.Module, str, float], Any]:
     return make
 
 
+def _po_muon(inner: list[Any], rate: float) -> Any:
+    import pytorch_optimizer
+
+    return pytorch_optimizer.Muon([{"params": inner, "use_muon": True}], lr=rate, use_adjusted_lr=True)
+
+
 def _torch(name: str, **options: Any) -> Callable[[nn.Module, str, float], Any]:
     return lambda model, loss, rate: getattr(torch.optim, name)(model.parameters(), lr=rate, **options)
 
@@ -103,20 +169,32 @@ ENTRANTS = {
     "kfac": Entrant("thalweg K-FAC", _ours("kfac"), 1.0, "batch", ours=True),
     "gauss_newton": Entrant("thalweg Gauss–Newton", _ours("gauss_newton"), 1.0, "batch", ours=True),
     "lbfgs": Entrant("thalweg L-BFGS", _ours("lbfgs"), 1.0, "closure", is_full=True, ours=True),
+    "soap": Entrant("thalweg SOAP", _ours("soap"), 3e-3, ours=True),
+    "muon": Entrant("thalweg Muon", _ours("muon"), 3e-3, ours=True),
+    "kfac-averaged": Entrant("thalweg K-FAC, averaged", _ours("kfac"), 1.0, "batch", is_averaged=True, ours=True),
+    "soap-averaged": Entrant("thalweg SOAP, averaged", _ours("soap"), 3e-3, is_averaged=True, ours=True),
+    "muon-averaged": Entrant("thalweg Muon, averaged", _ours("muon"), 3e-3, is_averaged=True, ours=True),
     "adamw": Entrant("torch AdamW, fused", _torch("AdamW", fused=True), 1e-3),
+    "adamw-averaged": Entrant("torch AdamW, fused, averaged", _torch("AdamW", fused=True), 1e-3, is_averaged=True),
     "nadamw": Entrant("torch NadamW", _torch("NAdam", decoupled_weight_decay=True, weight_decay=0.01), 2e-3),
     "momentum": Entrant("torch SGD, momentum 0.9", _torch("SGD", momentum=0.9, fused=True), 0.03),
     "torch-lbfgs": Entrant(
         "torch L-BFGS, strong Wolfe", _torch("LBFGS", line_search_fn="strong_wolfe"), 1.0, "closure", is_full=True
     ),
-    "torch-muon": Entrant("torch Muon, AdamW beside", _muon, 1e-3),
-    "soap": Entrant("pytorch_optimizer SOAP", _of("SOAP"), 3e-3, package="pytorch_optimizer"),
+    "torch-muon": Entrant(
+        "torch Muon, AdamW beside",
+        _with_adamw(lambda inner, rate: torch.optim.Muon(inner, rate, adjust_lr_fn="match_rms_adamw")), 3e-3,
+    ),
+    "po-soap": Entrant("pytorch_optimizer SOAP", _of("SOAP"), 3e-3, package="pytorch_optimizer"),
+    "po-muon": Entrant("pytorch_optimizer Muon, AdamW beside", _with_adamw(_po_muon), 3e-3, package="pytorch_optimizer"),
     "shampoo": Entrant(
         "pytorch_optimizer Shampoo, every 10th", _of("Shampoo", preconditioning_compute_steps=10), 1e-2,
         package="pytorch_optimizer",
     ),
+    "dash": Entrant("pytorch_optimizer DASH", _of("DASH"), 1e-3, package="pytorch_optimizer"),
     "schedule-free": Entrant(
         "pytorch_optimizer Schedule-Free AdamW", _of("ScheduleFreeAdamW"), 2.5e-3, package="pytorch_optimizer"
     ),
     "prodigy": Entrant("pytorch_optimizer Prodigy", _of("Prodigy"), 1.0, package="pytorch_optimizer"),
+    "curvlinops": Entrant("curvlinops K-FAC", Curvlinops, 0.03, "batch", package="curvlinops-for-pytorch"),
 }  # fmt: skip

@@ -48,9 +48,11 @@ class Problem:
     batch_size: int | None
     """None: all examples."""
     seconds: float = 4.0
-    """Of training with AdamW, about; a training may take three times as long."""
+    """Of training with AdamW, about; a training may take twice as long."""
     held_out: bool = True
     """Whether the target is of held-out data; else of the data that are trained on."""
+    is_extra: bool = False
+    """Run only where it is named."""
 
     def model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -173,4 +175,7 @@ PROBLEMS = {
     "lstm": Problem(Recurrent, characters(32, 2000, 400), "cross_entropy", 32, 8.0),
     "poisson": Problem(Poisson, points, "mse", None, 4.0, held_out=False),
     "logistic": Problem(lambda: dense(784, 10), images("mnist", 3000, 1000, (784,)), "cross_entropy", None, 4.0, False),
+    "deep_autoencoder": Problem(
+        lambda: autoencoder(784, 1000, 500, 250, 30), pictures(6000, 1000), "mse", 256, 30.0, is_extra=True
+    ),
 }

@@ -7,14 +7,17 @@ Eleven problems (problems.py), one thread each. The target is what fused AdamW a
 by its best evaluation, in the first nine tenths of the problem's time, seed 0. Every rule is then tried at seven
 rates, a half decade apart about the one that its authors name, from the same first weights and over the same batches,
 with seed 0; the rate that reaches the target first is trained with the other seeds. A constant rate, no schedule. A
-training that does not get there within three times the problem's time is a miss (*) and counts as that time.
+training that does not get there within twice the problem's time is a miss (*) and counts as that time; a rule that
+misses at every rate is not trained with other seeds. The twelfth problem, deep_autoencoder, is the classic of the
+second-order literature in full; it is run where --problems names it.
 
 The clock runs while updates are made (worker.py); evaluations stand beside it. Memory is what the rule keeps, in
 numbers beside the parameters.
 
 Results go to benchmarks/results/rules.json, cell by cell: one made on the same machine with the same versions, problem
 and target is kept unless --again, so a run that was cut off goes on where it stopped; one that was timed while others
-computed is measured again by the next run. --tables measures nothing. --quick is a tenth of the time, two rates and one
+computed is measured again by the next run. The ratio of a problem is the best of ours by the best of all others, seed by
+seed: median, least and greatest. --tables measures nothing. --quick is a tenth of the time, two rates and one
 seed, and leaves the file alone. environments.sh makes the peers' environment, found beside the checkout or in the
 folder THALWEG_PEERS names.
 """
@@ -23,28 +26,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock, Timer
 from typing import Any
 
-from entrants import ENTRANTS, POINTS
+from entrants import ENTRANTS
 from problems import CACHE, DATA, PROBLEMS
+from worker import LONGEST
 
 sys.path.append(str(Path(__file__).parents[1] / "search"))  # for what the benchmarks share
 from cells import RESULTS, Cell, Table, machine, ours
 
 FILE = RESULTS / "rules.json"
 NAMES = ("problem", "entrant", "rate", "seed", "kind")
-LIMIT = 300.0
-"""Seconds of a process."""
+STARTS = 60.0
+"""Seconds that a process may need beside its trainings."""
 LEAST = 0.8
 """Of the time of a cell that its process computed; below it, others did."""
 OWN = Path(__file__).parent
@@ -65,22 +71,32 @@ def made_with(name: str) -> dict[str, Any]:
     return json.loads(done.stdout) if done.returncode == 0 else {}
 
 
-def measured(asked: dict[str, Any]) -> dict[str, Any]:
-    """What a process of its own found, or why there is nothing."""
-    entrant = ENTRANTS[asked["entrant"]]
+def measured(trainings: list[Cell], options: argparse.Namespace, **asked: Any) -> Iterator[Cell]:
+    """What a process of its own finds, training by training, or why there is nothing."""
+    entrant = ENTRANTS[trainings[0]["entrant"]]
     if not entrant.python.exists():
-        return {"note": f"absent: no {entrant.python} (environments.sh makes it)"}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "out.json")
-        environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
-        command = [entrant.python, OWN / "worker.py", json.dumps(asked), out]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=LIMIT, cwd=folder)
-        except subprocess.TimeoutExpired:
-            return {"note": f"over {LIMIT:.0f} s"}
-        if done.returncode:
-            return {"note": f"cannot: {(done.stderr.strip().splitlines() or [''])[-1][:160]}"}
-        return json.loads(out.read_text())
+        yield from (of | {"note": "absent: environments.sh makes its environment"} for of in trainings)
+        return
+    asked |= {"trainings": [of | {"seconds": of["seconds_given"]} for of in trainings]}
+    asked |= {"data": str(options.data.resolve()), "cache": str(options.cache.resolve())}
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+    command = [str(entrant.python), str(OWN / "worker.py"), json.dumps(asked)]
+    limit = STARTS + 3 * sum(LONGEST * of["seconds_given"] for of in trainings)  # what stands beside the clock, too
+    left = {(of["rate"], of["seed"]): of for of in trainings}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ, cwd="/") as process,
+    ):
+        watch = Timer(limit, process.kill)
+        watch.start()
+        for found in map(json.loads, process.stdout):
+            del left[found["rate"], found["seed"]]
+            yield found
+        process.wait()
+        watch.cancel()
+        errors.seek(0)
+        said = (errors.read().strip().splitlines() or [""])[-1][:160]
+    yield from (of | {"note": f"cannot: {said or 'no answer in time'}"} for of in left.values())
 
 
 class Bench:
@@ -88,6 +104,7 @@ class Bench:
 
     def __init__(self, table: Table, options: argparse.Namespace) -> None:
         self.table, self.options = table, options
+        self.lock = Lock()
         self.versions = {name: made_with(name) for name in {*options.only, REFERENCE}}
 
     def cell(self, problem: str, entrant: str, rate: float, seed: int, target: float | None) -> dict[str, Any]:
@@ -103,14 +120,21 @@ class Bench:
         cell = self.table.cells.get(self.table.key(of), {})
         return all(cell.get(word) == value for word, value in of.items()) and "note" not in cell and undisturbed(cell)
 
-    def fill(self, cells: Iterable[dict[str, Any]]) -> None:
-        """Measure what is not known."""
-        folders = {"data": str(self.options.data.resolve()), "cache": str(self.options.cache.resolve())}
-        jobs = [of for of in cells if not self.stands(of)]
+    def fill(self, cells: Iterable[dict[str, Any]], race: bool = False) -> None:
+        """Measure what is not known; a process for each rule. `race`: trainings give up where another was quicker."""
+        groups: dict[str, list[Cell]] = {}
+        for of in cells:
+            groups.setdefault(of["entrant"], []).append(of)
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            running = {pool.submit(measured, of | folders | {"seconds": of["seconds_given"]}): of for of in jobs}
-            for done in as_completed(running):
-                cell = running[done] | done.result()
+            for done in [pool.submit(self._fill, of_rule, race) for of_rule in groups.values()]:
+                done.result()
+
+    def _fill(self, cells: list[Cell], race: bool) -> None:
+        known = [self.table.cells[self.table.key(of)] for of in cells if self.stands(of)]
+        missing = [of for of in cells if not self.stands(of)]
+        quickest = min((cell["reached"]["seconds"] for cell in known if cell["reached"]), default=None)
+        for cell in measured(missing, self.options, race=race, quickest=quickest if race else None) if missing else ():
+            with self.lock:
                 self.table.add(cell)
                 print(line(cell), flush=True)
                 if not self.options.quick:
@@ -118,8 +142,9 @@ class Bench:
                     self.table.save(command=command)
 
     def rates(self, entrant: str) -> list[float]:
-        found = ENTRANTS[entrant].rates
-        return found[POINTS // 2 : POINTS // 2 + 2] if self.options.quick else found
+        """From the middle of the grid outwards."""
+        found = sorted(ENTRANTS[entrant].rates, key=lambda rate: abs(math.log(rate / ENTRANTS[entrant].rate)))
+        return found[:2] if self.options.quick else found
 
     def target(self, problem: str) -> float | None:
         """What the reference reached in nine tenths of the time, at its best rate."""
@@ -141,19 +166,19 @@ class Bench:
                 print(f"{problem}: the reference reached nothing")
                 continue
             grid = {e: [self.cell(problem, e, rate, 0, target) for rate in self.rates(e)] for e in self.options.only}
-            self.fill(of for cells in grid.values() for of in cells)
+            self.fill((of for cells in grid.values() for of in cells), race=True)
             seeds = range(1, 1 if self.options.quick else self.options.seeds)
             best = {e: self.best(problem, e, target) for e in self.options.only}
-            chosen = [(e, rate) for e, rate in best.items() if rate is not None]
+            chosen = [(e, cell["rate"]) for e, cell in best.items() if cell and cell["reached"]]
             self.fill(self.cell(problem, e, rate, seed, target) for seed in seeds for e, rate in chosen)
 
-    def best(self, problem: str, entrant: str, target: float) -> float | None:
-        """The rate that reached the target first; of those that did not, the one with the lowest loss."""
+    def best(self, problem: str, entrant: str, target: float) -> Cell | None:
+        """Where the target was reached first; if nowhere, where the loss was lowest."""
         cells = self.table.where(problem=problem, entrant=entrant, seed=0, kind="to target", target=target)
         known = [cell for cell in cells if "note" not in cell and cell["loss"] is not None]
-        if not known:
-            return None
-        return min(known, key=lambda c: (c["reached"] is None, (c["reached"] or {}).get("seconds", c["loss"])))["rate"]
+        return min(
+            known, key=lambda c: (c["reached"] is None, (c["reached"] or {}).get("seconds", c["loss"])), default=None
+        )
 
 
 def undisturbed(cell: Cell) -> bool:
@@ -171,16 +196,10 @@ def line(cell: Cell) -> str:
 
 
 def tables(bench: Bench) -> list[str]:
-    """For each problem the rules in order: seconds and steps to the target, misses, what is kept."""
+    """For each problem the rules in order: seconds and steps to the target, misses, what is kept; and the ratio."""
     rows = []
     for problem in bench.options.problems:
-        cells = [c for c in bench.table.where(problem=problem, kind="to target") if "note" not in c]
-        by_rule: dict[str, list[Cell]] = {}
-        for entrant in bench.options.only:
-            of_rule = [c for c in cells if c["entrant"] == entrant]
-            for target in {c["target"] for c in of_rule}:
-                rate = bench.best(problem, entrant, target)
-                by_rule[entrant] = [c for c in of_rule if c["target"] == target and c["rate"] == rate]
+        by_rule = _at_best(bench, problem)
         if not by_rule:
             continue
         rows += [f"{problem}: target {next(iter(by_rule.values()))[0]['target']:.5g}"]
@@ -194,11 +213,37 @@ def tables(bench: Bench) -> list[str]:
                 f"{steps:8,.0f} steps  {len(found) - missed} of {len(found)} reached  "
                 f"keeps {kept:5.1f} times the parameters"
             )
+        rows += [_ratio(by_rule)]
     return rows
 
 
+def _at_best(bench: Bench, problem: str) -> dict[str, list[Cell]]:
+    """The cells of each rule at its best rate."""
+    cells = [c for c in bench.table.where(problem=problem, kind="to target") if "note" not in c]
+    found: dict[str, list[Cell]] = {}
+    for entrant in bench.options.only:
+        of_rule = [c for c in cells if c["entrant"] == entrant]
+        for target in {c["target"] for c in of_rule}:
+            if best := bench.best(problem, entrant, target):
+                found[entrant] = [c for c in of_rule if c["target"] == target and c["rate"] == best["rate"]]
+    return found
+
+
+def _ratio(by_rule: dict[str, list[Cell]]) -> str:
+    sides = [[e for e in by_rule if ENTRANTS[e].ours is ours] for ours in (True, False)]
+    if not all(sides):
+        return ""
+    ours, others = (min(side, key=lambda e: _seconds(by_rule[e])) for side in sides)
+    of, beside = ({c["seed"]: _seconds([c]) for c in by_rule[e]} for e in (ours, others))
+    ratios = [of[seed] / beside[seed] for seed in of if seed in beside]
+    return (
+        f"  {ENTRANTS[ours].title} ÷ {ENTRANTS[others].title}: {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} seeds)"
+    )
+
+
 def _seconds(cells: list[Cell]) -> float:
-    return statistics.median((c["reached"] or {"seconds": 3 * c["seconds_given"]})["seconds"] for c in cells)
+    return statistics.median((c["reached"] or {"seconds": LONGEST * c["seconds_given"]})["seconds"] for c in cells)
 
 
 def main() -> None:
@@ -207,7 +252,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument("--only", nargs="+", choices=ENTRANTS, default=list(ENTRANTS), metavar="RULE")
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="PROBLEM")
+    usual = [name for name, problem in PROBLEMS.items() if not problem.is_extra]
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=usual, metavar="PROBLEM")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a tenth of the time; the results file is left alone")
     parser.add_argument("--again", action="store_true", help="measure what is known, too")

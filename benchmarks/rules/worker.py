@@ -1,19 +1,21 @@
-"""One training of one rule to a target, in a process of its own; used by run.py.
+"""Trainings of one rule on one problem, one after the other in a process of their own; used by run.py.
 
-python worker.py '{"problem": …, "entrant": …, "rate": …, "seed": …, "target": …, …}' OUT
+python worker.py '{"trainings": [{"problem": …, "entrant": …, "rate": …, "seed": …, "target": …, …}, …], …}'
 
-The clock runs while updates are made. Evaluations stand beside it: one whenever a fortieth of the time that the problem
-is given has passed. The target is reached at the first evaluation that shows it.
+A line of JSON on the standard output for each. The clock runs while updates are made. Evaluations stand beside it: one
+whenever a fortieth of the time that the problem is given has passed. The target is reached at the first evaluation that
+shows it. Where trainings "race" for the best rate, none goes on longer than the quickest before it took to the target:
+it cannot be better any more.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from problems import PROBLEMS, Problem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOOKS, LONGEST = 40, 3.0
+LOOKS, LONGEST = 40, 2.0
 """Evaluations in the time that a problem is given, and how many times that a training may last."""
 EVALUATED = 1024
 
@@ -80,46 +82,66 @@ def step(entrant: Entrant, optimizer: Any, model: nn.Module, problem: Problem, b
         optimizer.step()
 
 
-def trained(asked: dict[str, Any]) -> dict[str, Any]:
+class Readout:
+    """The weights as they are, or their exponential average; and what a rule does of itself before it is measured."""
+
+    def __init__(self, entrant: Entrant, model: nn.Module, optimizer: Any) -> None:
+        self.modes = [getattr(optimizer, word, lambda: None) for word in ("eval", "train")]  # schedule-free's
+        self.average = None
+        if entrant.is_averaged:
+            from thalweg.optim.averages import WeightAverage
+
+            self.average = WeightAverage("ema", [*model.parameters(), *model.buffers()])
+
+    def update(self, number: int) -> None:
+        if self.average is not None:
+            self.average.update(number)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        self.modes[0]()
+        with self.average.averaged() if self.average is not None else nullcontext():
+            yield
+        self.modes[1]()
+
+
+def trained(asked: dict[str, Any], data: tuple[Any, Any], limit: float) -> dict[str, Any]:
     """What came of a training: where its target was reached, its best loss and what it cost."""
     problem, entrant = PROBLEMS[asked["problem"]], ENTRANTS[asked["entrant"]]
-    train, held = problem.read(Path(asked["data"]), Path(asked["cache"]))
-    train, held = (tuple(t.float() if t.is_floating_point() else t for t in part) for part in (train, held))
+    train, held = data
     part = held if problem.held_out else train
     model = problem.model(asked["seed"])
     optimizer = entrant.make(model, problem.loss, asked["rate"])
-    modes = [getattr(optimizer, word, lambda: None) for word in ("eval", "train")]  # schedule-free's
-    limit = LONGEST * asked["seconds"]
+    readout = Readout(entrant, model, optimizer)
     target = asked["target"] if asked["target"] is not None else -math.inf
     spent = processor = 0.0
     number, looked, best, reached = 0, 0.0, math.inf, None
     curve: list[tuple[float, float]] = []
-    modes[1]()
+    readout.modes[1]()
     for batch in batches(problem, entrant, train, asked["seed"]):
         begun, on_processor = time.perf_counter(), time.process_time()
         step(entrant, optimizer, model, problem, batch)
+        readout.update(number)
         spent += time.perf_counter() - begun
         processor += time.process_time() - on_processor
         number += 1
         if spent - looked < asked["seconds"] / LOOKS:
             continue
         looked = spent
-        modes[0]()
-        loss = evaluated(model, problem, part)
-        modes[1]()
+        with readout.measured():
+            loss = evaluated(model, problem, part)
         curve.append((round(spent, 3), float(f"{loss:.5g}")))
         if not math.isfinite(loss):
             break
         best = min(best, loss)
-        if loss <= target:
+        if loss <= target and spent <= limit:
             reached = {"seconds": round(spent, 3), "steps": number}
             break
-        if spent >= (limit if asked["target"] is not None else asked["seconds"]):
+        if spent >= limit:
             break
     return {
         "reached": reached, "loss": best if math.isfinite(best) else None, "seconds": round(spent, 3), "steps": number,
         "processor_seconds": round(processor, 3), "curve": curve[-LOOKS:] if asked["target"] is None else [],
-        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "state_bytes": sum(_bytes(values) for values in getattr(optimizer, "state", {}).values()),
         "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
     }  # fmt: skip
@@ -135,10 +157,19 @@ def _bytes(tree: Any) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     asked = json.loads(sys.argv[1])
-    package = ENTRANTS[asked["entrant"]].package
-    if package:
-        __import__(package)
-    Path(sys.argv[2]).write_text(json.dumps(trained(asked)))
+    trainings = asked["trainings"]
+    entrant, problem = ENTRANTS[trainings[0]["entrant"]], PROBLEMS[trainings[0]["problem"]]
+    if entrant.module:
+        __import__(entrant.module)
+    data = problem.read(Path(asked["data"]), Path(asked["cache"]))
+    data = tuple(tuple(t.float() if t.is_floating_point() else t for t in part) for part in data)
+    quickest = asked.get("quickest") or math.inf
+    for one in trainings:
+        longest = one["seconds"] * (1.0 if one["target"] is None else LONGEST)
+        found = trained(one, data, min(longest, quickest))
+        if asked["race"] and found["reached"]:
+            quickest = min(quickest, found["reached"]["seconds"])
+        print(json.dumps(one | found), flush=True)
 
 
 if __name__ == "__main__":
