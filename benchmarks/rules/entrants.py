@@ -186,7 +186,9 @@ ENTRANTS = {
         _with_adamw(lambda inner, rate: torch.optim.Muon(inner, rate, adjust_lr_fn="match_rms_adamw")), 3e-3,
     ),
     "po-soap": Entrant("pytorch_optimizer SOAP", _of("SOAP"), 3e-3, package="pytorch_optimizer"),
-    "po-muon": Entrant("pytorch_optimizer Muon, AdamW beside", _with_adamw(_po_muon), 3e-3, package="pytorch_optimizer"),
+    "po-muon": Entrant(
+        "pytorch_optimizer Muon, AdamW beside", _with_adamw(_po_muon), 3e-3, package="pytorch_optimizer"
+    ),
     "shampoo": Entrant(
         "pytorch_optimizer Shampoo, every 10th", _of("Shampoo", preconditioning_compute_steps=10), 1e-2,
         package="pytorch_optimizer",

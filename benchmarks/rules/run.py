@@ -16,10 +16,10 @@ numbers beside the parameters.
 
 Results go to benchmarks/results/rules.json, cell by cell: one made on the same machine with the same versions, problem
 and target is kept unless --again, so a run that was cut off goes on where it stopped; one that was timed while others
-computed is measured again by the next run. The ratio of a problem is the best of ours by the best of all others, seed by
-seed: median, least and greatest. --tables measures nothing. --quick is a tenth of the time, two rates and one
-seed, and leaves the file alone. environments.sh makes the peers' environment, found beside the checkout or in the
-folder THALWEG_PEERS names.
+computed is measured again by the next run. The ratio of a problem is the best of ours by the best of all others, seed
+by seed: median, least and greatest. --tables measures nothing. --quick is a tenth of the time, two rates and one seed,
+and leaves the file alone. environments.sh makes the peers' environment, found beside the checkout or in the folder
+THALWEG_PEERS names.
 """
 
 from __future__ import annotations
