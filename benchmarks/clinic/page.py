@@ -49,7 +49,7 @@ def shown(value: float | None) -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Detectors by scores; sicknesses by share found; kinds of standstill."""
+    """Detectors by scores; sicknesses by share found; kinds of standstill; rules for stopping."""
     detectors = found["detectors"]
     ours = next(iter(detectors.values()))
     lines = [
@@ -72,8 +72,16 @@ def table(found: dict[str, Any]) -> str:
         "|---|---|---|",
         *(f"| {kind} | {of[0]} | {shown(of[1])} |" for kind, of in ours["by_stuck"].items()),
         "",
-        f"Convergence: of {found['stopping']['runs']} runs that are well and of at least sixteen evaluations, "
-        f"{shown(found['stopping']['good'])} would have been stopped in time and with nothing lost (to reach: ≥ 0.9).",
+        f"{found['stopping']['runs']} runs that are well and of at least sixteen evaluations would have been stopped:",
+        "",
+        "| rule | in time, with at most 1 % lost | more lost | of the updates | loss above the best: median, 90 % |",
+        "|---|---|---|---|---|",
+        "| *to reach* | ≥ 0.9 | | | |",
+        *(
+            f"| `{rule}` | {shown(of['good'])} | {shown(of['lossy'])} | {shown(of['updates'])} | "
+            f"{100 * of['lost'][0]:.1f} %, {100 * of['lost'][1]:.1f} % |"
+            for rule, of in found["stopping"]["rules"].items()
+        ),
     ]  # fmt: skip
     return "\n".join(lines)
 

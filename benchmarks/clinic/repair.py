@@ -11,6 +11,7 @@ inputs standardised), `random` makes one change of ours, drawn at random, at the
     repaired     of sick runs (the configuration is sick by truth.py, and so is this seed's `off`), the final score
                  reaches the reference's mean less one deviation; also of those alone whose settings are the fault,
                  which is what `safe` may touch
+    regained     of sick runs, the part of the way from the score of `off` to that bar, from 0 to 1, the mean
     harmed       of runs that are well by themselves, the score is worse than `off` by more than a deviation of the
                  reference
     cost         updates, those of trials included, beside the reference's
@@ -143,7 +144,8 @@ def summary(runs: list[Judged], arm: str, seeds: list[int]) -> dict[str, Any]:
             if run.truth.kind == "sick":
                 if before < run.goal - (2 * run.spread if run.of.reach is None else 0):
                     group = apart if any(t in run.of.title for t in APART) else sick
-                    group.append((run, seed, after >= bar, cost, before, after))
+                    part = min(max((after - before) / (bar - before), 0.0), 1.0) if before < bar else 1.0
+                    group.append((run, seed, after >= bar, cost, part))
                     if group is sick and after < bar:
                         failed.append((run.of.name, seed, round(before, 3), round(after, 3), round(bar, 3),
                                        [[a[0], a[1], a[2]] for a in here["actions"]], here["findings"]))  # fmt: skip
@@ -156,7 +158,8 @@ def summary(runs: list[Judged], arm: str, seeds: list[int]) -> dict[str, Any]:
     rate = lambda group: sum(g[2] for g in group) / len(group) if group else None  # noqa: E731
     of_settings = [g for g in sick if all(change.name in SETTINGS for change in g[0].of.changes)]
     return {
-        "sick": len(sick), "repaired": rate(sick), "of_settings": len(of_settings),
+        "sick": len(sick), "repaired": rate(sick),
+        "regained": statistics.fmean(g[4] for g in sick) if sick else None, "of_settings": len(of_settings),
         "repaired_settings": rate(of_settings), "apart": len(apart), "repaired_apart": rate(apart),
         "well": len(well), "harmed": rate(well), "same": sum(g[4] for g in well) / len(well) if well else None,
         "acted_on_well": sum(g[5] for g in well) / len(well) if well else None,
@@ -176,7 +179,7 @@ def by_itself(runs: list[Judged]) -> float:
 
 
 COLUMNS = {
-    "repaired": "sick, repaired", "repaired_settings": "sick by settings, repaired",
+    "repaired": "sick, repaired", "regained": "sick, regained", "repaired_settings": "sick by settings, repaired",
     "repaired_apart": "apart, repaired", "harmed": "well, harmed",
     "same": "well, the same to the last bit", "cost_sick": "cost, sick", "cost_well": "cost, well",
 }  # fmt: skip
@@ -194,7 +197,7 @@ def write(found: dict[str, Any], references: float) -> None:
         f"Of the references' own runs {references:.2f} reach the bar.\n",
         "| | " + " | ".join(COLUMNS.values()) + " |",
         "|---" * (len(COLUMNS) + 1) + "|",
-        "| *to reach* | full ≥ 0.95 | safe ≥ 0.75 | | ≤ 0.005 | | ≤ 1.3 | 1.00 |",
+        "| *to reach* | full ≥ 0.95 | | safe ≥ 0.75 | | ≤ 0.005 | | ≤ 1.3 | 1.00 |",
         *(f"| {arm} | " + " | ".join(shown(of[word]) for word in COLUMNS) + " |" for arm, of in found.items()),
         "\n| sickness | " + " | ".join(found) + " |",
         "|---" * (len(found) + 1) + "|",
@@ -246,6 +249,8 @@ def main() -> None:
     runs = judged(chosen, options.data, options.truth_seeds)
     if options.sick:
         runs = [run for run in runs if run.truth.kind == "sick"]
+    if not runs:
+        raise SystemExit("nothing is recorded whose truth is known: run benchmarks/clinic/run.py first")
     arms = list(dict.fromkeys(["off", *options.arms]))
     missing = [
         (run.of.name, arm, seed) for seed in options.seeds for run in runs for arm in arms

@@ -61,9 +61,9 @@ def asked(runs: list[Run], name: str) -> list[Said]:
         return [scores.ask(PEERS[name], run) for run in runs]
 
 
-def stops(runs: list[Run]) -> list[tuple[str, tuple[int, int, float] | None]]:
-    """File -> where the verdict stops, of runs that are well."""
-    return [(run.file, stopping.stop(run.history())) for run in runs if not run.is_sick and run.truth.kind != "sick"]
+def stops(runs: list[Run]) -> list[tuple[str, dict[str, stopping.Stop] | None]]:
+    """File -> where each rule stops, of runs that are well."""
+    return [(run.file, stopping.stops(run.history())) for run in runs if not run.is_sick and run.truth.kind != "sick"]
 
 
 def in_parts(work: Any, runs: list[Run], jobs: int) -> list[Any]:
@@ -95,8 +95,7 @@ def scored(options: argparse.Namespace, configurations: tuple[Configuration, ...
         found["detectors"][name] = vars(scores.score(chosen, said))
         print(f"{name}: {len(chosen)} runs in {time.perf_counter() - started:.0f} s", flush=True)
     halts = {file: at for file, at in in_parts(stops, chosen, options.jobs) if at is not None}
-    late = [[file, *at] for file, at in halts.items() if not stopping.is_good(at)]
-    found["stopping"] = {"runs": len(halts), "good": 1 - len(late) / len(halts) if halts else None, "late": late}
+    found["stopping"] = stopping.summary(halts)
     found["truth"] = {
         name: {
             "kind": of.kind, "gain": recording.short(round(of.gain, 3)), "slower": round(of.slower, 2),

@@ -48,7 +48,7 @@ class Problem:
     batch_size: int | None
     """None: all examples."""
     seconds: float = 4.0
-    """Of training with AdamW, about; a training may take twice as long."""
+    """Of training with AdamW, about; a training may take a quarter more."""
     held_out: bool = True
     """Whether the target is of held-out data; else of the data that are trained on."""
     is_extra: bool = False

@@ -7,7 +7,7 @@ Eleven problems (problems.py), one thread each. The target is what fused AdamW a
 by its best evaluation, in the first nine tenths of the problem's time, seed 0. Every rule is then tried at seven
 rates, a half decade apart about the one that its authors name, from the same first weights and over the same batches,
 with seed 0; the rate that reaches the target first is trained with the other seeds. A constant rate, no schedule. A
-training that does not get there within twice the problem's time is a miss (*) and counts as that time; a rule that
+training that does not get there within 1.25 times the problem's time is a miss (*) and counts as that time; a rule that
 misses at every rate is not trained with other seeds. The twelfth problem, deep_autoencoder, is the classic of the
 second-order literature in full; it is run where --problems names it.
 

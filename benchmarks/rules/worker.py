@@ -25,7 +25,7 @@ from problems import PROBLEMS, Problem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOOKS, LONGEST = 40, 2.0
+LOOKS, LONGEST = 40, 1.25
 """Evaluations in the time that a problem is given, and how many times that a training may last."""
 EVALUATED = 1024
 

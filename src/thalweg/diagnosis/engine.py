@@ -67,16 +67,16 @@ def findings(history: History, begun: float = BEGUN) -> list[Finding]:
         is_bad = is_bad or bool(outcomes - {"overfitting"})
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*before.findings(history), *usage.findings(case), *flow]
+    one_answer = any(finding.code == "collapsed_output" for finding in flow)
+    is_bad = is_bad or (one_answer and case.trivial is None)  # no loss says what one answer for all is worth
     if is_bad:
-        one_answer = any(finding.code == "collapsed_output" for finding in flow)
         # Unequal classes keep a network from learning only by making one answer for all a good one.
         suspects = [_raised(f) if f.code != "class_imbalance" or one_answer else f for f in suspects]
     # Somewhat worse than its neighbours is no finding by itself; a cause with evidence of its own is.
     asked = outcomes | ({"underfitting"} if is_weak else set())
     suspects += rate.findings(case, asked) + causes.findings(case, asked, is_bad)
     suspects += labels.findings(case, asked)
-    if is_bad:
-        suspects += rule.findings(case)
+    suspects += rule.findings(case, is_bad)
     return ranked(_explained(_once([*suspects, *symptoms])))
 
 

@@ -1,4 +1,6 @@
-"""Whether the rule's own settings are the reason: momentum, averages, eps, decay. Asked where the outcome is bad."""
+"""Whether the rule's own settings are the reason: momentum, averages, eps, decay. Asked where the outcome is bad; a
+decay that holds the weights where they are is one by itself.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ from thalweg.records.finding import Finding
 HEAVY = 0.99
 
 
-def findings(case: Case) -> list[Finding]:
+def findings(case: Case, is_bad: bool) -> list[Finding]:
     """The first setting that is far off what the rule's own proof or practice asks for."""
-    for name, value, bad, sentence, advice in _settings(case):
-        if bad:
+    for name, value, off, sentence, advice in _settings(case):
+        if off and (is_bad or (name == "weight_decay" and _is_held(case))):
             told = Finding(
                 "optimizer_misconfigured",
                 "warning",
@@ -78,6 +80,14 @@ def _pulls(case: Case, decay: float) -> bool:
     if not len(norms) or not weights:
         return False
     return decay * float(np.linalg.norm(weights)) > 0.5 * float(np.median(norms[-len(norms) // 3 :]))
+
+
+def _is_held(case: Case) -> bool:
+    """Whether a training stands with most of its loss left: where the gradient is small because nothing is left to
+    learn, any decay is as large.
+    """
+    course = case.course
+    return course.is_long and course.gain == 0 and course.learned < 0.5
 
 
 def _shrank(case: Case) -> bool:
