@@ -25,6 +25,8 @@ THALWEG_PEERS names.
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import json
 import math
 import os
@@ -45,7 +47,7 @@ from problems import CACHE, DATA, PROBLEMS
 from worker import LONGEST
 
 sys.path.append(str(Path(__file__).parents[1] / "search"))  # for what the benchmarks share
-from cells import RESULTS, Cell, Table, machine, ours
+from cells import RESULTS, Cell, Table, machine
 
 FILE = RESULTS / "rules.json"
 NAMES = ("problem", "entrant", "rate", "seed", "kind")
@@ -53,16 +55,36 @@ STARTS = 60.0
 """Seconds that a process may need beside its trainings."""
 LEAST = 0.8
 """Of the time of a cell that its process computed; below it, others did."""
+ROOMS = ("thalweg.optim", "thalweg.gradients", "thalweg.tensors")
+"""Where the code of rules is."""
 OWN = Path(__file__).parent
 SOURCE = Path(find_spec("thalweg").origin).parents[1]
 REFERENCE = "adamw"
+
+
+def code_of(rule: str) -> str:
+    """A hash of the files that a rule of ours is made of: a change to another leaves its cells standing."""
+    from thalweg.optim.catalogue import RULES
+
+    files, left = {}, [RULES[rule].make.__module__]
+    while left:
+        module = left.pop()
+        spec = find_spec(module)
+        if module in files or spec is None or spec.origin is None:
+            continue
+        files[module] = Path(spec.origin).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(files[module])):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(ROOMS):
+                inside = [f"{node.module}.{alias.name}" for alias in node.names if node.module in ROOMS]
+                left += inside or [str(node.module)]
+    return hashlib.sha256("".join(files[module] for module in sorted(files)).encode()).hexdigest()[:12]
 
 
 def made_with(name: str) -> dict[str, Any]:
     """What a cell of a rule holds for."""
     entrant = ENTRANTS[name]
     if entrant.package is None:
-        return {"torch": version("torch")} | ({"thalweg": ours("optim")} if entrant.ours else {})
+        return {"torch": version("torch")} | ({"thalweg": code_of(name.partition("-")[0])} if entrant.ours else {})
     if not entrant.python.exists():
         return {}
     words = ["torch", entrant.package]

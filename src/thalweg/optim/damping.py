@@ -55,28 +55,27 @@ class Replay:
     def __init__(self, forward: Forward, loss: Loss, batch: Batch | Parts) -> None:
         """Made before the first pass over the batch."""
         self.forward, self.loss, self.batch = forward, loss, batch
-        self._model = forward.model
-        self._drawn, self._buffers = _state(forward.model)
+        self._buffers = list(forward.model.buffers())
+        self._then = self._now()
 
     def change(self, parameters: Sequence[nn.Parameter], v: Sequence[Tensor], step: float, seen: Outputs) -> Any:
         """(f(θ + step·v) − f(θ)) / step for each part, and J(θ + step·v)."""
-        now = _state(self._model)
-        _put_back(self._model, self._drawn, self._buffers)
+        now = self._now()
+        self._put_back(*self._then)
         moved, values, weights = [], [], []
         before = [p.detach().clone() for p in parameters]
         with torch.no_grad():
             try:
-                for p, t in zip(parameters, v, strict=True):
-                    p.add_(t.to(p.dtype), alpha=step)
+                along = [t.to(p.dtype) for p, t in zip(parameters, v, strict=True)]
+                torch._foreach_add_(list(parameters), along, alpha=step)
                 for batch, (first, target) in zip(parts_of(self.batch), seen.parts, strict=True):
                     value, output = objective(self.forward, self.loss, batch)
                     moved.append((output.detach() - first) / step)
                     values.append(value.double())
                     weights.append(self._weight(output, target))
             finally:
-                for p, t in zip(parameters, before, strict=True):
-                    p.copy_(t)
-                _put_back(self._model, *now)
+                torch._foreach_copy_(list(parameters), before)
+                self._put_back(*now)
         return moved, float(_combined(self.loss, values, weights))
 
     def bend(self, moved: Sequence[Tensor], seen: Outputs) -> float:
@@ -87,21 +86,19 @@ class Replay:
     def _weight(self, output: Any, target: Any) -> Any:
         return self.loss.num_terms(output, target)
 
+    def _now(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What torch's generators stand at, and copies of the buffers: all that a pass of a model may change."""
+        drawn = [torch.get_rng_state()]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            drawn += torch.cuda.get_rng_state_all()
+        return drawn, [b.clone() for b in self._buffers]
 
-def _state(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """What torch's generators stand at, and copies of the buffers: all that a pass of a model of torch's may change."""
-    drawn = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        drawn += torch.cuda.get_rng_state_all()
-    return drawn, [b.clone() for b in model.buffers()]
-
-
-def _put_back(model: nn.Module, drawn: list[Tensor], buffers: list[Tensor]) -> None:
-    torch.set_rng_state(drawn[0])
-    if drawn[1:]:
-        torch.cuda.set_rng_state_all(drawn[1:])
-    for b, value in zip(model.buffers(), buffers, strict=True):
-        b.copy_(value)
+    def _put_back(self, drawn: list[Tensor], buffers: list[Tensor]) -> None:
+        torch.set_rng_state(drawn[0])
+        if drawn[1:]:
+            torch.cuda.set_rng_state_all(drawn[1:])
+        for b, value in zip(self._buffers, buffers, strict=True):
+            b.copy_(value)
 
 
 def parts_of(batch: Batch | Parts) -> Iterable[Batch]:

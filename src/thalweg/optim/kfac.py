@@ -262,8 +262,7 @@ class KFAC(Optimizer):
             return None
         whole, parameters, directions = self._whole, list(move), list(move.values())
         slope = total([(d * p.grad).sum() for p, d in move.items() if p.grad is not None])
-        norm = math.sqrt(total([torch.linalg.vector_norm(d).double() ** 2 for d in directions]))
-        size = math.sqrt(total([torch.linalg.vector_norm(p.detach()).double() ** 2 for p in parameters]))
+        norm, size = length(directions), length(parameters)
         if not (slope > 0 and 0 < norm < math.inf):
             return None
         epsilon = torch.finfo(parameters[0].dtype).eps ** 0.5 * (size or 1.0) / norm
@@ -290,10 +289,9 @@ class KFAC(Optimizer):
                 whole["damping"] = adapted(whole["damping"], after - loss, step.predicted, OMEGA**LOOK_EVERY)
                 if not after < loss:
                     step = Step(0.0, 0.0)
-            for p, d in move.items():
-                if group["weight_decay"] and p.ndim >= 2:
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(d, alpha=-step.length)
+            if group["weight_decay"]:
+                torch._foreach_mul_([p for p in move if p.ndim >= 2], 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(list(move), list(move.values()), alpha=-step.length)
         ours = {id(p) for block in self._known() for p in (block.weight, block.bias)}
         for group in self.param_groups:
             for p in group["params"]:
@@ -316,4 +314,9 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 def total(scalars: Sequence[Tensor]) -> float:
     """Their sum, on the host."""
-    return float(torch.stack([t.double() for t in scalars]).sum()) if scalars else 0.0
+    return float(torch.stack(list(scalars)).double().sum()) if scalars else 0.0
+
+
+def length(tensors: Sequence[Tensor]) -> float:
+    """The Euclidean norm of all of them."""
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)).double()))
