@@ -171,6 +171,22 @@ def test_other_rates_forget_the_history():
     assert saved(optimizer)["state"][0]["rates"] == [1.0, 0.25]
 
 
+@pytest.mark.parametrize(("count", "kept"), [(50, 20), (1 << 20, 10)])
+def test_as_many_pairs_are_kept_as_there_is_room_for(count: int, kept: int) -> None:
+    p = nn.Parameter(torch.ones(count))
+    curvature = torch.logspace(-4, 0, count)
+    optimizer = LBFGS([p], max_iter=21)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (curvature * p**2).sum() + (p**4).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert len(optimizer.state[p]["old_dirs"]) == kept
+
+
 @pytest.mark.parametrize("options", [{"lr": 0.0}, {"max_iter": 0}, {"history_size": 0}])
 def test_what_is_refused(options):
     with pytest.raises(ValueError, match=r"above 0|at least 1"):

@@ -25,6 +25,8 @@ from thalweg.optim import exact
 
 #: A value of the loss that is not finite is told to the line search as one so much above the start's: it goes back.
 WALL = 1e6
+#: Pairs (s, y) that are kept, at least and at most, and numbers that all of them together may come to: 64 MB.
+FEWEST, MOST, ROOM = 10, 100, 1 << 24
 
 
 class LBFGS(Optimizer):
@@ -48,7 +50,8 @@ class LBFGS(Optimizer):
         params: parameters or groups of them.
         lr: the first length of each search; 1 is Newton's (Nocedal & Wright 2006, section 6.1).
         max_iter: iterations of a step (20: torch).
-        history_size: pairs (s, y) that are kept (10: Nocedal & Wright 2006, section 7.2, have 3 to 20).
+        history_size: pairs (s, y) that are kept; None for what 64 MB hold, from 10 (Nocedal & Wright 2006, section 7.2,
+            have 3 to 20) to 100 (torch), for on a badly conditioned loss each more saves iterations.
         tolerance_grad: a step ends where no entry of the gradient is larger.
         tolerance_change: a step ends where the loss or every parameter changes by less; both tolerances are near zero,
             for what is small depends on the loss's unit.
@@ -65,11 +68,11 @@ class LBFGS(Optimizer):
         params: Iterable[Any],
         lr: float = 1.0,
         max_iter: int = 20,
-        history_size: int = 10,
+        history_size: int | None = None,
         tolerance_grad: float = 1e-20,
         tolerance_change: float = 1e-20,
     ) -> None:
-        if max_iter < 1 or history_size < 1:
+        if max_iter < 1 or (history_size is not None and history_size < 1):
             raise ValueError(f"max_iter and history_size are at least 1, got {max_iter} and {history_size}")
         defaults = {
             "lr": lr,
@@ -135,6 +138,9 @@ class _Scaled(torch.optim.LBFGS):
     def __init__(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         words = ("lr", "max_iter", "history_size", "tolerance_grad", "tolerance_change")
         given = {word: group[word] for word in words}
+        if given["history_size"] is None:
+            count = sum(p.numel() for p in parameters)
+            given["history_size"] = min(MOST, max(FEWEST, ROOM // (2 * max(count, 1))))
         super().__init__(parameters, max_eval=2 * group["max_iter"], line_search_fn="strong_wolfe", **given)
         self.scales: list[float] = []
 
