@@ -14,12 +14,12 @@ second-order literature in full; it is run where --problems names it.
 The clock runs while updates are made (worker.py); evaluations stand beside it. Memory is what the rule keeps, in
 numbers beside the parameters.
 
-Results go to benchmarks/results/rules.json, cell by cell: one made on the same machine with the same versions, problem
-and target is kept unless --again, so a run that was cut off goes on where it stopped; one that was timed while others
-computed is measured again by the next run. The ratio of a problem is the best of ours by the best of all others, seed
-by seed: median, least and greatest. --tables measures nothing. --quick is a tenth of the time, two rates and one seed,
-and leaves the file alone. environments.sh makes the peers' environment, found beside the checkout or in the folder
-THALWEG_PEERS names.
+Results go to benchmarks/results/rules.json, cell by cell: one made on the same machine with the same versions, code of
+the rule, problem and target is kept unless --again, so a run that was cut off goes on where it stopped; one that was
+timed while others computed is measured again by the next run. Tables go into docs/rules.md, too: the ratio of a problem
+is the best of ours by the best of all others, seed by seed: median, least and greatest. --tables measures nothing.
+--quick is a tenth of the time, two rates and one seed, and leaves the file alone. environments.sh makes the peers'
+environment, found beside the checkout or in the folder THALWEG_PEERS names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ import hashlib
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
+import page
 from entrants import ENTRANTS
 from problems import CACHE, DATA, PROBLEMS
 from worker import LONGEST
@@ -169,10 +169,9 @@ class Bench:
         return found[:2] if self.options.quick else found
 
     def target(self, problem: str) -> float | None:
-        """What the reference reached in nine tenths of the time, at its best rate."""
-        cells = [self.cell(problem, REFERENCE, rate, 0, None) for rate in self.rates(REFERENCE)]
-        self.fill(cells)
-        known = [self.table.cells[self.table.key(of)] for of in cells]
+        """What the reference reached in nine tenths of the time, at its best rate; of what is known."""
+        keys = [self.table.key(self.cell(problem, REFERENCE, rate, 0, None)) for rate in self.rates(REFERENCE)]
+        known = [self.table.cells[key] for key in keys if key in self.table.cells]
         seen = [
             loss
             for cell in known
@@ -183,6 +182,7 @@ class Bench:
 
     def measure(self) -> None:
         for problem in self.options.problems:
+            self.fill(self.cell(problem, REFERENCE, rate, 0, None) for rate in self.rates(REFERENCE))
             target = self.target(problem)
             if target is None:
                 print(f"{problem}: the reference reached nothing")
@@ -193,6 +193,16 @@ class Bench:
             best = {e: self.best(problem, e, target) for e in self.options.only}
             chosen = [(e, cell["rate"]) for e, cell in best.items() if cell and cell["reached"]]
             self.fill(self.cell(problem, e, rate, seed, target) for seed in seeds for e, rate in chosen)
+
+    def at_best(self, problem: str) -> dict[str, list[Cell]]:
+        """The cells of each rule at its best rate, seed by seed."""
+        target, found = self.target(problem), {}
+        for entrant in self.options.only if target is not None else ():
+            if best := self.best(problem, entrant, target):
+                of = {"problem": problem, "entrant": entrant, "kind": "to target", "target": target}
+                cells = self.table.where(**of, rate=best["rate"])
+                found[entrant] = sorted((c for c in cells if "note" not in c), key=lambda c: c["seed"])
+        return found
 
     def best(self, problem: str, entrant: str, target: float) -> Cell | None:
         """Where the target was reached first; if nowhere, where the loss was lowest."""
@@ -217,57 +227,6 @@ def line(cell: Cell) -> str:
     return f"{start}  {loss}, {where}{'' if undisturbed(cell) else '  (disturbed: measured again next time)'}"
 
 
-def tables(bench: Bench) -> list[str]:
-    """For each problem the rules in order: seconds and steps to the target, misses, what is kept; and the ratio."""
-    rows = []
-    for problem in bench.options.problems:
-        by_rule = _at_best(bench, problem)
-        if not by_rule:
-            continue
-        rows += [f"{problem}: target {next(iter(by_rule.values()))[0]['target']:.5g}"]
-        for entrant, found in sorted(by_rule.items(), key=lambda item: _seconds(item[1])):
-            missed = sum(c["reached"] is None for c in found)
-            steps = statistics.median((c["reached"] or c)["steps"] for c in found)
-            kept = found[0]["state_bytes"] / max(1, found[0]["parameter_bytes"])
-            mark = "*" if missed else " "
-            rows.append(
-                f"  {ENTRANTS[entrant].title:38} rate {found[0]['rate']:8.2g}  {_seconds(found):7.2f} s{mark} "
-                f"{steps:8,.0f} steps  {len(found) - missed} of {len(found)} reached  "
-                f"keeps {kept:5.1f} times the parameters"
-            )
-        rows += [_ratio(by_rule)]
-    return rows
-
-
-def _at_best(bench: Bench, problem: str) -> dict[str, list[Cell]]:
-    """The cells of each rule at its best rate."""
-    cells = [c for c in bench.table.where(problem=problem, kind="to target") if "note" not in c]
-    found: dict[str, list[Cell]] = {}
-    for entrant in bench.options.only:
-        of_rule = [c for c in cells if c["entrant"] == entrant]
-        for target in {c["target"] for c in of_rule}:
-            if best := bench.best(problem, entrant, target):
-                found[entrant] = [c for c in of_rule if c["target"] == target and c["rate"] == best["rate"]]
-    return found
-
-
-def _ratio(by_rule: dict[str, list[Cell]]) -> str:
-    sides = [[e for e in by_rule if ENTRANTS[e].ours is ours] for ours in (True, False)]
-    if not all(sides):
-        return ""
-    ours, others = (min(side, key=lambda e: _seconds(by_rule[e])) for side in sides)
-    of, beside = ({c["seed"]: _seconds([c]) for c in by_rule[e]} for e in (ours, others))
-    ratios = [of[seed] / beside[seed] for seed in of if seed in beside]
-    return (
-        f"  {ENTRANTS[ours].title} ÷ {ENTRANTS[others].title}: {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} seeds)"
-    )
-
-
-def _seconds(cells: list[Cell]) -> float:
-    return statistics.median((c["reached"] or {"seconds": LONGEST * c["seconds_given"]})["seconds"] for c in cells)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
@@ -284,7 +243,10 @@ def main() -> None:
     bench = Bench(Table(FILE, NAMES, {"machine": machine()}, options.again or options.quick), options)
     if not options.tables:
         bench.measure()
-    print("", *tables(bench), sep="\n")
+    found = {problem: bench.at_best(problem) for problem in options.problems}
+    print("", *page.lines(found), sep="\n")
+    if not options.quick and options.only == list(ENTRANTS):
+        page.write({problem: bench.at_best(problem) for problem in PROBLEMS})
 
 
 if __name__ == "__main__":

@@ -143,14 +143,22 @@ class _Scaled(torch.optim.LBFGS):
             given["history_size"] = min(MOST, max(FEWEST, ROOM // (2 * max(count, 1))))
         super().__init__(parameters, max_eval=2 * group["max_iter"], line_search_fn="strong_wolfe", **given)
         self.scales: list[float] = []
+        self._gathered: Tensor | None = None
 
-    def _gather_flat_grad(self) -> Tensor:
+    def gather(self) -> Tensor:
+        """The gradient that a closure has left, which torch's code will ask for once."""
         parts = []
         for p, scale in zip(self._params, self.scales, strict=True):
             wide = torch.promote_types(p.dtype, torch.float32)
-            g = torch.zeros_like(p, dtype=wide) if p.grad is None else p.grad.to_dense().to(wide) * scale
+            g = torch.zeros_like(p, dtype=wide) if p.grad is None else p.grad.to_dense().to(wide)
+            g = g if scale == 1 else g * scale
             parts.append((torch.view_as_real(g) if g.is_complex() else g).reshape(-1))
-        return torch.cat(parts)
+        self._gathered = torch.cat(parts)
+        return self._gathered
+
+    def _gather_flat_grad(self) -> Tensor:
+        found, self._gathered = self._gathered, None
+        return self.gather() if found is None else found
 
     def _add_grad(self, step_size: Any, update: Tensor) -> None:
         offset = 0
@@ -183,7 +191,8 @@ class _Guard:
         value = self.closure()
         value = value.detach() if isinstance(value, Tensor) else value
         number = float(value)
-        is_finite = math.isfinite(number) and bool(torch.isfinite(self.inner._gather_flat_grad()).all())
+        largest = torch.linalg.vector_norm(self.inner.gather(), math.inf)
+        is_finite = math.isfinite(number) and math.isfinite(largest)
         self.num_evaluations += 1
         if is_finite:
             if self.num_evaluations == 1:
@@ -195,6 +204,7 @@ class _Guard:
         self.num_walls += 1
         for p in self.inner._params:
             p.grad = None
+        self.inner.gather()
         return self.first + WALL * (1.0 + abs(self.first))
 
 
