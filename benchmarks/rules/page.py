@@ -81,7 +81,10 @@ def write(found: Mapping[str, Mapping[str, Cells]]) -> None:
 
 
 def _bests(found: Mapping[str, Mapping[str, Cells]]) -> str:
-    head = "| problem | AdamW | best of the others | best of ours | ÷ | wanted |\n|---|---|---|---|---|---|"
+    head = (
+        "| problem | AdamW | best of the others | best of ours | ÷ | wanted | at AdamW's price of a step |\n"
+        "|---|---|---|---|---|---|---|"
+    )
     rows = []
     for problem, by_rule in found.items():
         told, goal = best(by_rule), PROBLEMS[problem].goal
@@ -90,8 +93,19 @@ def _bests(found: Mapping[str, Mapping[str, Cells]]) -> str:
             sides = [f"{ENTRANTS[e].title}, {_shown(by_rule[e])}" for e in (told.others, told.ours)]
         reference = _shown(by_rule[REFERENCE]) if REFERENCE in by_rule else "–"
         wanted = f"≤ {goal}" if goal else ""
-        rows.append(f"| {problem} | {reference} | {sides[0]} | {sides[1]} | {told or '–'} | {wanted} |")
+        rows.append(
+            f"| {problem} | {reference} | {sides[0]} | {sides[1]} | {told or '–'} | {wanted} | {_free(by_rule)} |"
+        )
     return "\n".join([head, *rows])
+
+
+def _free(by_rule: Mapping[str, Cells]) -> str:
+    """What the ratio would be if a step of ours cost as little as AdamW's: as many steps, no work of their own."""
+    told, reference = best(by_rule), by_rule.get(REFERENCE)
+    if told is None or reference is None or ENTRANTS[told.ours].is_full:
+        return "–"
+    price = statistics.median(c["seconds"] / c["steps"] for c in reference)
+    return f"{steps(by_rule[told.ours]) * price / seconds(by_rule[told.others]):.2f}"
 
 
 def _every(found: Mapping[str, Mapping[str, Cells]]) -> str:
