@@ -109,19 +109,15 @@ def _free(by_rule: Mapping[str, Cells]) -> str:
 
 
 def _every(found: Mapping[str, Mapping[str, Cells]]) -> str:
-    """Seconds of every rule by those of AdamW."""
-    head = "| seconds ÷ AdamW's | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|"
+    """Seconds of every rule."""
+    head = "| seconds to the target | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|"
     rows = []
     for entrant, of in ENTRANTS.items():
-        shares = [_share(by_rule, entrant) for by_rule in found.values()]
-        rows.append(f"| {of.title} | " + " | ".join(shares) + " |")
+        told = [
+            f"{seconds(r[entrant]):.2f}" if entrant in r and has_reached(r[entrant]) else "–" for r in found.values()
+        ]
+        rows.append(f"| {of.title} | " + " | ".join(told) + " |")
     return "\n".join([head, *rows])
-
-
-def _share(by_rule: Mapping[str, Cells], entrant: str) -> str:
-    if entrant not in by_rule or REFERENCE not in by_rule or not has_reached(by_rule[entrant]):
-        return "–"
-    return f"{seconds(by_rule[entrant]) / seconds(by_rule[REFERENCE]):.2f}"
 
 
 def _shown(cells: Cells) -> str:

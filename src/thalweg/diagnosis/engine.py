@@ -132,7 +132,7 @@ def _follows(finding: Finding, other: Finding) -> bool:
         return False  # it was so before any step
     if finding.code == "learning_rate_too_high" and "usual" in finding.evidence and other.code != "stale_gradients":
         return False  # it would be too high for any network
-    if other.code == "bad_initialization" and finding.code == "learning_rate_too_high" and not _is_of_scale(other):
+    if other.code == "bad_initialization" and finding.code.startswith("learning_rate") and not _is_of_scale(other):
         return False
     if other.code in _SHUT and finding.code == "learning_rate_too_low" and finding.confidence > SURELY:
         return False  # the layer that moves most did not from the first on
