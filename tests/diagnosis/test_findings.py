@@ -182,6 +182,26 @@ def test_a_decay_as_strong_as_the_gradient_is_found_where_most_is_left_to_learn(
     assert codes(training(falling(0.2), gradient=0.5, facts=decay)) == []  # little is left to learn
 
 
+def test_a_rate_that_has_long_come_down_is_not_too_high() -> None:
+    high = CASES["learning_rate_too_high"][0]
+    assert "learning_rate_too_high" in codes(training(**high))
+    fell = lambda step: 0.05 if step < 60 else 5e-4  # noqa: E731
+    assert "learning_rate_too_high" not in codes(training(**high, learning_rate=fell))
+
+
+def test_a_gradient_that_explodes_before_any_step_is_why_a_rate_is_too_high() -> None:
+    both = {**CASES["learning_rate_too_high"][0], "gradient": 500.0}
+    graded = {finding.code: finding.severity for finding in findings(training(**both))}
+    assert graded["exploding_gradient"] == "warning" and graded["learning_rate_too_high"] == "note"
+
+
+def test_units_that_are_alike_do_not_make_a_rate_too_low() -> None:
+    layers = [{"name": name, "kind": "Linear", "trainable": True} for name in ("0", "2", "4")]
+    alike = {"layers": layers, "symmetric_layers": ["0"], "unbroken_layers": ["0"]}
+    slow = {**CASES["learning_rate_too_low"][0], "facts": alike}
+    assert {"bad_initialization", "learning_rate_too_low"} <= set(codes(training(**slow)))
+
+
 def test_what_follows_from_a_cause_is_a_note() -> None:
     found = findings(training(**{**CASES["vanishing_gradient"][0], "update_ratio": 3e-4, "descent_ratio": 0.999}))
     graded = {finding.code: finding.severity for finding in found}

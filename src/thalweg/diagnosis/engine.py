@@ -138,6 +138,8 @@ def _follows(finding: Finding, other: Finding) -> bool:
         return False  # the layer that moves most did not from the first on
     if other.code.startswith("unscaled") and finding.code == "bad_initialization":
         return "initial_loss" in finding.evidence  # what was seen of the weights themselves is no matter of the data
+    if finding.code == "learning_rate_too_high" and other.code == "exploding_gradient" and other.step <= 1:
+        return True  # it was there before the first step
     mutual = other.code in EXPLAINS.get(finding.code, ())
     return not mutual or other.weight > finding.weight
 

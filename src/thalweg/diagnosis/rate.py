@@ -61,6 +61,8 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     about = "noise_floor" in outcomes and signal(case.facts) > 1
     if not (taken.overshoots or is_thrown or restless or wild or about or raised is not None):
         return None
+    if _rate_fell(case) and not (lost or is_thrown or raised is not None):
+        return None  # it has long been a tenth of what it was
     far = course.is_long and taken.overshoots and course.gain == 0 and course.learned < UNLEARNED
     costly = raised is not None and raised.stays and raised.rise > WORTHWHILE * course.top
     fled = is_thrown and "slow_convergence" in outcomes  # what was thrown far out may come back slowly
