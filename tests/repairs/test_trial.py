@@ -118,6 +118,13 @@ def test_several_causes_are_answered_together_and_what_they_explain_is_not() -> 
     assert "change_rule" in [code for code, _ in two[0].changes]  # of the first alone
 
 
+@pytest.mark.parametrize(("rule", "rates"), [("adam", {1e-3, 4e-3}), ("momentum", {1e-3, 1e-2})])
+def test_a_new_rule_is_no_faster_than_what_is_said_to_be_too_fast_for_one_like_it(rule: str, rates: set[float]) -> None:
+    high = Finding("learning_rate_too_high", "warning", 10, "", evidence={"suggested_learning_rate": 4e-3})
+    found = candidates([high], body_of("mlp", optimizer=rule, batch_size=4, epochs=10), "full")
+    assert {words["learning_rate"] for made in found for code, words in made.changes if code == "change_rule"} == rates
+
+
 def test_a_gain_that_a_few_large_losses_hide_is_seen_by_its_signs() -> None:
     thrown = Measured(tuple(10.0 + 3.0**i for i in range(12)))
     assert is_better(thrown, Measured(tuple(1.0 + 0.1 * i for i in range(12))))

@@ -319,4 +319,4 @@ def total(scalars: Sequence[Tensor]) -> float:
 
 def length(tensors: Sequence[Tensor]) -> float:
     """The Euclidean norm of all of them."""
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)).double()))
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))).double()))

@@ -32,6 +32,9 @@ MOST = 4
 #: What has mended such a share, of so many trainings, needs no more proof than that it does no harm.
 NEARLY_ALL, SEVERAL = 0.7, 8
 
+#: Rules whose rates are of AdamW's kind.
+ALIKE = ("adam", "adamw", "nadam", "radam")
+
 #: A change by its code, with its words where the finding gives them: finding, body → words.
 Step = tuple[str, Callable[[Finding, Body], Words | None] | None]
 
@@ -74,7 +77,14 @@ def _suggested(finding: Finding, body: Body) -> Words | None:
 
 
 def _rule(rate: float) -> Step:
-    return "change_rule", lambda finding, body: {"optimizer": "adamw", "learning_rate": rate}
+    """AdamW at a rate; where one was too high for a rule like it, at most at the one to use instead."""
+
+    def words(finding: Finding, body: Body) -> Words:
+        instead = finding.evidence.get("suggested_learning_rate", 0.0)
+        is_bounded = finding.code == "learning_rate_too_high" and instead > 0 and body.settings.optimizer in ALIKE
+        return {"optimizer": "adamw", "learning_rate": min(rate, instead) if is_bounded else rate}
+
+    return "change_rule", words
 
 
 def _clip(finding: Finding, body: Body) -> Words | None:
