@@ -85,7 +85,7 @@ def _patience(values: npt.NDArray[np.float64], count: int) -> int:
 
 
 def summary(halts: dict[str, dict[str, Stop]]) -> dict[str, Any]:
-    """File -> stops of each rule: how many are good, late and lossy, what share of the updates was made, the loss."""
+    """File -> stops of each rule: how many are good and lossy, what share of the updates was made, what was lost."""
     rules = {}
     for rule in next(iter(halts.values()), {}):
         of = [found[rule] for found in halts.values()]

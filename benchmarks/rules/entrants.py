@@ -76,6 +76,10 @@ class Both:
         for part in self.parts:
             part.zero_grad()
 
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {p: kept for part in self.parts for p, kept in part.state.items()}
+
 
 def _with_adamw(muon: Callable[[list[Any], float], Any]) -> Callable[[nn.Module, str, float], Any]:
     """Muon for the matrices inside, AdamW at the same rate for the rest."""

@@ -17,9 +17,9 @@ numbers beside the parameters.
 Results go to benchmarks/results/rules.json, cell by cell: one made on the same machine with the same versions, code of
 the rule, problem and target is kept unless --again, so a run that was cut off goes on where it stopped; one that was
 timed while others computed is measured again by the next run. Tables go into docs/rules.md, too: the ratio of a problem
-is the best of ours by the best of all others, seed by seed: median, least and greatest. --tables measures nothing.
---quick is a tenth of the time, two rates and one seed, and leaves the file alone. environments.sh makes the peers'
-environment, found beside the checkout or in the folder THALWEG_PEERS names.
+is the best of ours by the best of all others, of medians, and the least and greatest seed by seed. --tables measures
+nothing. --quick is a tenth of the time, two rates and one seed, and leaves the file alone. environments.sh makes the
+peers' environment, found beside the checkout or in the folder THALWEG_PEERS names.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class Bench:
 
     def stands(self, of: dict[str, Any]) -> bool:
         cell = self.table.cells.get(self.table.key(of), {})
-        return all(cell.get(word) == value for word, value in of.items()) and "note" not in cell and undisturbed(cell)
+        same = all(cell.get(word) == value for word, value in of.items())
+        return same and "note" not in cell and undisturbed(cell) and not self.options.again
 
     def fill(self, cells: Iterable[dict[str, Any]], race: bool = False) -> None:
         """Measure what is not known; a process for each rule. `race`: trainings give up where another was quicker."""
@@ -238,9 +239,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a tenth of the time; the results file is left alone")
     parser.add_argument("--again", action="store_true", help="measure what is known, too")
-    parser.add_argument("--tables", action="store_true", help="show what is known")
+    parser.add_argument("--tables", action="store_true", help="show what is known, and put it into docs/rules.md")
     options = parser.parse_args()
-    bench = Bench(Table(FILE, NAMES, {"machine": machine()}, options.again or options.quick), options)
+    bench = Bench(Table(FILE, NAMES, {"machine": machine()}, options.quick), options)
     if not options.tables:
         bench.measure()
     found = {problem: bench.at_best(problem) for problem in options.problems}

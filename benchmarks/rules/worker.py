@@ -166,7 +166,12 @@ def main() -> None:
     quickest = asked.get("quickest") or math.inf
     for one in trainings:
         longest = one["seconds"] * (1.0 if one["target"] is None else LONGEST)
-        found = trained(one, data, min(longest, quickest))
+        try:
+            found = trained(one, data, min(longest, quickest))
+        except Exception as error:  # of this rate alone
+            words = " ".join(str(error).split())
+            print(json.dumps(one | {"note": f"cannot: {type(error).__name__}: {words[:140]}"}), flush=True)
+            continue
         if asked["race"] and found["reached"]:
             quickest = min(quickest, found["reached"]["seconds"])
         print(json.dumps(one | found), flush=True)

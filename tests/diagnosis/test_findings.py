@@ -171,12 +171,16 @@ def test_a_rate_that_fell_too_soon_is_to_stay_where_it_was() -> None:
 def test_one_answer_for_all_is_bad_where_no_loss_says_what_it_is_worth() -> None:
     thrown = {"loss": falling(2.3, 20.0), "output_low": -0.2, "output_high": 0.2, "dead_share__1": 0.9}
     own = {"loss": "my_loss", "expected_initial_loss": None, "initial_loss": 20.0}
-    assert codes(training(**thrown, output_spread=1e-5, facts=own)) == ["dead_units", "collapsed_output"]
+    assert codes(training(**thrown, output_spread=1e-8, facts=own)) == ["dead_units", "collapsed_output"]
+    assert codes(training(**thrown, output_spread=1e-5, facts=own)) == []  # little, beside its size: that may be meant
     assert codes(training(**thrown, output_spread=0.1, facts=own)) == []
 
 
 def test_a_decay_as_strong_as_the_gradient_is_found_where_most_is_left_to_learn() -> None:
     decay = {"optimizer": "adam", "momentum": None, "weight_decay": 0.1}
+    usual, apart = decay | {"weight_decay": 0.01}, decay | {"optimizer": "muon"}
+    assert codes(training(falling(1.9), gradient=0.02, facts=usual)) == []
+    assert codes(training(falling(1.9), gradient=0.02, facts=apart)) == []
     assert codes(training(falling(1.9), gradient=0.5, facts=decay)) == ["optimizer_misconfigured"]
     assert codes(training(falling(1.9), gradient=5.0, facts=decay)) == []
     assert codes(training(falling(0.2), gradient=0.5, facts=decay)) == []  # little is left to learn

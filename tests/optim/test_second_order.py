@@ -9,6 +9,8 @@ import torch
 from second_order_cases import MODELS, RULES, batch_of, loss_of, model_of, rule_of, saved, step
 from torch import nn
 
+from thalweg.optim import KFAC, GaussNewton
+
 EVERY = [(rule, name) for rule in RULES for name in MODELS]
 
 
@@ -172,3 +174,37 @@ def test_a_batch_that_is_not_finite_changes_no_weight(rule):
 def test_what_is_refused(rule, loss, words):
     with pytest.raises((TypeError, ValueError), match=words):
         rule_of(rule, model_of("dense"), loss, **({} if loss is None else {"damping": 0.0}))
+
+
+class Centred(nn.Module):
+    """A mean that is kept from batch to batch, in place or by putting another tensor in its stead."""
+
+    def __init__(self, is_in_place: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 1)
+        self.is_in_place = is_in_place
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        mean, count = 0.5 * self.mean + 0.5 * h.detach().mean(0), self.count + 1
+        if self.is_in_place:
+            self.mean.copy_(mean)
+            self.count.copy_(count)
+        else:
+            self.mean, self.count = mean, count
+        return self.last(h - self.mean)
+
+
+@pytest.mark.parametrize("rule", ["kfac", "gauss_newton"])
+def test_a_buffer_that_is_put_in_anothers_stead_is_one_that_is_written(rule):
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for is_in_place in (True, False):
+        torch.manual_seed(0)
+        model = Centred(is_in_place)
+        optimizer = (KFAC if rule == "kfac" else GaussNewton)(model, "mse")
+        losses.append([float(optimizer.step(x, x[:, :1] ** 2)) for _ in range(8)])
+        assert model.count == 8  # each batch once, however often it is looked at again
+    assert losses[0] == losses[1]

@@ -68,7 +68,7 @@ def findings(history: History, begun: float = BEGUN) -> list[Finding]:
     flow = [*forward.findings(case), *backward.findings(case)]
     suspects = [*before.findings(history), *usage.findings(case), *flow]
     one_answer = any(finding.code == "collapsed_output" for finding in flow)
-    is_bad = is_bad or (one_answer and case.trivial is None)  # no loss says what one answer for all is worth
+    is_bad = is_bad or (case.trivial is None and any(forward.is_constant(f) for f in flow))
     if is_bad:
         # Unequal classes keep a network from learning only by making one answer for all a good one.
         suspects = [_raised(f) if f.code != "class_imbalance" or one_answer else f for f in suspects]

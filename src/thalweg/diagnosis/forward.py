@@ -24,6 +24,8 @@ HALF = 0.5
 SAMPLES = 3
 #: Spread of an output over the examples of a batch, against its own size, below which it no longer tells them apart.
 SAME = 1e-3
+#: And below which it is constant, but for rounding.
+CONSTANT = 1e-6
 #: Share of one predicted class, above that class's own, from which on there is one answer for all.
 ONE_ANSWER = 0.99
 
@@ -110,6 +112,14 @@ def _collapsed(case: Case) -> Finding | None:
     if float(spread[-SAMPLES:].max()) > SAME * max(size, 1e-30):
         return None
     return _one_answer(int(steps[-SAMPLES]), {"output_spread": float(spread[-1]), "output_size": size})
+
+
+def is_constant(finding: Finding) -> bool:
+    """Whether outputs do not differ at all: then the outcome is bad, whatever the loss, and none may say what it is
+    worth. A spread that is only small beside the size may be all that is asked for.
+    """
+    spread, size = finding.evidence.get("output_spread"), finding.evidence.get("output_size", 0.0)
+    return finding.code == "collapsed_output" and spread is not None and spread <= CONSTANT * size
 
 
 def _one_answer(since: int, evidence: dict[str, float]) -> Finding:

@@ -61,7 +61,7 @@ def _too_high(case: Case, taken: Steps, outcomes: set[str]) -> Finding | None:
     about = "noise_floor" in outcomes and signal(case.facts) > 1
     if not (taken.overshoots or is_thrown or restless or wild or about or raised is not None):
         return None
-    if _rate_fell(case) and not (lost or is_thrown or raised is not None):
+    if _rate_fell(case) and not (lost or is_thrown or raised is not None or _beyond_usual(case, _newest_rate(case))):
         return None  # it has long been a tenth of what it was
     far = course.is_long and taken.overshoots and course.gain == 0 and course.learned < UNLEARNED
     costly = raised is not None and raised.stays and raised.rise > WORTHWHILE * course.top
@@ -245,6 +245,11 @@ def _never_moved(case: Case) -> bool:
         values[at <= 20] for layer, (at, values) in case.by_layer("update_ratio").items() if layer in case.matrices
     ]
     return not any(np.median(values) > 2 * STILL for values in first if len(values))
+
+
+def _newest_rate(case: Case) -> float:
+    rates = case.values("learning_rate")
+    return float(rates[-1]) if len(rates) else 0.0
 
 
 def _rate_fell(case: Case) -> bool:

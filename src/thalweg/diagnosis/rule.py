@@ -11,12 +11,16 @@ from thalweg.records.finding import Finding
 
 #: A time constant of 100 updates or more: what was right 100 updates ago is still gone after.
 HEAVY = 0.99
+#: Five times what is usual for a decay (1e-2: Loshchilov and Hutter 2019).
+STRONG = 0.05
+#: Rules whose decay is apart from the gradient.
+APART = ("adamw", "muon", "soap", "kfac")
 
 
 def findings(case: Case, is_bad: bool) -> list[Finding]:
     """The first setting that is far off what the rule's own proof or practice asks for."""
     for name, value, off, sentence, advice in _settings(case):
-        if off and (is_bad or (name == "weight_decay" and _is_held(case))):
+        if off and (is_bad or (name == "weight_decay" and value >= STRONG and _is_held(case))):
             told = Finding(
                 "optimizer_misconfigured",
                 "warning",
@@ -58,7 +62,7 @@ def _settings(case: Case) -> list[tuple[str, float, bool, str, str]]:
             (
                 "weight_decay",
                 decay,
-                (decay >= 0.05 and _shrank(case)) or _pulls(case, decay),
+                (decay >= STRONG and _shrank(case)) or _pulls(case, decay),
                 words,
                 "Use a weight decay of 1e-4 to 1e-2.",
             )
@@ -72,7 +76,7 @@ def _memory(decay: float) -> str:
 
 def _pulls(case: Case, decay: float) -> bool:
     """Whether a decay that is added to the gradient, λ‖w‖, comes to half of it: where both are equal, nothing moves."""
-    if str(case.facts.get("optimizer")) == "adamw":
+    if str(case.facts.get("optimizer")) in APART:
         return False
     norms = case.values("gradient_norm")
     norms = norms[np.isfinite(norms)]

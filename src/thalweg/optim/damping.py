@@ -55,7 +55,7 @@ class Replay:
     def __init__(self, forward: Forward, loss: Loss, batch: Batch | Parts) -> None:
         """Made before the first pass over the batch."""
         self.forward, self.loss, self.batch = forward, loss, batch
-        self._buffers = list(forward.model.buffers())
+        self._holders = [module for module in forward.model.modules() if module._buffers]
         self._then = self._now()
 
     def change(self, parameters: Sequence[nn.Parameter], v: Sequence[Tensor], step: float, seen: Outputs) -> Any:
@@ -91,13 +91,17 @@ class Replay:
         drawn = [torch.get_rng_state()]
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             drawn += torch.cuda.get_rng_state_all()
-        return drawn, [b.clone() for b in self._buffers]
+        return drawn, [b.clone() for b in self._buffers()]
+
+    def _buffers(self) -> list[Tensor]:
+        """Those that the model holds now: a forward pass may put others in their place."""
+        return [b for module in self._holders for b in module._buffers.values() if b is not None]
 
     def _put_back(self, drawn: list[Tensor], buffers: list[Tensor]) -> None:
         torch.set_rng_state(drawn[0])
         if drawn[1:]:
             torch.cuda.set_rng_state_all(drawn[1:])
-        for b, value in zip(self._buffers, buffers, strict=True):
+        for b, value in zip(self._buffers(), buffers, strict=True):
             b.copy_(value)
 
 

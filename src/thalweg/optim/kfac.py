@@ -289,8 +289,9 @@ class KFAC(Optimizer):
                 whole["damping"] = adapted(whole["damping"], after - loss, step.predicted, OMEGA**LOOK_EVERY)
                 if not after < loss:
                     step = Step(0.0, 0.0)
-            if group["weight_decay"]:
-                torch._foreach_mul_([p for p in move if p.ndim >= 2], 1 - group["lr"] * group["weight_decay"])
+            for p in move if group["weight_decay"] else ():
+                if p.ndim >= 2:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(list(move), list(move.values()), alpha=-step.length)
         ours = {id(p) for block in self._known() for p in (block.weight, block.bias)}
         for group in self.param_groups:
