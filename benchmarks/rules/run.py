@@ -99,6 +99,12 @@ def measured(trainings: list[Cell], options: argparse.Namespace, **asked: Any) -
     if not entrant.python.exists():
         yield from (of | {"note": "absent: environments.sh makes its environment"} for of in trainings)
         return
+    there, here = (words.partition("+")[0] for words in (trainings[0]["made_with"].get("torch", ""), version("torch")))
+    if there != here:
+        yield from (
+            of | {"note": f"absent: torch {there} there, {here} here: make its environment anew"} for of in trainings
+        )
+        return
     asked |= {"trainings": [of | {"seconds": of["seconds_given"]} for of in trainings]}
     asked |= {"data": str(options.data.resolve()), "cache": str(options.cache.resolve())}
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
