@@ -182,5 +182,5 @@ def _loss(body: Body) -> Tensor:
 
 
 def test_a_saddle_is_prescribed_it_first() -> None:
-    finding = Finding("saddle_point", "warning", 10, "", {}, 1.0, "It stands at a saddle.", "")
+    finding = Finding("saddle_point", "warning", 10, "It stands at a saddle.")
     assert [p.name for p in prescribe([finding], saddle(0.0), "safe")][:2] == ["down", "perturb"]
