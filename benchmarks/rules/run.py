@@ -43,6 +43,7 @@ from typing import Any
 
 import page
 from entrants import ENTRANTS
+from page import REFERENCE
 from problems import CACHE, DATA, PROBLEMS
 from worker import LONGEST
 
@@ -59,7 +60,6 @@ ROOMS = ("thalweg.optim", "thalweg.gradients", "thalweg.tensors")
 """Where the code of rules is."""
 OWN = Path(__file__).parent
 SOURCE = Path(find_spec("thalweg").origin).parents[1]
-REFERENCE = "adamw"
 
 
 def code_of(rule: str) -> str:
