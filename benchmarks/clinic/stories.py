@@ -181,7 +181,7 @@ def plain_mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
 
 
-CASES = DATA / "tabular" / "autotrainer"
+CASES = (DATA / "tabular" / "autotrainer").resolve()
 
 
 def stored(case: str, hidden: type[nn.Module], last: nn.Module) -> nn.Module:
