@@ -421,3 +421,18 @@ def test_single_precision_folds_to_a_millionth() -> None:
     torch.testing.assert_close(predicted(case), before, rtol=0, atol=1e-6)
     fold(model)
     torch.testing.assert_close(predicted(case), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_the_rate_that_goes_with_scaled_targets_is_the_one_in_force(undone: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    case = body(model, x, 20 * torch.randn(64, 1), "mse", optimizer="sgd")
+    words = CHANGES["scale_targets"].words(case)
+    assert words is not None
+    before, undo = case.rate, CHANGES["scale_targets"].apply(case, words)
+    assert case.rate == case.settings.learning_rate == words["learning_rate"] < before / 100
+    if undone:
+        undo()
+        assert case.rate == before

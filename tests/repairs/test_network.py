@@ -681,3 +681,19 @@ def test_modes_are_put_back_where_a_pass_fails() -> None:
     with pytest.raises(ValueError, match="no"), evaluating(model):
         raise ValueError("no")
     assert [module.training for module in model] == [True, False, True, True, True, True, True]
+
+
+class Packs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.full((len(x),), x.shape[1]), batch_first=True)
+        return self.head(self.lstm(packed)[1][0][-1])
+
+
+def test_the_length_of_packed_sequences_is_seen() -> None:
+    case = body(Packs(), torch.randn(8, 120, 4), torch.arange(8) % 2, "cross_entropy")
+    words = CHANGES["initialise"].words(case)
+    assert words is not None and words["remembers"] == 120

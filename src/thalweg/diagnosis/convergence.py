@@ -153,12 +153,14 @@ def judge(
     watched: str | None = None,
     annealing: bool = False,
     remaining: float | None = None,
+    earlier: int = 0,
 ) -> Verdict:
     """Say where a training stands.
 
     `epochs` [passes] have been trained, `watched` is the series judged (the validation loss where there is one, else
     the training loss by epochs); the rate comes down to nothing over the updates to come where it is `annealing`, of
     which `remaining` are planned, by default as many as were made. While such a rate is at its peak, nothing is flat.
+    Where `history` is the later part of one, so many evaluations were made `earlier`.
     """
     watched = watched or ("validation_loss" if "validation_loss" in history.names else "epoch_loss")
     what = "training loss" if watched == "epoch_loss" else watched.replace("_", " ")
@@ -177,7 +179,7 @@ def judge(
         told = curve.evidence | curvature.evidence(found)
         return Verdict("stuck", curvature.sentence(found), cause=found.cause, evidence=told)
     if watched == "validation_loss" and _overfits(curve, history):
-        best = int(values.argmin()) + 1
+        best = earlier + int(values.argmin()) + 1
         return Verdict(
             "overfitting",
             f"Overfitting since epoch {best}: validation loss rises from its best there while training loss falls.",

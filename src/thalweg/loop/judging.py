@@ -6,6 +6,7 @@ from thalweg.diagnosis import curvature
 from thalweg.diagnosis.convergence import is_due, judge
 from thalweg.loop.memory import untouched
 from thalweg.loop.setup import Limits, Setup, Standing
+from thalweg.records.history import History
 from thalweg.records.verdict import Verdict
 from thalweg.signals.curvature import looked
 
@@ -21,11 +22,16 @@ class Judging:
         self._limits = limits
 
     def verdict(self, at: Standing) -> Verdict:
-        """Where it stands, from the numbers so far."""
-        setup = self._setup
-        watched = "validation_loss" if setup.validation is not None else None
-        annealing = setup.anneals and not self._annealed()
-        return judge(setup.history, at.passes(setup.batches.per_epoch), watched, annealing, self._remaining(at))
+        """Where it stands, from the numbers so far; of one that was mended, from those since."""
+        setup, history = self._setup, self._seen(at)
+        watched = "validation_loss" if setup.validation is not None else "epoch_loss"
+        annealing = setup.anneals and not _annealed(history)
+        earlier = setup.history.count(watched) - history.count(watched)
+        return judge(history, at.passes(setup.batches.per_epoch), watched, annealing, self._remaining(at), earlier)
+
+    def _seen(self, at: Standing) -> History:
+        """What counts: another training, and maybe another loss, was before a repair."""
+        return self._setup.history.since(at.mended_at) if at.mended else self._setup.history
 
     def looked_into(self, verdict: Verdict, at: Standing) -> Verdict:
         """The verdict after a look at the curvature, where diagnosis asks for one."""
@@ -41,9 +47,9 @@ class Judging:
 
     def reason_to_stop(self, at: Standing) -> str | None:
         """Asked after an evaluation: by the verdict, or after so many of them without a better one."""
-        patience, history = self._limits.patience, self._setup.history
+        patience, history = self._limits.patience, self._seen(at)
         watched = "validation_loss" if self._setup.validation is not None else "epoch_loss"
-        if patience is None:
+        if patience is None or not history.count(watched):
             return None
         series = history.series(watched)[1]
         if isinstance(patience, int):
@@ -65,7 +71,10 @@ class Judging:
             ends.append(limits.epochs * per_epoch)
         return min(ends) - at.step if ends and min(ends) > at.step else None
 
-    def _annealed(self) -> bool:
-        """Whether the learning rate has come down to a twentieth of its peak."""
-        rates = self._setup.history.series("learning_rate")[1]
-        return bool(rates[-1] <= 0.05 * rates.max())
+
+def _annealed(history: History) -> bool:
+    """Whether the learning rate has come down to a twentieth of its peak."""
+    if not history.count("learning_rate"):
+        return False
+    rates = history.series("learning_rate")[1]
+    return bool(rates[-1] <= 0.05 * rates.max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,41 @@ from thalweg.step.batches import Batches
 from thalweg.tensors import seeds
 from thalweg.tensors.named import assign, copied, num_bytes
 
+#: Bytes of batches of a stream that are held for the arms of a trial; beyond it each arm reads them by itself.
+AHEAD_BYTES = 256 << 20
+
+
+class Opened:
+    """An epoch of a stream while it is gone through: its next batches may be looked at ahead of their time."""
+
+    def __init__(self, batches: Iterator[Any], epoch: int, position: int) -> None:
+        self.epoch, self.position = epoch, position
+        self._batches = batches
+        self._ahead: deque[Any] = deque()
+
+    def __iter__(self) -> Opened:
+        return self
+
+    def __next__(self) -> Any:
+        batch = self._ahead.popleft() if self._ahead else next(self._batches)
+        self.position += 1
+        return batch
+
+    def stands_at(self, at: Standing) -> bool:
+        """Whether the next batch is the one that follows there."""
+        return (self.epoch, self.position) == (at.epoch, at.position)
+
+    def ahead(self, count: int) -> list[Any] | None:
+        """The next batches of the epoch, so many at most; None where they are too many to hold."""
+        while len(self._ahead) < count:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            self._ahead.append(batch)
+            if count * num_bytes(tuple(batch)) > AHEAD_BYTES:
+                return None
+        return list(itertools.islice(self._ahead, count))
+
 
 class Memory:
     """Takes the state of a setup, and puts it back; it knows from which random state the epoch was begun."""
@@ -30,17 +66,41 @@ class Memory:
         self._epoch_random: dict[str, Any] | None = None
         self.good: dict[str, Tensor] | None = None
         """The weights of the last state with which nothing was wrong, where that is kept."""
+        self._opened: Opened | None = None
 
     def follow(self, other: Memory) -> None:
         """Know what another memory of the same training knows."""
         self._epoch_random = other._epoch_random
         self.good = other.good
+        if self.setup.batches is other.setup.batches:
+            self._opened = other._opened
 
     def batches(self, at: Standing) -> Iterator[Any]:
-        """The batches still to come in this epoch; a stream that draws its own order sees the state it saw before."""
+        """The batches still to come in this epoch; a stream goes on where it stands, or is read again up to there."""
+        if self.setup.batches.repeatable:
+            return self.setup.batches.epoch(at.epoch, at.position)
+        if self._opened is None or not self._opened.stands_at(at):
+            self._opened = Opened(self._read(at), at.epoch, at.position)
+        return self._opened
+
+    def ahead(self, at: Standing, count: int) -> Iterator[Any]:
+        """The same, to be looked at: of a stream so many, if they can be held, which are trained on later."""
+        if self.setup.batches.repeatable:
+            return self.batches(at)
+        if at.position == 0:  # what draws its order is to draw it when the training does
+            return self._read(at)
+        self.batches(at)
+        assert self._opened is not None
+        held = self._opened.ahead(count)
+        return self._read(at) if held is None else iter(held)
+
+    def leave(self) -> None:
+        """What is read next of a stream is read from the beginning of its epoch."""
+        self._opened = None
+
+    def _read(self, at: Standing) -> Iterator[Any]:
+        """An epoch of a stream from where it stands; one that draws its own order sees the state it saw before."""
         setup = self.setup
-        if setup.batches.repeatable:
-            return setup.batches.epoch(at.epoch, at.position)
         if at.position == 0 or self._epoch_random is None:
             self._epoch_random = self.random()
             return setup.batches.epoch(at.epoch, at.position)
@@ -160,8 +220,10 @@ def generators(source: Any) -> list[torch.Generator]:
 def untouched(batches: Batches) -> Iterator[None]:
     """Batches may be drawn inside; what draws them is as before afterwards."""
     before = random_state(batches)
-    yield
-    set_random_state(batches, before)
+    try:
+        yield
+    finally:
+        set_random_state(batches, before)
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

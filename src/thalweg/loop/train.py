@@ -22,6 +22,7 @@ from thalweg.loop.metrics import higher_is_better
 from thalweg.loop.setup import Limits, Setup, Standing
 from thalweg.loop.statistics import averaged_model
 from thalweg.loop.watching import FIRST, Watching
+from thalweg.records.action import Action
 from thalweg.records.finding import Finding
 from thalweg.records.step import REPORTED, StepRecord
 from thalweg.records.verdict import Verdict
@@ -66,6 +67,8 @@ class Training:
         self._pause: int | None = None
         self._pending: list[Tensor] = []
         loss = setup.step.loss
+        self._skipped = 0
+        """Updates left out that were told of."""
         self._is_summed = loss is not None and loss.reduction == "sum"
         """Its losses are told per example, as those that are held out are."""
         self._started = self._saved = 0.0
@@ -104,6 +107,14 @@ class Training:
             self.watching.ended(self.at.step)
         return reason
 
+    @property
+    def must_stop(self) -> bool:
+        """Whether what is tried beside the training is to be left: it was interrupted, or its time is up."""
+        return self.interrupt or self._is_late()
+
+    def _is_late(self) -> bool:
+        return self.limits.seconds is not None and time.perf_counter() - self._started >= self.limits.seconds
+
     def advance(self, to: int) -> str | None:
         """Train up to an update, as a part of a training that goes on from there; why it ended before, or None."""
         self._started = time.perf_counter() - self.at.seconds
@@ -114,6 +125,7 @@ class Training:
             self.model.train()
             reason = self._epoch()
         self._pause = None
+        self.memory.leave()
         self.at.seconds = time.perf_counter() - self._started
         return None if reason == PAUSED else reason
 
@@ -249,6 +261,7 @@ class Training:
         values.update(loss_spread(at.window))
         values.update(self.setup.signals.read())
         at.window.clear()
+        self._tell_skipped()
         record = self._record(values)
         self.setup.history.append(record)
         self.setup.events.step(record)
@@ -256,6 +269,17 @@ class Training:
         if values["loss"] - values["loss"] != 0 and not self._finite():  # NaN or Inf, and it has reached the weights
             return "diverged"
         return "target" if self._target_reached(values) else None
+
+    def _tell_skipped(self) -> None:
+        """Updates that were left out are told of when there are twice as many as before."""
+        count = self.setup.step.update.num_skipped
+        if count < 2 * self._skipped or not count:
+            return
+        self._skipped = count
+        why = f"The gradient of a batch was not finite: such updates are left out, {count:,} so far."
+        action = Action("skip_batches", self.at.step, {}, {"skipped": count}, True, why)
+        self.setup.history.acted(action)
+        self.setup.events.event(action)
 
     def _evaluate(self, of_epoch: bool = False) -> str | None:
         """Measure on held-out data and judge; why to stop, or None."""
@@ -300,6 +324,8 @@ class Training:
         reported = {name: now.pop(name) for name in list(now) if name in REPORTED or "/" in name}
         if self._target_reached(reported):
             return "target"
+        if reported.get("loss", 0.0) - reported.get("loss", 0.0) != 0 and not self._finite():
+            return "diverged"
         return self._decide(now) if at.step and at.evaluated_at == at.step else None
 
     def _validate(self) -> tuple[dict[str, float], bool]:
@@ -381,7 +407,7 @@ class Training:
         return min(save, end)
 
     def _wake(self) -> str | None:
-        if self.limits.seconds is not None and time.perf_counter() - self._started >= self.limits.seconds:
+        if self._is_late():
             return "time"
         self.save()
         return None

@@ -42,7 +42,7 @@ _INSERT = {
 }
 
 #: Facts that are counted in updates from the first one on.
-_COUNTED = frozenset({"planned_steps", "ended_at"})
+_COUNTED = frozenset({"planned_steps", "ended_at", "landscape_step"})
 
 _Record = StepRecord | Finding | Action
 #: A table, the step or name of a row that is to be written to it, and what it holds.

@@ -7,7 +7,7 @@ own model before the weights are loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import nn
@@ -36,6 +36,8 @@ class Body:
     """Updates made so far."""
     restarted_at: int = 0
     """The update from which the schedule counts."""
+    recut_at: tuple[int, int] | None = None
+    """Updates and passes that were made when batches came to be cut otherwise."""
     skips: bool = False
     """Whether a batch whose gradient is not finite is left out."""
     data: Data | None = None
@@ -44,6 +46,8 @@ class Body:
     """The examples that are left, where some were set aside."""
     forgets: bool = False
     """Whether the rule begins anew, without what it kept of earlier gradients."""
+    undos: list[tuple[int, Undo]] = field(default_factory=list)
+    """How to undo what was kept, by the update after which it was made."""
 
     @property
     def model(self) -> nn.Module:

@@ -222,7 +222,7 @@ class ScaleTargets:
     def apply(self, body: Body, words: Words) -> Undo:
         """Put the layer in and bring the last layer's numbers into the new units."""
         module = body.model.get_submodule(str(words["where"]))
-        settings = body.settings
+        settings, rate = body.settings, body.rate
         y = body.sample[1]
         output = _output(body)
         mean, deviation = moments(y.to(output), -1, as_count(words["features"]))
@@ -235,11 +235,12 @@ class ScaleTargets:
             _into_units(module, output, y[: len(output)].to(output), mean, deviation)
         put_back = put(body.model, {module: Around(module, behind=rescale)})
         if "learning_rate" in words:
-            body.settings = replace(settings, learning_rate=float(words["learning_rate"]))
+            body.rate = float(words["learning_rate"])
+            body.settings = replace(settings, learning_rate=body.rate)
 
         def undo() -> None:
             put_back()
-            body.settings = settings
+            body.settings, body.rate = settings, rate
             with torch.no_grad():
                 for p, value in held:
                     p.copy_(value)

@@ -236,10 +236,10 @@ def fans(module: Any) -> tuple[float, float]:
 
 
 def _length(call: Call) -> int:
-    """Steps of the sequences that a recurrent layer took; 1 where they came packed."""
+    """Steps of the sequences that a recurrent layer took."""
     x, layer = call.input, call.module
     if x is None or x.ndim < 2:
-        return 1
+        return call.steps or 1
     return x.shape[1 if layer.batch_first and x.ndim > 2 else 0]
 
 

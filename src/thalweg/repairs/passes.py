@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from thalweg.repairs import structure
 from thalweg.repairs.change import Body
@@ -52,6 +53,8 @@ class Call:
     """The operation that made the output, as it was when the call ended."""
     source: Any
     """The operation that made the input."""
+    steps: int | None = None
+    """Those of the longest sequence, where sequences came packed."""
 
 
 @dataclass(slots=True)
@@ -160,7 +163,8 @@ def look(body: Body, rows: int = FEW) -> Pass:
         given, made = list(leaves((args, named))), next(iter(leaves(output)), None)
         first = args[0] if args and isinstance(args[0], Tensor) else None
         others = given[1:] if first is not None else given
-        calls.append(Call(module, names[module], first, others, made, _node(made), _node(first)))
+        packed = len(args[0].batch_sizes) if args and isinstance(args[0], PackedSequence) else None
+        calls.append(Call(module, names[module], first, others, made, _node(made), _node(first), packed))
 
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in names]
     try:

@@ -33,7 +33,7 @@ MOST = 4
 NEARLY_ALL, SEVERAL = 0.7, 8
 
 #: Rules whose rates are of AdamW's kind.
-ALIKE = ("adam", "adamw", "nadam", "radam")
+ALIKE = ("auto", "adam", "adamw", "nadam", "radam")
 
 #: A change by its code, with its words where the finding gives them: finding, body → words.
 Step = tuple[str, Callable[[Finding, Body], Words | None] | None]
@@ -348,7 +348,7 @@ def _made(name: str, steps: Iterable[tuple[Finding, Step]], body: Body, level: s
         given = words(finding, body) if words is not None else None
         if words is not None and given is None:
             return None
-        if words is None and change.words(body) is None:
+        if words is None and not _has_to_do(change, body):
             if code in _OPTIONAL:
                 continue
             return None
@@ -358,13 +358,21 @@ def _made(name: str, steps: Iterable[tuple[Finding, Step]], body: Body, level: s
     return Prescription(name.removeprefix("-"), tuple(changes), name.startswith("-"))
 
 
+def _has_to_do(change: Any, body: Body) -> bool:
+    """Whether there is anything for a change to do here; what cannot be looked at is not changed."""
+    try:
+        return change.words(body) is not None
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        return False
+
+
 #: Changes that a prescription can do without, and those that are nothing by themselves.
 _OPTIONAL = frozenset(
     {"restart_schedule", "reset_moments", "clip_gradients", "swap_activation", "standardise_inputs", "train_mode"}
 )
 _BESIDE = frozenset({"restart_schedule", "reset_moments"})
 #: Changes after which the rate has another part to play.
-_PACE = frozenset({"set_learning_rate", "change_rule", "initialise"})
+_PACE = frozenset({"set_learning_rate", "change_rule", "initialise", "change_batch"})
 
 
 def _add(found: dict[tuple[Any, ...], Prescription], made: Prescription | None) -> None:

@@ -53,16 +53,16 @@ def length(planned: int | None) -> int:
 
 
 def is_affordable(spent: int, arms: int, planned: int | None, updates: int | None = None) -> bool:
-    """Whether so many arms more are within what trials may cost; a training of unknown length may have a few trials."""
+    """Whether a trial of so many arms is within what trials may cost; in a training of unknown length a few are."""
     of_all = max(BUDGET * planned if planned is not None else 48 * FEWEST, 26 * price(FEWEST))
-    return spent + arms * price(updates or length(planned)) <= of_all
+    return spent + cost(arms, updates or length(planned)) <= of_all
 
 
 def longest(spent: int, arms: int, planned: int | None, updates: int) -> int:
     """Up to so many updates that as many arms more may have; 0 where they may have none.
 
     >>> longest(190, 3, 960, 150), longest(190, 2, 960, 150), longest(650, 2, 960, 150)
-    (122, 150, 0)
+    (114, 150, 0)
     """
     return next((n for n in range(updates, 0, -1) if is_affordable(spent, arms, planned, n)), 0)
 
@@ -70,6 +70,11 @@ def longest(spent: int, arms: int, planned: int | None, updates: int) -> int:
 def price(updates: int) -> int:
     """Updates of one arm, its cool-down included."""
     return updates + cool_down(updates)
+
+
+def cost(arms: int, updates: int) -> int:
+    """Updates of a trial: its arms, and the cool-down of where they begin."""
+    return arms * price(updates) + cool_down(updates)
 
 
 def cool_down(updates: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,12 +166,23 @@ class ChangeBatch:
 
     def words(self, body: Body) -> Words | None:
         """Eight times as many, at least 32 (a batch of which most is signal)."""
-        size = body.settings.batch_size
-        return {"batch_size": float(max(32, 8 * size))} if isinstance(size, int) and size < 32 else None
+        size, brings_its_own = body.settings.batch_size, isinstance(body.data, Stream)
+        is_small = isinstance(size, int) and size < 32 and not brings_its_own
+        return {"batch_size": float(max(32, 8 * int(size)))} if is_small else None
 
     def apply(self, body: Body, words: Words) -> Undo:
-        """Set the size of a batch."""
-        return _settings(body, batch_size=int(float(words["batch_size"])))
+        """Set the size of a batch; the epoch that was begun counts as passed."""
+        before = body.recut_at
+        if body.data is not None and not isinstance(body.data, Stream) and isinstance(body.settings.batch_size, int):
+            per_epoch = math.ceil(len(body.data) / body.settings.batch_size)
+            body.recut_at = body.step, math.ceil(body.step / per_epoch)
+        undo_settings = _settings(body, batch_size=int(float(words["batch_size"])))
+
+        def undo() -> None:
+            body.recut_at = before
+            undo_settings()
+
+        return undo
 
     def lines(self, words: Words) -> list[str]:
         """As an argument of `fit`."""

@@ -7,6 +7,7 @@ Nothing of an arm stays: model, rule, random state and data are afterwards as th
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from thalweg.loop.evaluate import evaluating
 from thalweg.loop.memory import untouched
+from thalweg.loop.setup import Setup
 from thalweg.loop.train import Training
 from thalweg.optim import schedules
 from thalweg.repairs.change import Body, Undo
@@ -49,20 +51,54 @@ class Later(schedules.ByStep):
         super().__init__(lambda t: schedule.factor(max(0, t - begin)))
 
 
-def parts_of(body: Body, chosen: Chosen, old: Optimizer | None) -> Chosen:
-    """What a training is made of as the body stands; the rule keeps what it can of the old one's state."""
+def parts_of(body: Body, chosen: Chosen, old: Setup | None) -> Chosen:
+    """What a training is made of as the body stands; rule and schedule keep what they can of the old ones' state."""
+    given, schedule = body.settings.optimizer, body.settings.schedule
+    before = [(float(g["initial_lr"]), float(g["lr"])) for g in old.optimizer.param_groups] if old is not None else []
+    if isinstance(given, Optimizer):  # a scheduler begins from where the rates began
+        for group in given.param_groups:
+            group["lr"] = group["initial_lr"]
     parts = again(chosen, body.forward, body.loss, body.settings)
     parts.batches = _batches(body, chosen, parts)
-    if isinstance(body.settings.schedule, str) and body.restarted_at and body.settings.schedule != "plateau":
+    parts.decided["total_steps"] = _total(body, parts)
+    if isinstance(schedule, str) and body.restarted_at and schedule != "plateau":
         total = parts.decided["total_steps"]
         left = max(1, total - body.restarted_at) if total is not None else None
-        begun = schedules.build(body.settings.schedule, parts.optimizer, left, parts.batches.per_epoch)
+        begun = schedules.build(schedule, parts.optimizer, left, parts.batches.per_epoch)
         parts.schedule = Later(begun, body.restarted_at)
+    elif old is not None:
+        _go_on(old.schedule, parts, before)
     if body.skips:
         parts.update = Update(parts.optimizer, replace(parts.update.clip, skips=True))
     if old is not None:
-        _carry(old, parts.optimizer, body.forgets)
+        _carry(old.optimizer, parts.optimizer, body.forgets)
     return parts
+
+
+def _go_on(old: schedules.Schedule, parts: Chosen, before: list[tuple[float, float]]) -> None:
+    """A torch scheduler goes on from where it stands, where it is the same one or its rates are.
+
+    `before` are the rates that its groups began with, and those they had come to.
+    """
+    new, groups = parts.schedule, parts.optimizer.param_groups
+    if not (isinstance(old, schedules.TorchSchedule) and isinstance(new, schedules.TorchSchedule)):
+        return
+    is_same = [float(group["initial_lr"]) for group in groups] == [first for first, _ in before]
+    if is_same or old.scheduler is new.scheduler:
+        new.load_state_dict(old.state_dict())
+        for group, (first, now) in zip(groups, before, strict=False):
+            group["lr"] = group["initial_lr"] * (now / first if first else 1.0)
+
+
+def _total(body: Body, parts: Chosen) -> int | None:
+    """Updates in all, those counted that were made of other batches."""
+    total: int | None = parts.decided["total_steps"]
+    epochs, per_epoch = parts.limits.epochs, parts.batches.per_epoch
+    if total is None or body.recut_at is None or epochs is None or per_epoch is None:
+        return total
+    made, passed = body.recut_at
+    whole = made + max(0, epochs - passed) * per_epoch
+    return whole if parts.limits.steps is None else min(whole, parts.limits.steps)
 
 
 def _batches(body: Body, chosen: Chosen, parts: Chosen) -> Batches:
@@ -152,14 +188,14 @@ class Arms:
     def before(self) -> Measured:
         """The training as it stands, cooled down as arms are: what that alone brings is nobody's gain."""
         with self._from_here():
-            parts = parts_of(self._body, self._chosen, self._training.setup.optimizer)
+            parts = parts_of(self._body, self._chosen, self._training.setup)
             self._train(parts, 0)
             return self._measured()
 
     def control(self) -> Measured:
         """Nothing is changed."""
         with self._from_here():
-            parts = parts_of(self._body, self._chosen, self._training.setup.optimizer)
+            parts = parts_of(self._body, self._chosen, self._training.setup)
             self._train(parts, self._updates)
             self._end = copied(self._body.forward.state())
             return self._measured()
@@ -179,7 +215,7 @@ class Arms:
         """An arm with a prescription."""
         good = self._training.memory.good
         with self._from_here(), applied(self._body, prescription, good):
-            parts = parts_of(self._body, self._chosen, self._training.setup.optimizer)
+            parts = parts_of(self._body, self._chosen, self._training.setup)
             self._train(parts, self._updates)
             return self._measured()
 
@@ -187,6 +223,7 @@ class Arms:
     def _from_here(self) -> Iterator[None]:
         training, setup = self._training, self._training.setup
         rates = [dict(group) for group in setup.optimizer.param_groups]
+        schedule = copy.deepcopy(setup.schedule.state_dict())
         snapshot = Snapshot(training.forward, setup.optimizer)
         try:
             with untouched(self._chosen.batches):
@@ -194,6 +231,7 @@ class Arms:
         finally:
             for group, before in zip(setup.optimizer.param_groups, rates, strict=True):
                 group.update({word: value for word, value in before.items() if word != "params"})
+            setup.schedule.load_state_dict(schedule)
             snapshot.restore()
 
     def _train(self, parts: Chosen, updates: int) -> None:
@@ -202,7 +240,7 @@ class Arms:
         first, cool = self._training.at.step, cool_down(self._updates)
         self._body.model.train()
         for i, batch in enumerate(itertools.islice(self._batches(parts), updates + cool)):
-            if self._training.interrupt:
+            if self._training.must_stop:
                 return
             parts.schedule.apply(parts.optimizer, first + i)
             left = min(1.0, (updates + cool - i) / (cool + 1))
@@ -216,7 +254,7 @@ class Arms:
     def _batches(self, parts: Chosen) -> Iterator[Any]:
         at, here = self._training.at, self._training.setup.batches
         if parts.batches is here:
-            yield from self._training.memory.batches(at)
+            yield from self._training.memory.ahead(at, self._updates + cool_down(self._updates))
         yield from endless(parts.batches, at.epoch + 1)
 
     def _measured(self) -> Measured:
@@ -234,7 +272,7 @@ class Arms:
 
 def groups(chosen: Chosen, seed: int) -> list[Batch]:
     """Held-out examples, or else some of those that are trained on, in groups; rows with NaN are left out."""
-    batches = chosen.validation or _some(chosen.batches, seed)
+    batches = _some(chosen.validation or chosen.batches, seed)
     found: list[Batch] = []
     count = 0
     with untouched(batches):
@@ -250,7 +288,9 @@ def groups(chosen: Chosen, seed: int) -> list[Batch]:
 def _drawn(batches: list[Batch], seed: int) -> list[Batch]:
     """The same examples in groups that are drawn, so that none holds one class alone; none where they do not join."""
     trees = [list(leaves(batch)) for batch in batches]
-    if any(len(t) != len(b[0]) or t.shape[1:] != f.shape[1:] for b in trees for t, f in zip(b, trees[0], strict=True)):
+    if not trees or any(t.ndim == 0 or len(t) != len(b[0]) for b in trees for t in b):
+        return []  # rows are not examples
+    if any(t.shape[1:] != f.shape[1:] for b in trees for t, f in zip(b, trees[0], strict=True)):
         return []
     joined = [torch.cat(parts) for parts in zip(*trees, strict=True)]
     order = torch.randperm(len(joined[0]), generator=generator(seed, "groups")).to(joined[0].device)
@@ -266,7 +306,7 @@ def _like(batch: Batch, tensors: list[torch.Tensor]) -> Batch:
 
 
 def _some(batches: Batches, seed: int) -> Batches:
-    """Some of the examples that are trained on, drawn once for all."""
+    """Some of the examples, drawn once for all: the first ones may be of one class."""
     if isinstance(batches.data, Stream):
         return batches
     count = len(batches.data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -94,9 +94,13 @@ def choose(forward: Forward, loss: Loss | None, data: Any, settings: Settings, d
 def again(chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings) -> Chosen:
     """The same data under settings that differ in rule, rate or batch size: parts that share nothing that changes."""
     batches = chosen.batches
-    if settings.batch_size != "auto" and not isinstance(batches.data, Stream):
-        order = _order(batches.data, settings, batches.order.keep_single)
-        batches = Batches(batches.data, order, batches.dtype, batches.device)
+    if not isinstance(batches.data, Stream):
+        # A batch norm may have come in, which cannot normalise one row.
+        order = replace(batches.order, keep_single=batches.order.keep_single and not has_batch_norm(forward.model))
+        if settings.batch_size != "auto":
+            order = _order(batches.data, settings, order.keep_single)
+        if order != batches.order:
+            batches = Batches(batches.data, order, batches.dtype, batches.device)
     return _assembled(forward, loss, settings, batches, chosen.validation)
 
 

@@ -21,7 +21,7 @@ from thalweg.run.candidates import Maker, assemble
 from thalweg.run.choices import Chosen
 from thalweg.run.facts import facts, of_settings
 from thalweg.run.finish import finish
-from thalweg.run.going_on import as_decided, go_on
+from thalweg.run.going_on import as_decided, go_on, settled
 from thalweg.run.interrupts import interruptible
 from thalweg.run.mending import Mending, body_of, is_mended, mended_before
 from thalweg.run.race import Raced, Stage, is_raced, likely_steps, why_not
@@ -90,7 +90,7 @@ class Course:
         step.begin(training.at.step)
         step.open()
         self._telling.start()
-        body = body or body_of(prepared.forward, prepared.loss, prepared.chosen, self._settings)
+        body = body or body_of(prepared.forward, prepared.loss, prepared.chosen, settled(self._settings, record))
         mending = Mending(
             training, body, prepared.chosen, record, self._directory, self._telling, self._mended_step, assembled
         )
@@ -98,6 +98,8 @@ class Course:
             if raced is not None:
                 raced.kept.hand_over(training)
             record.stopped_because = self._trained(mending)
+            if record.stopped_because != "interrupted":
+                mending.go_back_to_best()
             finish(run, mending.training, self._checkpoints)
             if record.stopped_because != "interrupted" and record.decided.get("repairs"):
                 fold(prepared.forward.model)
@@ -122,8 +124,9 @@ class Course:
         prepared.chosen = as_decided(prepared.chosen, prepared.forward, prepared.loss, self._settings, record)
         if not record.decided.get("repairs"):
             return None
+        settings = settled(self._settings, record)
         body, prepared.chosen = mended_before(
-            prepared.forward, prepared.loss, prepared.chosen, self._settings, record, checkpoint
+            prepared.forward, prepared.loss, prepared.chosen, settings, record, checkpoint
         )
         prepared.loss = body.loss
         return body

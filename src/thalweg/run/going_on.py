@@ -16,16 +16,23 @@ from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 
 
-def as_decided(chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings, record: RunRecord) -> Chosen:
-    """What was left open as an earlier part of the run has chosen it, so that its state fits."""
+def settled(settings: Settings, record: RunRecord) -> Settings:
+    """Settings with what a race has chosen in the place of what was left open."""
     found = record.decided.get("search")
     if found is None:
-        return chosen
+        return settings
     if settings.optimizer == "auto":
         settings = replace(settings, optimizer=found["optimizer"])
     if settings.learning_rate == "auto":
         settings = replace(settings, learning_rate=found["learning_rate"])
-    parts = again(chosen, forward, loss, settings)
+    return settings
+
+
+def as_decided(chosen: Chosen, forward: Forward, loss: Loss | None, settings: Settings, record: RunRecord) -> Chosen:
+    """What was left open as an earlier part of the run has chosen it, so that its state fits."""
+    if record.decided.get("search") is None:
+        return chosen
+    parts = again(chosen, forward, loss, settled(settings, record))
     record.decided |= {**parts.decided, "plan": record.decided.get("plan")}
     return parts
 

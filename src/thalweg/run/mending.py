@@ -7,6 +7,7 @@ is resumed. What is kept is in `run.json`, in words, before the first update tha
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,15 +27,16 @@ from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
 from thalweg.repairs import network, trial
-from thalweg.repairs.change import Body
+from thalweg.repairs.change import Body, Undo
 from thalweg.repairs.prescriptions import CHANGES, Prescription, prescribe
-from thalweg.run.arms import Done, administer, parts_of
+from thalweg.run.arms import OF_MEASURE, Done, administer, parts_of
 from thalweg.run.choices import Chosen
 from thalweg.run.facts import facts, of_settings
 from thalweg.run.telling import Telling
 from thalweg.run.trials import Trials, right
+from thalweg.signals.data import sample
 from thalweg.step.batches import Batches
-from thalweg.step.data import Stream
+from thalweg.step.data import Stream, cast
 from thalweg.step.forward import Forward
 from thalweg.step.losses import NAMES, Loss, resolve
 from thalweg.step.planned import PlannedStep
@@ -55,7 +57,7 @@ def _take_sample(body: Body, batches: Batches) -> None:
     """Examples for what is taken from them, drawn when they are wanted: data may be slow, or random."""
     if body.sample is None:
         with untouched(batches):
-            body.sample = batches.first(SAMPLE)
+            body.sample = cast(sample(batches, SAMPLE), batches.dtype, batches.device)
 
 
 def mended_before(
@@ -79,16 +81,20 @@ def mended_before(
     _take_sample(body, chosen.batches)
     again_made(body, repairs[:count])
     parts = parts_of(body, chosen, None)
-    record.decided |= {**parts.decided, "plan": record.decided["plan"]}
+    asked = {word: record.decided[word] for word in ("plan", "num_examples")}
+    record.decided |= {**parts.decided, **asked}
     return body, parts
 
 
 def rebuilt(model: nn.Module, record: RunRecord, count: int) -> None:
     """A fresh model with the structure that a run's had after so many of its repairs; its weights are loaded later."""
+    repairs = (record.decided.get("repairs") or [])[:count]
+    if not any(code in network.STRUCTURES for repair in repairs for code, _ in repair["changes"]):
+        return
     name = record.decided["loss"]
     loss = resolve(name if name in NAMES else _unknown) if name is not None else None
     body = Body(Forward(model), loss, Settings(), _stand_in(model, record.decided["inputs"]), 1.0)
-    for repair in (record.decided.get("repairs") or [])[:count]:
+    for repair in repairs:
         for code, words in repair["changes"]:
             if code in network.STRUCTURES:
                 CHANGES[code].apply(body, words)
@@ -119,7 +125,9 @@ def again_made(body: Body, repairs: list[Mapping[str, Any]]) -> None:
     """Make the changes of earlier repairs; the weights are loaded afterwards."""
     for repair in repairs:
         body.step = int(repair["step"])
-        administer(body, Prescription(repair["name"], tuple((c, w) for c, w in repair["changes"])), None, [])
+        undos: list[Undo] = []
+        administer(body, Prescription(repair["name"], tuple((c, w) for c, w in repair["changes"])), None, undos)
+        body.undos += [(body.step, undo) for undo in undos]
         body.forgets = False
         _extend(body, repair["given_back"])
 
@@ -160,10 +168,19 @@ class Mending:
     def run(self) -> str:
         """Train; returns why it stopped."""
         while (reason := self.training.run()) == ILL:
+            begun, seconds = time.perf_counter(), self.training.at.seconds
             self._treat(self.training.untreated())
+            self.training.at.seconds = seconds + time.perf_counter() - begun  # trials are part of the time
             if self.training.interrupt:
                 self.training.setup.mends = False  # it stops here, and is asked again when it is gone on with
         return reason
+
+    def go_back_to_best(self) -> None:
+        """Undo what was kept after the best weights: they are of the network that there was."""
+        best = self.training.at.best_step
+        for step, undo in reversed(self.body.undos):
+            if best is not None and step >= best:
+                undo()
 
     def _treat(self, findings: list[Finding]) -> None:
         """Try what answers the findings; keep what helps."""
@@ -172,15 +189,16 @@ class Mending:
         body.step = at.step
         _take_sample(body, self.chosen.batches)
         level = body.settings.repair
-        updates = trial.length(self.chosen.planned)
+        planned = self._planned()
+        updates = trial.length(planned)
         tried = prescribe(findings, body, level, goes_back=training.memory.good is not None)
         if at.mended >= trial.MOST_KEPT:
             tried = []
-        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), self.chosen.planned):
+        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), planned):
             tried.remove(next((made for made in reversed(tried) if not made.is_asked), tried[-1]))
         spent = at.tried_steps
         sure = right(findings, tried) if not at.mended else ()
-        trials = Trials(training, self.chosen, body, self._telling)
+        trials = Trials(training, self.chosen, body, self._telling, planned)
         taken = trials.best_of(tried, updates, sure) if tried else None
         if training.interrupt:  # it is tried again from the beginning
             at.tried_steps = spent
@@ -196,6 +214,14 @@ class Mending:
                 Action("trial", at.step, {}, {"tried": what}, False, f"{_why(findings)} Nothing tried did better.")
             )
 
+    def _planned(self) -> int | None:
+        """Updates of the whole training; where its time is limited no more than will be made in it, at this pace."""
+        planned, at, limit = self.chosen.planned, self.training.at, self.training.limits.seconds
+        if limit is None or not at.step or not at.seconds:
+            return planned
+        likely = int(at.step * limit / at.seconds)
+        return likely if planned is None else min(planned, likely)
+
     def _keep(self, prescription: Prescription, findings: list[Finding]) -> None:
         """Go on as a training that was mended."""
         old, at, body = self.training, self.training.at, self.body
@@ -203,16 +229,18 @@ class Mending:
         step = old.setup.step
         assert isinstance(step, PlannedStep)
         step.close()
-        done = administer(body, prescription, old.memory.good, [])
+        undos: list[Undo] = []
+        done = administer(body, prescription, old.memory.good, undos)
+        body.undos += [(at.step, undo) for undo in undos]
         given = _given_back(body, prescription, at, old.setup.batches.per_epoch)
-        parts = parts_of(body, self.chosen, old.setup.optimizer)
+        parts = parts_of(body, self.chosen, old.setup)
         body.forgets = False
         if parts.batches is not old.setup.batches:
             at.epoch, at.position = at.epoch + (at.position > 0), 0
         at.mended, at.mended_at, at.treated = at.mended + 1, at.step, []
         at.epoch_sum, at.epoch_count = 0.0, 0
         repairs = [*(self._record.decided.get("repairs") or []), _written(prescription, done, at.step, plan, given)]
-        kept = {word: self._record.decided.get(word) for word in ("search", "tried_steps")}
+        kept = {word: self._record.decided.get(word) for word in ("search", "tried_steps", "num_examples")}
         self._record.decided = {**parts.decided, **kept, "repairs": repairs, "plan": None}
         planned = self._step_for(body, parts)
         planned.begin(at.step)
@@ -226,15 +254,17 @@ class Mending:
         begun = at.good_loss if prescription.is_from_the_start else setup.history.last("loss")
         training.memory.keep_good(at, training._start() if prescription.begins_anew else begun)
         training.watching.since, training.watching.asked_at = at.step, at.step
-        if prescription.touches_network:  # what was best is of another network
-            at.best_step = at.best_value = None
-        else:
-            training.best = old.best
-        training._started = old._started
+        training.best = old.best
+        if any(code in OF_MEASURE for code, _ in done):  # what was best is so by another measure
+            at.best_step = at.best_value = training.best = None
+        training._started, training.interrupt = old._started, old.interrupt
         self.training, self.chosen = training, parts
         with contextlib.suppress(OSError):  # a full disk: the saver says so, and training goes on
             self._record.write(self._directory)
-        training.save()
+        if (
+            at.best_step != at.step
+        ):  # where the best weights lie; there it is tried again
+            training.save()
         after = _told(done)
         before = {word: value for word, value in before.items() if word in after}
         self._tell(Action(prescription.name, at.step, before, after, True, _why(findings), lines(done)))

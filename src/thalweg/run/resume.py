@@ -96,6 +96,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 #: Changes of settings, and the words of `fit` that say the same.
 _SAID_BY = {
     "change_rule": {"optimizer"},
+    "decay_weights": {"optimizer", "optimizer_options"},
     "restart_schedule": {"schedule"},
     "change_batch": {"batch_size"},
     "clip_gradients": {"clip_norm", "clip_value"},

@@ -132,6 +132,11 @@ class Tending:
                 self._begin(step, finding, *found)
                 return
 
+    def ended(self, step: int) -> None:
+        """The loop is over: what waits to be judged is judged by what there is."""
+        if self._tried is not None:
+            self._judge(step)
+
     def _prescribed(self, finding: Finding) -> tuple[Treatment, bool] | None:
         """How it would be treated, and whether from the last good state; None where nothing here answers it."""
         now = copy.copy(self.treatment)

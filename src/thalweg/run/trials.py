@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from thalweg.loop.failures import first_line
 from thalweg.loop.train import Training
 from thalweg.records.finding import SYMPTOMS, Finding
 from thalweg.repairs import trial
@@ -19,6 +20,8 @@ from thalweg.run.telling import Telling
 SURE = 0.8
 #: Prescriptions that are tried for longer, at most.
 LONGER = 2
+#: What models and data raise where something does not fit them.
+UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,10 @@ class Compared:
 class Trials:
     """Trials where a training stands, which they leave as it was."""
 
-    def __init__(self, training: Training, chosen: Chosen, body: Body, telling: Telling) -> None:
+    def __init__(self, training: Training, chosen: Chosen, body: Body, telling: Telling, planned: int | None) -> None:
+        """`planned` updates make the whole training, as far as that is known."""
         self.training = training
+        self._planned = planned
         self.chosen = chosen
         self.body = body
         self._telling = telling
@@ -56,16 +61,18 @@ class Trials:
         Those named in `right` are kept, too, where nothing is learned and they do no harm.
         """
         self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
-        arms, seen = list(range(len(tried))), self._compared(tried, updates)
-        if seen.best() is None and self.training.at.step and not self.training.interrupt:
+        arms, seen = list(range(len(tried))), self._tried(tried, updates)
+        if seen is not None and seen.best() is None and self.training.at.step and not self.training.must_stop:
             likely, longest = self._likely(tried, seen, updates)
             if longest > updates:
-                arms, seen = likely, self._compared([tried[i] for i in likely], longest)
+                arms, seen = likely, self._tried([tried[i] for i in likely], longest)
+        if seen is None:
+            return None
         taken = seen.best()
         if taken is None:  # where nothing is learned, nothing is lost by going back, and what was thrown out is mended
             may = [i for i in seen.harmless() if tried[arms[i]].key in right]
             taken = next(iter(sorted(may, key=lambda i: not tried[arms[i]].is_from_the_start)), None)
-        return None if taken is None or self.training.interrupt else arms[taken]
+        return None if taken is None or self.training.must_stop else arms[taken]
 
     def _likely(self, tried: list[Prescription], seen: Compared, updates: int) -> tuple[list[int], int]:
         """What is tried for longer, and over how many updates, where none did better over `updates`.
@@ -78,11 +85,19 @@ class Trials:
         good = trial.as_good(seen.own, seen.others)
         likely = [i for i, made in enumerate(tried) if i in good or made.begins_anew or made.is_from_the_start]
         likely = sorted(likely, key=lambda i: i != likely[0] and not tried[i].is_asked)[:LONGER]
-        longest = trial.longest(at.tried_steps, 1 + len(likely), self.chosen.planned, longer)
+        longest = trial.longest(at.tried_steps, 1 + len(likely), self._planned, longer)
         if longest < min(longer, 3 * updates):
             likely = likely[:1]
-            longest = trial.longest(at.tried_steps, 1 + len(likely), self.chosen.planned, longer)
+            longest = trial.longest(at.tried_steps, 1 + len(likely), self._planned, longer)
         return likely, longest
+
+    def _tried(self, tried: list[Prescription], updates: int) -> Compared | None:
+        """What a trial measures; None where none can be made: that ends no training that would go on without."""
+        try:
+            return self._compared(tried, updates)
+        except UNFIT as error:
+            self._telling.warn(f"Repairs cannot be tried on this training: {first_line(error)}.")
+            return None
 
     def _compared(self, tried: list[Prescription], updates: int) -> Compared:
         """Arms with a prescription each beside one without; fewer of them once it is interrupted."""
@@ -91,16 +106,16 @@ class Trials:
         before, control = arms.before(), arms.control()
         own, others = [], []
         for prescription in tried:
-            if training.interrupt:
+            if training.must_stop:
                 break
             try:
                 others.append(arms.treated(prescription))
                 own.append(arms.in_terms_of(prescription) or control)
-            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            except UNFIT:
                 # What cannot be done to this network is no repair of it.
                 others, own = [*others[: len(own)], trial.Measured((math.inf,) * len(control.losses))], [*own, control]
-        if not training.interrupt:
-            training.at.tried_steps += (1 + len(tried)) * trial.price(updates) + trial.cool_down(updates)
+        if not training.must_stop:
+            training.at.tried_steps += trial.cost(1 + len(tried), updates)
         return Compared(before, control, own, others, self._trivial())
 
     def _trivial(self) -> float:

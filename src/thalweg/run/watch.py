@@ -140,6 +140,8 @@ class Watch:
             hook.remove()
         self._hooks.clear()
         if kind is None and self._number:
+            if self._tending is not None:
+                self._tending.ended(self._number)
             self.history.note({"planned_steps": self._number})  # now that the end is known
             self._watching.ended(self._number)
 

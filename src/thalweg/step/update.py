@@ -31,6 +31,10 @@ class Probe(Protocol):
     def after(self, parameters: Sequence[nn.Parameter]) -> None: ...  # noqa: D102  # moved by the rule
 
 
+#: Updates in a row that are left out at most: a training of which nothing is finite does not stand still in silence.
+IN_A_ROW = 10
+
+
 class Update:
     """Clips, lets the rule move the parameters, and clears the gradients."""
 
@@ -40,6 +44,7 @@ class Update:
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         self.num_skipped = 0
         """Updates that were left out."""
+        self._in_a_row = 0
 
     def __call__(self, probe: Probe | None = None) -> None:
         """Make the update."""
@@ -53,9 +58,11 @@ class Update:
 
     def apply(self) -> None:
         """Move the parameters by their gradients, clipped, and leave these."""
-        if self.clip.skips and not self._is_finite():
+        if self.clip.skips and self._in_a_row < IN_A_ROW and not self._is_finite():
             self.num_skipped += 1
+            self._in_a_row += 1
             return
+        self._in_a_row = 0
         self.clip_gradients()
         self.optimizer.step()
 

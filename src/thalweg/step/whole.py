@@ -33,11 +33,24 @@ class Step:
             loss = self.update.with_batch(batch, probe, watcher)
         elif self.update.needs_closure:
             loss = self.update.with_closure(lambda: self.gradients(batch, watcher), probe)
+        elif self.update.clip.skips:
+            loss = self._whole_or_not_at_all(batch, probe, watcher)
         else:
             loss = self.gradients(batch, watcher)
             self.update(probe)
         if self.constrained:
             keras.apply_constraints(self.forward.model)
+        return loss
+
+    def _whole_or_not_at_all(self, batch: Batch | Parts, probe: Probe | None, watcher: Watcher | None) -> Tensor:
+        """Of an update that is left out, running statistics are as they were, too."""
+        before, skipped = [(b, b.clone()) for b in self.forward.model.buffers()], self.update.num_skipped
+        loss = self.gradients(batch, watcher)
+        self.update(probe)
+        if self.update.num_skipped > skipped:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
         return loss
 
     @property
@@ -58,6 +71,6 @@ class Step:
     def gradients(self, batch: Any, watcher: Watcher | None = None) -> Tensor:
         """Forward, loss, backward: adds the gradient to the parameters' `.grad` and returns the loss."""
         if self.arithmetic is None:
-            return gradient(self.forward, self.loss, batch, watcher)
+            return gradient(self.forward, self.loss, batch, watcher, self.update.parameters)
         with torch.autocast(next(iter(self.update.parameters)).device.type, self.arithmetic):
-            return gradient(self.forward, self.loss, batch, watcher)
+            return gradient(self.forward, self.loss, batch, watcher, self.update.parameters)
