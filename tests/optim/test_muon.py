@@ -183,3 +183,9 @@ def test_the_arithmetic_is_timed_once_and_written_down():
     assert again.state[q]["arithmetic"] == "bfloat16"
     again.load_state_dict(optimizer.state_dict())
     assert again.state[q]["arithmetic"] == optimizer.state[p]["arithmetic"]
+
+
+def test_an_output_layer_of_one_row_is_the_output_layer() -> None:
+    model = nn.Sequential(nn.Linear(13, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    moved = Muon(model).param_groups[0]["params"]
+    assert [id(p) for p in moved] == [id(model[0].weight), id(model[2].weight)]

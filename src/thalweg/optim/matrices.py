@@ -25,9 +25,11 @@ def embeddings(model: nn.Module) -> set[nn.Parameter]:
 
 
 def output_layer(model: nn.Module) -> set[nn.Parameter]:
-    """The last matrix of a model, in the order in which its layers were put in; a tied one may be an embedding's."""
-    matrices = [p for m in model.modules() for p in m.parameters(recurse=False) if is_matrix(p)]
-    return set(matrices[-1:])
+    """The last weight of a model, in the order in which its layers were put in, also where it has one row; a tied one
+    may be an embedding's.
+    """
+    weights = [p for m in model.modules() for p in m.parameters(recurse=False) if p.ndim > 1 and p.numel()]
+    return set(weights[-1:])
 
 
 class MatrixRule(Optimizer):
