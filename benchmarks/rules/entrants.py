@@ -19,8 +19,10 @@ from torch import nn
 
 PEERS = Path(os.environ.get("THALWEG_PEERS", Path(__file__).resolve().parents[3] / "thalweg-peers"))
 """Where environments.sh put the peers' environment: beside the checkout."""
-POINTS = 7
-"""Of the grid of rates: half decades about the middle."""
+POINTS, MORE = 7, 2
+"""Of the grid of rates, half decades about the middle; and beyond each end, where the end is the best."""
+DECAY = 0.01
+"""Of weights, by both Muons: what ours and AdamW decay by."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,16 @@ class Entrant:
 
     @property
     def rates(self) -> list[float]:
-        """The grid: a half decade from one to the next."""
-        return [float(f"{self.rate * 10 ** ((i - POINTS // 2) / 2):.4g}") for i in range(POINTS)]
+        """The grid, from its middle outwards: a half decade from one to the next."""
+        return [self._at(i) for i in sorted(range(-(POINTS // 2), POINTS // 2 + 1), key=abs)]
+
+    @property
+    def beyond(self) -> list[float]:
+        """Rates beyond the ends of the grid."""
+        return [self._at(side * (POINTS // 2 + i)) for i in range(1, MORE + 1) for side in (-1, 1)]
+
+    def _at(self, half_decades: int) -> float:
+        return float(f"{self.rate * 10 ** (half_decades / 2):.4g}")
 
     @property
     def module(self) -> str | None:
@@ -55,17 +65,42 @@ class Entrant:
 
 
 def _split(model: nn.Module) -> tuple[list[Any], list[Any]]:
-    """Matrices inside, and the rest: first and last layer, vectors."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [name for name, p in named if p.ndim == 2]
-    inner = set(matrices[1:-1])
-    return [p for name, p in named if name in inner], [p for name, p in named if name not in inner]
+    """What Muon is for, as for ours: matrices and convolutions, but embeddings and the last layer; and the rest."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    apart = [p for m in model.modules() if "Embedding" in type(m).__name__ for p in m.parameters(recurse=False)]
+    apart += [p for p in trained if p.ndim >= 2][-1:]
+    apart_ids = {id(p) for p in apart}
+    inner = [p for p in trained if p.ndim >= 2 and 1 not in (len(p), p.numel() // len(p)) and id(p) not in apart_ids]
+    taken = {id(p) for p in inner}
+    return inner, [p for p in trained if id(p) not in taken]
+
+
+class AsMatrices:
+    """A rule that takes matrices only, on views `[out, in·k·k]` of parameters."""
+
+    def __init__(self, parameters: list[Any], make: Callable[[list[Any]], torch.optim.Optimizer]) -> None:
+        self.parameters = parameters
+        self.views = [nn.Parameter(p.data.flatten(1)) for p in parameters]
+        self.optimizer = make(self.views)
+
+    def step(self) -> None:
+        for p, view in zip(self.parameters, self.views, strict=True):
+            view.grad = p.grad.view_as(view)
+        self.optimizer.step()
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        return self.optimizer.state
 
 
 class Both:
     """Two optimizers as one."""
 
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+    def __init__(self, *parts: Any) -> None:
         self.parts = parts
 
     def step(self) -> None:
@@ -82,7 +117,7 @@ class Both:
 
 
 def _with_adamw(muon: Callable[[list[Any], float], Any]) -> Callable[[nn.Module, str, float], Any]:
-    """Muon for the matrices inside, AdamW at the same rate for the rest."""
+    """Muon for what it is for, AdamW at the same rate for the rest."""
 
     def make(model: nn.Module, loss: str, rate: float) -> Any:
         inner, rest = _split(model)
@@ -159,10 +194,15 @@ def _of(name: str, **options: Any) -> Callable[[nn.Module, str, float], Any]:
     return make
 
 
+def _torch_muon(inner: list[Any], rate: float) -> Any:
+    return AsMatrices(inner, lambda ps: torch.optim.Muon(ps, rate, DECAY, adjust_lr_fn="match_rms_adamw"))
+
+
 def _po_muon(inner: list[Any], rate: float) -> Any:
     import pytorch_optimizer
 
-    return pytorch_optimizer.Muon([{"params": inner, "use_muon": True}], lr=rate, use_adjusted_lr=True)
+    groups = [{"params": inner, "use_muon": True}]
+    return pytorch_optimizer.Muon(groups, lr=rate, weight_decay=DECAY, use_adjusted_lr=True)
 
 
 def _torch(name: str, **options: Any) -> Callable[[nn.Module, str, float], Any]:
@@ -185,13 +225,17 @@ ENTRANTS = {
     "torch-lbfgs": Entrant(
         "torch L-BFGS, strong Wolfe", _torch("LBFGS", line_search_fn="strong_wolfe"), 1.0, "closure", is_full=True
     ),
-    "torch-muon": Entrant(
-        "torch Muon, AdamW beside",
-        _with_adamw(lambda inner, rate: torch.optim.Muon(inner, rate, adjust_lr_fn="match_rms_adamw")), 3e-3,
-    ),
+    "torch-muon": Entrant("torch Muon, AdamW beside", _with_adamw(_torch_muon), 3e-3),
+    "torch-muon-averaged": Entrant("torch Muon, averaged", _with_adamw(_torch_muon), 3e-3, is_averaged=True),
     "po-soap": Entrant("pytorch_optimizer SOAP", _of("SOAP"), 3e-3, package="pytorch_optimizer"),
+    "po-soap-averaged": Entrant(
+        "pytorch_optimizer SOAP, averaged", _of("SOAP"), 3e-3, is_averaged=True, package="pytorch_optimizer"
+    ),
     "po-muon": Entrant(
         "pytorch_optimizer Muon, AdamW beside", _with_adamw(_po_muon), 3e-3, package="pytorch_optimizer"
+    ),
+    "po-muon-averaged": Entrant(
+        "pytorch_optimizer Muon, averaged", _with_adamw(_po_muon), 3e-3, is_averaged=True, package="pytorch_optimizer"
     ),
     "shampoo": Entrant(
         "pytorch_optimizer Shampoo, every 10th", _of("Shampoo", preconditioning_compute_steps=10), 1e-2,

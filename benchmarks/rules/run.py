@@ -5,21 +5,23 @@
 
 Eleven problems (problems.py), one thread each. The target is what fused AdamW at the best rate of its grid has reached,
 by its best evaluation, in the first nine tenths of the problem's time, seed 0. Every rule is then tried at seven
-rates, a half decade apart about the one that its authors name, from the same first weights and over the same batches,
-with seed 0; the rate that reaches the target first is trained with the other seeds. A constant rate, no schedule. A
-training that does not get there within 1.25 times the problem's time is a miss (*) and counts as that time; a rule that
-misses at every rate is not trained with other seeds. The twelfth problem, deep_autoencoder, is the classic of the
-second-order literature in full; it is run where --problems names it.
+rates, a half decade apart about the one that its authors name, and at up to two more beyond an end that is the best,
+from the same first weights and over the same batches, with seed 0 (worker.py says which rates need not be tried); the
+rate that reaches the target first is trained with the other seeds. A constant rate, no schedule. A training that does
+not get there within 1.25 times the problem's time is a miss (*) and counts as that time; a rule that misses at every
+rate is not trained with other seeds. The twelfth problem, deep_autoencoder, is the classic of the second-order
+literature in full; it is run where --problems names it.
 
 The clock runs while updates are made (worker.py); evaluations stand beside it. Memory is what the rule keeps, in
 numbers beside the parameters.
 
 Results go to benchmarks/results/rules.json, cell by cell: one made on the same machine with the same versions, code of
 the rule, problem and target is kept unless --again, so a run that was cut off goes on where it stopped; one that was
-timed while others computed is measured again by the next run. Tables go into docs/rules.md, too: the ratio of a problem
-is the best of ours by the best of all others, of medians, and the least and greatest seed by seed. --tables measures
-nothing. --quick is a tenth of the time, two rates and one seed, and leaves the file alone. environments.sh makes the
-peers' environment, found beside the checkout or in the folder THALWEG_PEERS names.
+timed while others computed is measured again by the next run. Tables go into docs/rules.md, too, each problem as the
+machine of its reference did it: the ratio of a problem is the best of ours by the best of all others, of medians, and
+the least and greatest seed by seed. --tables measures nothing. --quick is a tenth of the time, two rates and one seed,
+and leaves the file alone. environments.sh makes the peers' environment, found beside the checkout or in the folder
+THALWEG_PEERS names.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ import argparse
 import ast
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -58,7 +59,9 @@ LEAST = 0.8
 """Of the time of a cell that its process computed; below it, others did."""
 ROOMS = ("thalweg.optim", "thalweg.gradients", "thalweg.tensors")
 """Where the code of rules is."""
-OWN = Path(__file__).parent
+OWN, BENCH = Path(__file__).parent, ("worker.py", "problems.py")
+PASSED = "passed over"
+"""How the notes of rates begin that need not be tried."""
 SOURCE = Path(find_spec("thalweg").origin).parents[1]
 
 
@@ -66,7 +69,8 @@ def code_of(rule: str) -> str:
     """A hash of the files that a rule of ours is made of: a change to another leaves its cells standing."""
     from thalweg.optim.catalogue import RULES
 
-    files, left = {}, [RULES[rule].make.__module__]
+    files: dict[str, str] = {}
+    left = [RULES[rule].make.__module__]
     while left:
         module = left.pop()
         spec = find_spec(module)
@@ -81,16 +85,18 @@ def code_of(rule: str) -> str:
 
 
 def made_with(name: str) -> dict[str, Any]:
-    """What a cell of a rule holds for."""
+    """What a cell of a rule holds for; nothing where the rule's package is absent."""
     entrant = ENTRANTS[name]
+    bench = {"bench": hashlib.sha256(b"".join((OWN / file).read_bytes() for file in BENCH)).hexdigest()[:12]}
     if entrant.package is None:
-        return {"torch": version("torch")} | ({"thalweg": code_of(name.partition("-")[0])} if entrant.ours else {})
+        ours = {"thalweg": code_of(name.partition("-")[0])} if entrant.ours else {}
+        return {"torch": version("torch")} | ours | bench
     if not entrant.python.exists():
         return {}
     words = ["torch", entrant.package]
     code = f"from importlib.metadata import version as v; import json; print(json.dumps({{w: v(w) for w in {words}}}))"
     done = subprocess.run([entrant.python, "-c", code], capture_output=True, text=True, cwd="/")
-    return json.loads(done.stdout) if done.returncode == 0 else {}
+    return json.loads(done.stdout) | bench if done.returncode == 0 else {}
 
 
 def measured(trainings: list[Cell], options: argparse.Namespace, **asked: Any) -> Iterator[Cell]:
@@ -134,6 +140,7 @@ class Bench:
         self.table, self.options = table, options
         self.lock = Lock()
         self.versions = {name: made_with(name) for name in {*options.only, REFERENCE}}
+        self.machine = ", ".join(f"{value}" for value in machine().values())
 
     def cell(self, problem: str, entrant: str, rate: float, seed: int, target: float | None) -> dict[str, Any]:
         """What a cell is of and holds for."""
@@ -141,13 +148,14 @@ class Bench:
         kind = "reference" if target is None else "to target"
         return {
             "problem": problem, "entrant": entrant, "rate": rate, "seed": seed, "kind": kind, "target": target,
-            "seconds_given": seconds, "made_with": self.versions[entrant],
+            "seconds_given": seconds, "made_with": self.versions[entrant], "machine": self.machine,
         }  # fmt: skip
 
     def stands(self, of: dict[str, Any]) -> bool:
         cell = self.table.cells.get(self.table.key(of), {})
         same = all(cell.get(word) == value for word, value in of.items())
-        return same and "note" not in cell and undisturbed(cell) and not self.options.again
+        done = cell.get("note", PASSED).startswith(PASSED)
+        return same and done and undisturbed(cell) and not self.options.again
 
     def fill(self, cells: Iterable[dict[str, Any]], race: bool = False) -> None:
         """Measure what is not known; a process for each rule. `race`: trainings give up where another was quicker."""
@@ -161,7 +169,7 @@ class Bench:
     def _fill(self, cells: list[Cell], race: bool) -> None:
         known = [self.table.cells[self.table.key(of)] for of in cells if self.stands(of)]
         missing = [of for of in cells if not self.stands(of)]
-        quickest = min((cell["reached"]["seconds"] for cell in known if cell["reached"]), default=None)
+        quickest = min((cell["reached"]["seconds"] for cell in known if cell.get("reached")), default=None)
         for cell in measured(missing, self.options, race=race, quickest=quickest if race else None) if missing else ():
             with self.lock:
                 self.table.add(cell)
@@ -170,10 +178,10 @@ class Bench:
                     command = " ".join(sys.argv).replace(str(self.options.data), "FOLDER")
                     self.table.save(command=command)
 
-    def rates(self, entrant: str) -> list[float]:
-        """From the middle of the grid outwards."""
-        found = sorted(ENTRANTS[entrant].rates, key=lambda rate: abs(math.log(rate / ENTRANTS[entrant].rate)))
-        return found[:2] if self.options.quick else found
+    def rates(self, entrant: str, has_ends: bool = False) -> list[float]:
+        """From the middle of the grid outwards, and beyond its ends."""
+        found = ENTRANTS[entrant].rates
+        return found[:2] if self.options.quick else found + (ENTRANTS[entrant].beyond if has_ends else [])
 
     def target(self, problem: str) -> float | None:
         """What the reference reached in nine tenths of the time, at its best rate; of what is known."""
@@ -194,7 +202,10 @@ class Bench:
             if target is None:
                 print(f"{problem}: the reference reached nothing")
                 continue
-            grid = {e: [self.cell(problem, e, rate, 0, target) for rate in self.rates(e)] for e in self.options.only}
+            grid = {
+                e: [self.cell(problem, e, rate, 0, target) for rate in self.rates(e, has_ends=True)]
+                for e in self.options.only
+            }
             self.fill((of for cells in grid.values() for of in cells), race=True)
             seeds = range(1, 1 if self.options.quick else self.options.seeds)
             best = {e: self.best(problem, e, target) for e in self.options.only}
@@ -208,20 +219,27 @@ class Bench:
             if best := self.best(problem, entrant, target):
                 of = {"problem": problem, "entrant": entrant, "kind": "to target", "target": target}
                 cells = self.table.where(**of, rate=best["rate"])
-                found[entrant] = sorted((c for c in cells if "note" not in c), key=lambda c: c["seed"])
+                found[entrant] = sorted(filter(self.is_current, cells), key=lambda c: c["seed"])
         return found
+
+    def is_current(self, cell: Cell) -> bool:
+        """Whether a cell was measured: by this code and versions, where they are here, on its problem's machine."""
+        keys = [self.table.key(self.cell(cell["problem"], REFERENCE, r, 0, None)) for r in self.rates(REFERENCE)]
+        machines = {self.table.cells[key]["machine"] for key in keys if key in self.table.cells}
+        same = self.versions[cell["entrant"]] in ({}, cell["made_with"])
+        return "note" not in cell and same and machines == {cell["machine"]}
 
     def best(self, problem: str, entrant: str, target: float) -> Cell | None:
         """Where the target was reached first; if nowhere, where the loss was lowest."""
         cells = self.table.where(problem=problem, entrant=entrant, seed=0, kind="to target", target=target)
-        known = [cell for cell in cells if "note" not in cell and cell["loss"] is not None]
+        known = [cell for cell in cells if self.is_current(cell) and cell["loss"] is not None]
         return min(
             known, key=lambda c: (c["reached"] is None, (c["reached"] or {}).get("seconds", c["loss"])), default=None
         )
 
 
 def undisturbed(cell: Cell) -> bool:
-    return cell["processor_seconds"] >= LEAST * cell["seconds"]
+    return "note" in cell or cell["processor_seconds"] >= LEAST * cell["seconds"]
 
 
 def line(cell: Cell) -> str:
@@ -247,7 +265,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure what is known, too")
     parser.add_argument("--tables", action="store_true", help="show what is known, and put it into docs/rules.md")
     options = parser.parse_args()
-    bench = Bench(Table(FILE, NAMES, {"machine": machine()}, options.quick), options)
+    bench = Bench(Table(FILE, NAMES, {}, options.quick), options)
     if not options.tables:
         bench.measure()
     found = {problem: bench.at_best(problem) for problem in options.problems}

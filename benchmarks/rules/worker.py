@@ -3,9 +3,12 @@
 python worker.py '{"trainings": [{"problem": …, "entrant": …, "rate": …, "seed": …, "target": …, …}, …], …}'
 
 A line of JSON on the standard output for each. The clock runs while updates are made. Evaluations stand beside it: one
-whenever a fortieth of the time that the problem is given has passed. The target is reached at the first evaluation that
-shows it. Where trainings "race" for the best rate, none goes on longer than the quickest before it took to the target:
-it cannot be better any more.
+whenever a tenth of the time so far has passed, at least a 400th and at most a 40th of the time that the problem is
+given. The target is reached at the first evaluation that shows it.
+
+Where trainings "race" for the best rate, from the middle of the grid outwards, none goes on longer than the quickest
+before it took to the target: it cannot be better any more. A side of the grid is left where a rate did worse there than
+the one before it; and followed beyond its end as long as each rate is the quickest so far.
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ from problems import PROBLEMS, Problem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOOKS, LONGEST = 40, 1.25
-"""Evaluations in the time that a problem is given, and how many times that a training may last."""
+LOOKS, FIRST, AGAIN = 40, 400, 0.1
+"""Evaluations in the time that a problem is given; how many at the pace of the first ones; the share of the time so far
+after which the next one is due, between the two."""
+LONGEST = 1.25
+"""How many times the time that a problem is given a training may last."""
 EVALUATED = 1024
 
 
@@ -125,7 +131,7 @@ def trained(asked: dict[str, Any], data: tuple[Any, Any], limit: float) -> dict[
         spent += time.perf_counter() - begun
         processor += time.process_time() - on_processor
         number += 1
-        if spent - looked < asked["seconds"] / LOOKS:
+        if spent - looked < min(asked["seconds"] / LOOKS, max(AGAIN * looked, asked["seconds"] / FIRST)):
             continue
         looked = spent
         with readout.measured():
@@ -141,7 +147,7 @@ def trained(asked: dict[str, Any], data: tuple[Any, Any], limit: float) -> dict[
             break
     return {
         "reached": reached, "loss": best if math.isfinite(best) else None, "seconds": round(spent, 3), "steps": number,
-        "processor_seconds": round(processor, 3), "curve": curve[-LOOKS:] if asked["target"] is None else [],
+        "processor_seconds": round(processor, 3), "curve": curve if asked["target"] is None else [],
         "state_bytes": sum(_bytes(values) for values in getattr(optimizer, "state", {}).values()),
         "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
     }  # fmt: skip
@@ -154,6 +160,37 @@ def _bytes(tree: Any) -> int:
     return sum(_bytes(value) for value in found)
 
 
+class Race:
+    """The grid of a rule, from the middle outwards: what need not be tried, by what was found."""
+
+    def __init__(self, entrant: Entrant, quickest: float) -> None:
+        self.entrant = entrant
+        self.quickest = quickest
+        self.sides: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+
+    def passes(self, rate: float) -> str:
+        """Why a rate is not tried; empty where it is."""
+        side = self.sides[rate > self.entrant.rate]
+        if len(side) > 1 and _is_worse(side[-1], side[-2]):
+            return "passed over: the rate before it did worse than the one before that"
+        if rate in self.entrant.beyond and not (side and (side[-1]["reached"] or {}).get("seconds") == self.quickest):
+            return "passed over: the end of the grid is not the best"
+        return ""
+
+    def add(self, rate: float, found: dict[str, Any]) -> None:
+        for is_above, side in self.sides.items():
+            if rate == self.entrant.rate or is_above is (rate > self.entrant.rate):
+                side.append(found)
+        if found["reached"]:
+            self.quickest = min(self.quickest, found["reached"]["seconds"])
+
+
+def _is_worse(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    if one["reached"] or other["reached"]:
+        return not one["reached"]
+    return bool((math.inf if one["loss"] is None else one["loss"]) > (other["loss"] or math.inf))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     asked = json.loads(sys.argv[1])
@@ -163,18 +200,22 @@ def main() -> None:
         __import__(entrant.module)
     data = problem.read(Path(asked["data"]), Path(asked["cache"]))
     data = tuple(tuple(t.float() if t.is_floating_point() else t for t in part) for part in data)
-    quickest = asked.get("quickest") or math.inf
+    race = Race(entrant, asked.get("quickest") or math.inf) if asked["race"] else None
     for one in trainings:
+        if race is not None and (why := race.passes(one["rate"])):
+            print(json.dumps(one | {"note": why}), flush=True)
+            continue
         longest = one["seconds"] * (1.0 if one["target"] is None else LONGEST)
         try:
-            found = trained(one, data, min(longest, quickest))
+            found = trained(one, data, min(longest, race.quickest if race is not None else math.inf))
         except Exception as error:  # of this rate alone
             words = " ".join(str(error).split())
             print(json.dumps(one | {"note": f"cannot: {type(error).__name__}: {words[:140]}"}), flush=True)
-            continue
-        if asked["race"] and found["reached"]:
-            quickest = min(quickest, found["reached"]["seconds"])
-        print(json.dumps(one | found), flush=True)
+            found = {"reached": None, "loss": None}
+        else:
+            print(json.dumps(one | found), flush=True)
+        if race is not None:
+            race.add(one["rate"], found)
 
 
 if __name__ == "__main__":
