@@ -1,7 +1,7 @@
 """What a step of SOAP and of Muon costs beside the same rule elsewhere, and what each rule keeps in memory.
 
     python -m pip install -r benchmarks/rules/requirements.txt
-    taskset -c 0 python benchmarks/rules/cost.py [--blocks 5] [--quick]
+    taskset -c 0 python benchmarks/rules/cost.py [--blocks 5] [--quick] [--memory]
 
 Three networks are trained, each contender with a copy of its own, on the same batches; only `optimizer.step()` is
 timed, in processor time of one thread, ten steps a block so that work done every tenth step is in each. After the first
@@ -42,6 +42,7 @@ sys.path.append(str(BENCHMARKS))  # for what the benchmarks share
 from machine import machine  # noqa: E402
 from thalweg.optim import SOAP, Muon  # noqa: E402
 from thalweg.optim.catalogue import RULES, build  # noqa: E402
+from thalweg.tensors.named import leaves  # noqa: E402
 
 RESULTS = BENCHMARKS / "results" / "rules-cost.json"
 RATE = 1e-3
@@ -272,21 +273,23 @@ def memory(name: str) -> dict[str, float]:
     """Bytes that each rule of the catalogue keeps after a few steps, over AdamW's."""
     network, draw = NETWORKS[name]
     kept = {}
-    for word in RULES:
+    for word, rule in RULES.items():
         torch.manual_seed(0)
         model = network()
         options = {"budget": None, "start": 2} if word == "soap" else {}
-        try:
-            optimizer = build(word, model.named_parameters(), options=options, model=model)
-            generator = torch.Generator().manual_seed(0)
-            for _ in range(3):
-                x, y = draw(generator)
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x), y).backward()
-                optimizer.step()
-        except (TypeError, ValueError, RuntimeError):  # a rule that wants more than gradients
-            continue
-        tensors = (t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+        optimizer: Any = build(word, model.named_parameters(), "auto", options, model, "cross_entropy")
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            x, y = draw(generator)
+
+            def closure(model: nn.Module = model, x: Tensor = x, y: Tensor = y) -> Tensor:
+                model.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                return loss.detach()
+
+            optimizer.step(x, y) if rule.of_model else optimizer.step(closure)
+        tensors = (t for state in optimizer.state.values() for t in leaves(state))
         kept[word] = sum(t.numel() * t.element_size() for t in tensors)
     return {word: round(size / kept["adamw"], 3) for word, size in kept.items()}
 
@@ -304,8 +307,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=5, help="blocks of ten steps")
     parser.add_argument("--quick", action="store_true", help="see that it runs; the results file is left alone")
+    parser.add_argument("--memory", action="store_true", help="only what rules keep, put into the results there are")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.memory:
+        record = json.loads(RESULTS.read_text()) | {"memory_over_adamw": {name: memory(name) for name in NETWORKS}}
+        RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        return
     started = time.perf_counter()
     rows, kept = [], {}
     for name in NETWORKS:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -268,3 +269,90 @@ def test_what_is_asked_for_is_probed_before_the_step():
         optimizer = GaussNewton(model_of("dense"), "cross_entropy", samples=samples)
         optimizer.descend(batch, lambda seen=seen, o=optimizer: seen.extend(p.grad.clone() for p in o._parameters))
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(seen, expected, strict=True))
+
+
+@pytest.mark.parametrize("samples", [0, 1024])
+def test_what_is_frozen_on_the_way_stands_still(samples):
+    model, batch = model_of("dense"), batch_of("dense")
+    optimizer = GaussNewton(model, "cross_entropy", samples=samples)
+    losses = [float(optimizer.step(*batch)) for _ in range(2)]
+    for name in ("0.weight", "2.bias"):
+        frozen = model.get_parameter(name)
+        frozen.requires_grad_(False)
+        before = frozen.clone()
+        losses += [float(optimizer.step(*batch)) for _ in range(2)]
+        assert torch.equal(frozen, before)
+        frozen.requires_grad_(True)
+        losses += [float(optimizer.step(*batch)) for _ in range(2)]
+        assert not torch.equal(frozen, before)
+    assert all(after < before for before, after in pairwise(losses))
+
+
+def test_what_it_was_not_made_for_is_refused():
+    model, batch = model_of("odd"), batch_of("odd")
+    optimizer = GaussNewton(model, "cross_entropy")
+    with pytest.raises(ValueError, match="no further group"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert len(optimizer.param_groups) == 1
+    model.frozen.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"'frozen\.weight' was frozen when gauss_newton was made"):
+        optimizer.step(*batch)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        optimizer.step(*batch)
+
+
+@pytest.mark.parametrize("samples", [0, 1024])
+def test_damping_comes_back_from_where_no_step_is_seen(samples):
+    """So large that the model promises less than rounding: the loss says nothing of λ there."""
+    model, batch = model_of("dense"), batch_of("dense")
+    optimizer = GaussNewton(model, "cross_entropy", samples=samples)
+    optimizer.step(*batch)
+    optimizer._whole["damping"] = 1e20
+    before = loss_of(model, batch)
+    for _ in range(60):
+        optimizer.step(*batch)
+    assert optimizer._whole["damping"] < 1.0
+    assert loss_of(model, batch) < 0.5 * before
+
+
+@pytest.mark.parametrize("samples", [0, 1024])
+def test_at_the_minimum_damping_comes_back_to_its_first_value_and_stays(samples):
+    x, y = regression()
+    model = nn.Linear(6, 3).double()
+    optimizer = GaussNewton(model, "mse", samples=samples, damping=0.5)
+    for _ in range(60):
+        optimizer.step(x, y)
+    optimizer._whole["damping"] = 3.0 * optimizer._whole["scale"]
+    for _ in range(6):
+        optimizer.step(x, y)
+    assert optimizer._whole["damping"] == pytest.approx(0.5 * optimizer._whole["scale"])
+
+
+@pytest.mark.parametrize("samples", [0, 1024])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_batch_that_is_not_finite_says_nothing_of_damping(samples, value):
+    """Nor of its unit, where it is the first."""
+    x, y = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), torch.ones(8, 3)
+    broken = y.clone()
+    broken[0, 0] = value
+    models = [model_of("dense") for _ in range(2)]
+    one, two = (GaussNewton(model, "mse", samples=samples) for model in models)
+    one.step(x, broken)
+    assert not math.isfinite(float(one.step(x, broken)))
+    for _ in range(3):
+        assert one.step(x, y) == two.step(x, y)
+        assert one._whole["damping"] == two._whole["damping"]
+    one.step(x, broken)
+    assert one._whole["damping"] == two._whole["damping"]
+
+
+def test_positions_on_the_first_axis_count_as_outputs():
+    """4 examples of 30 positions of 3 outputs: 360, too many for a system of 100."""
+    model = nn.Sequential(nn.Linear(6, 3), nn.Flatten(0, 1))
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4, 30, 6, generator=g), torch.randint(0, 3, (120,), generator=g)
+    optimizer = GaussNewton(model, "cross_entropy", samples=100)
+    first = float(optimizer.step(x, y))
+    assert optimizer._whole["is_suited"] is None
+    assert float(optimizer.step(x, y)) < first

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from thalweg.gradients.factors import kronecker_factors
 from thalweg.optim import KFAC
 from thalweg.optim import kronecker as blocks_file
-from thalweg.optim.kronecker import covered, inverted, periods
+from thalweg.optim.blocks import covered
+from thalweg.optim.kronecker import inverted, periods
 from thalweg.step.batches import Parts
 
 EXACT = {"fisher": "true", "damping": 1e-14}
@@ -314,3 +316,185 @@ def test_a_compiled_model_is_seen_through():
     for _ in range(5):
         optimizer.step(*batch)
     assert loss_of(model, batch) < first
+
+
+class Heads(nn.Module):
+    """Two heads of which one is in use, and a layer whose weight is used without the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.first, self.second, self.by_hand = (nn.Linear(6, n) for n in (6, 3, 3, 6))
+        self.in_use = "first"
+
+    def forward(self, x):
+        h = nn.functional.linear(torch.tanh(self.body(x)), self.by_hand.weight, self.by_hand.bias)
+        return self.get_submodule(self.in_use)(torch.tanh(h))
+
+
+def moved(p, act):
+    before = p.detach().clone()
+    act()
+    return float((p.detach() - before).abs().max())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_layer_that_is_not_heard_is_adamws_at_its_rate(share):
+    """The rate of the rest, times what a schedule leaves of the first group's; a layer heard later is K-FAC's."""
+    torch.manual_seed(0)
+    model, batch = Heads(), batch_of("dense")
+    optimizer = KFAC(model, "cross_entropy", 0.5, rest_lr=1e-3)
+    optimizer.param_groups[0]["lr"] *= share
+    assert moved(model.by_hand.weight, lambda: optimizer.step(*batch)) == pytest.approx(share * 1e-3, rel=1e-2)
+    for _ in range(3):
+        optimizer.step(*batch)
+    model.in_use = "second"  # in a step that looks at no factors
+    assert moved(model.second.bias, lambda: optimizer.step(*batch)) == pytest.approx(share * 1e-3, rel=1e-2)
+    known = {block.layer for block in optimizer._known()}
+    assert known == {"body", "first"}
+    first = model.first.weight.detach().clone()
+    before = loss_of(model, batch)
+    for _ in range(8):
+        optimizer.step(*batch)
+    assert {block.layer for block in optimizer._known()} == {"body", "first", "second"}
+    assert "exp_avg" not in optimizer.state[model.second.weight]
+    assert torch.equal(model.first.weight, first)
+    assert loss_of(model, batch) < 0.5 * before
+
+
+def test_groups_that_are_added_are_adamws_each_at_its_rate():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+    )
+    model[3].requires_grad_(False)
+    model[4].requires_grad_(False)
+    optimizer, batch = KFAC(model, "cross_entropy", rest_lr=1e-3), batch_of("dense")
+    optimizer.step(*batch)
+    model[3].requires_grad_(True)
+    model[4].requires_grad_(True)
+    optimizer.add_param_group({"params": list(model[3].parameters())})
+    optimizer.add_param_group({"params": list(model[4].parameters()), "lr": 0.01})
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 1e-3, 1e-3, 0.01]
+    parameters = model[1].bias, model[3].weight, model[4].bias
+    before = [p.detach().clone() for p in parameters]
+    optimizer.step(*batch)
+    sizes = [float((p.detach() - q).abs().max()) for p, q in zip(parameters, before, strict=True)]
+    assert sizes == pytest.approx([1e-3, 1e-3, 0.01], rel=0.2)
+    for _ in range(6):
+        optimizer.step(*batch)
+    assert {block.layer for block in optimizer._known()} == {"0", "5"}
+
+
+@pytest.mark.parametrize("frozen", ["0.weight", "0.bias", "2.weight", "2.bias"])
+@pytest.mark.parametrize("worth", [0.7, 0.0])
+def test_what_is_frozen_on_the_way_stands_still(frozen, worth, monkeypatch):
+    """By rows and by the gradient; and goes on when it is free again."""
+    monkeypatch.setattr(blocks_file, "WORTH", worth)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3))
+    x, y = torch.randn(5, 40), torch.tensor([0, 1, 2, 0, 1])
+    optimizer = KFAC(model, "cross_entropy", weight_decay=1e-3)
+    first = float(optimizer.step(x, y))
+    for _ in range(2):
+        optimizer.step(x, y)
+    assert any(block.is_by_rows for block in optimizer._known()) == bool(worth)
+    p = model.get_parameter(frozen)
+    p.requires_grad_(False)
+    other = model.get_parameter("2.weight" if frozen != "2.weight" else "2.bias")
+
+    def steps():
+        for _ in range(7):  # among them those at which factors are new
+            optimizer.step(x, y)
+
+    before = other.detach().clone()
+    assert moved(p, steps) == 0
+    assert not torch.equal(other, before)
+    p.requires_grad_(True)
+    assert moved(p, lambda: [steps() for _ in range(3)]) > 0
+    assert loss_of(model, (x, y)) < 0.5 * first
+
+
+class Transposed(nn.Module):
+    """An autoencoder that decodes by the encoder's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(40, 40)
+
+    def forward(self, x):
+        return nn.functional.linear(torch.tanh(self.encoder(x)), self.encoder.weight.t())
+
+
+def plain(model):
+    return "mse"
+
+
+def penalised(model):
+    return lambda output, target: nn.functional.mse_loss(output, target) + model[0].weight.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("maker", "loss_maker", "is_by_rows"),
+    [
+        (Transposed, plain, False),
+        (lambda: nn.Sequential(nn.Linear(40, 40)), penalised, False),
+        (lambda: nn.Sequential(nn.Linear(40, 40)), plain, True),
+    ],
+)
+def test_a_gradient_that_rows_do_not_tell_counts_whole(maker, loss_maker, is_by_rows, monkeypatch):
+    """Not through the layer's output: another use of its weight, a penalty. Rows or not, the training is the same."""
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).double()
+    losses = []
+    for worth in (0.7, 0.0):
+        monkeypatch.setattr(blocks_file, "WORTH", worth)
+        torch.manual_seed(0)
+        model = maker().double()
+        optimizer = KFAC(model, loss_maker(model))
+        losses.append([float(optimizer.step(x, x.roll(1))) for _ in range(8)])
+        assert [block.is_by_rows for block in optimizer._known()] == [bool(worth) and is_by_rows]
+        again = KFAC(model, loss_maker(model))
+        again.load_state_dict(optimizer.state_dict())
+        assert [block.is_by_rows for block in again._known()] == [bool(worth) and is_by_rows]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-7)
+
+
+def test_a_bias_that_layers_share_is_adamws():
+    """Its layers' blocks are of their weights alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    model[2].bias = model[0].bias
+    optimizer, batch = KFAC(model, "cross_entropy", rest_lr=1e-3), batch_of("dense")
+    assert moved(model[0].bias, lambda: optimizer.step(*batch)) == pytest.approx(1e-3, rel=1e-2)
+    assert {block.layer: block.sizes for block in optimizer._known()} == {"0": (6, 6), "2": (6, 6), "4": (7, 3)}
+
+
+def test_at_first_factors_are_new_more_often_and_damping_moves_no_faster_than_it_is_used(monkeypatch):
+    model, batch = model_of("dense"), batch_of("dense")
+    optimizer = KFAC(model, "cross_entropy", budget=1e-6)
+    taken = {"factors": [], "inverses": []}
+    damping = []
+    for _ in range(160):
+        optimizer.step(*batch)
+        whole = optimizer._whole
+        damping.append(whole["damping"])
+        for word, steps in taken.items():
+            steps += [whole["step"]] if whole[word] == whole["step"] else []
+    assert whole["periods"] == [20, 100]
+    assert taken["factors"] == [1, 2, 3, 4, 6, 9, 13, 19, 28, *range(42, 161, 20)]
+    assert taken["inverses"] == [1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 82, 142]
+    for begun, ended in pairwise(taken["inverses"]):
+        values = damping[begun - 1 : ended - 1]
+        assert sum(a != b for a, b in pairwise(values)) <= 8
+    assert len(set(damping)) > 4
+
+
+@pytest.mark.parametrize("name", ["dense", "convolutional", "words"])
+def test_the_state_is_laid_out_as_a_checkpoint_brings_it_back(name):
+    """Row by row: of a matrix that lies in another order the products round otherwise, and a training resumes so."""
+    model = model_of(name)
+    optimizer = KFAC(model, "cross_entropy", momentum=0.5)
+    for seed in range(3):
+        optimizer.step(*batch_of(name, seed=seed))
+    kept = [(word, t) for state in optimizer.state.values() for word, t in state.items() if torch.is_tensor(t)]
+    assert [word for word, t in kept if not t.is_contiguous()] == []
+    assert any(word == "A_inverse" for word, _ in kept)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import thalweg
-from thalweg.optim import SOAP, CautiousDecay, Muon, ScheduleFree
+from thalweg.optim import KFAC, LBFGS, SOAP, CautiousDecay, GaussNewton, Muon, ScheduleFree
 
 INSIDE = {
     "sgd": lambda ps: torch.optim.SGD(ps, lr=0.1, weight_decay=0.01),
@@ -157,3 +157,55 @@ def test_what_is_refused():
         ScheduleFree(torch.optim.SGD([p.detach().bfloat16().requires_grad_()], lr=0.1))
     with pytest.raises(ValueError, match="weight_decay is a number"):
         CautiousDecay(torch.optim.SGD([p], lr=0.1), weight_decay=-1.0)
+
+
+@pytest.mark.parametrize("wrapper", [CautiousDecay, ScheduleFree])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda model: KFAC(model, "cross_entropy"),
+        lambda model: GaussNewton(model, "cross_entropy"),
+        lambda model: LBFGS(model.parameters()),
+        lambda model: torch.optim.LBFGS(model.parameters()),
+    ],
+)
+def test_rules_that_evaluate_the_loss_are_refused(rule, wrapper):
+    inside = rule(network())
+    before = [dict(group) for group in inside.param_groups]
+    with pytest.raises(TypeError, match="evaluates the loss by itself"):
+        wrapper(inside)
+    assert [group.keys() for group in inside.param_groups] == [group.keys() for group in before]
+
+
+def test_an_average_does_not_decay():
+    with pytest.raises(TypeError, match=r"write ScheduleFree\(CautiousDecay\(rule\)\)"):
+        CautiousDecay(ScheduleFree(torch.optim.SGD(network().parameters(), lr=0.1, weight_decay=0.1)))
+
+
+def test_a_group_that_is_added_is_as_one_of_the_first(inside, wrapper):
+    one, two = network(), network()
+    (first, *rest), (begun, *later) = ([*model.parameters()] for model in (one, two))
+    whole, added = wrapper(inside([{"params": [first]}, {"params": rest}])), wrapper(inside([{"params": [begun]}]))
+    added.add_param_group({"params": later})
+    assert [group.keys() for group in added.param_groups] == [group.keys() for group in whole.param_groups]
+    train(one, whole, 0, 8)
+    train(two, added, 0, 8)
+    assert same(one, two)
+
+
+@pytest.mark.parametrize("weight_decay", [None, 0.2])
+def test_a_group_that_is_added_decays_cautiously(weight_decay):
+    model = network()
+    optimizer = CautiousDecay(torch.optim.SGD([model[0].weight], lr=0.1, weight_decay=0.3), weight_decay)
+    train(model, optimizer, 0, 2)
+    optimizer = copy.deepcopy(optimizer)  # which still knows what it was told
+    optimizer.add_param_group({"params": [model[2].weight]})
+    assert optimizer.param_groups[1]["weight_decay"] == 0.0
+    assert optimizer.param_groups[1]["cautious_decay"] == (weight_decay or 0.3)
+
+
+def test_a_group_that_is_refused_is_not_there():
+    optimizer = ScheduleFree(torch.optim.SGD(network().parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="float32 or wider"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]})
+    assert len(optimizer.param_groups) == 1

@@ -36,8 +36,8 @@ from thalweg.tensors.vector import Layout, flat
 FACTOR, WARM = 1 / 3, 0.95
 #: Armijo's share of the slope that the loss has to fall by, and the shortest t tried, beside α.
 SUFFICIENT, SHORTEST = 1e-2, 2**-8
-#: The least λ, in roundings of the curvature along the gradient.
-ROUNDINGS = 100.0
+#: The least λ, in roundings of the curvature along the gradient; and the least fall of the loss that it is told by.
+ROUNDINGS, SEEN = 100.0, 10.0
 
 
 class GaussNewton(Optimizer):
@@ -52,15 +52,18 @@ class GaussNewton(Optimizer):
 
     For full or large batches of a smooth loss, small networks, regression, where accuracy counts. Not for small batches
     of noisy data, whose model of the loss says little about the rest; nor large networks. With batch norm or dropout
-    the gradient is that of training and the curvature that of evaluation.
+    the gradient is that of training and the curvature that of evaluation. What is frozen on the way stands still; to
+    train what was frozen when it was made, make it anew.
 
     Args:
         model: any module whose operations can be differentiated twice; it is called by `.step`, in the mode it is in.
         loss: a name or function.
         lr: α; 1 is the model's minimum.
-        damping: λ of the first step, in units of the curvature along the gradient, gᵀBg/gᵀg.
-        max_iterations: of conjugate gradients.
-        samples: outputs of a batch, N·C, up to which the step is made in sample space; 0 for never.
+        damping: λ of the first step, in units of the curvature along the gradient, gᵀBg/gᵀg (0.01: ours; after that it
+            is Levenberg–Marquardt's).
+        max_iterations: of conjugate gradients (50: ours; Martens 2010, section 4.4, goes on as long as they gain).
+        samples: outputs of a batch, N·C, up to which the step is made in sample space; 0 for never (1,024: ours, whose
+            K and its root take (NC)³/3, a third of a billion operations).
 
     Raises:
         ValueError: an option is out of range, or nothing is to be trained.
@@ -86,11 +89,8 @@ class GaussNewton(Optimizer):
         require_outputs("gauss_newton", self.forward, loss)
         self.loss = resolve(loss)
         self.first_damping, self.max_iterations, self.samples = damping, max_iterations, samples
-        self._named = {name: p for name, p in self.forward.parameters().items() if p.numel()}
-        self._parameters = list(self._named.values())
-        self._by_samples: bool | None = None
-        if not self._parameters:
-            raise ValueError("nothing to train: no parameter requires a gradient")
+        self._owned = {name: p for name, p in self.forward.parameters().items() if p.numel()}
+        self._named = self._trained()
         super().__init__([{"params": list(self.forward.parameters().values()), "lr": lr}], {"lr": lr})
 
     def step(self, x: Any, y: Any = None) -> Tensor:  # type: ignore[override]
@@ -100,6 +100,7 @@ class GaussNewton(Optimizer):
     def descend(self, batch: Batch | Parts, graded: Callable[[], None] | None = None, watcher: Any = None) -> Tensor:
         """One update; `graded` is called when gradients are in `.grad`, to be looked at; they are cleared after."""
         self.zero_grad()
+        self._named = self._trained()
         whole = self._whole
         whole["step"] += 1
         replay, seen = Replay(self.forward, self.loss, batch), Outputs(watcher)
@@ -112,14 +113,40 @@ class GaussNewton(Optimizer):
         self.zero_grad()
         return way.loss
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: d is of all that the model trains.
+
+        Raises:
+            ValueError: always, but for the group that it makes itself.
+        """
+        if self.param_groups:
+            raise ValueError(
+                "gauss_newton takes no further group of parameters, for it moves all that its model trains as one "
+                "vector: make it anew of a model that holds them"
+            )
+        super().add_param_group(param_group)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state, exactly."""
         exact.load(self, state_dict)
 
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """What d is of, by name: not what has been frozen since."""
+        trained = {name: p for name, p in self.forward.parameters().items() if p.numel()}
+        if not trained:
+            raise ValueError("nothing to train: no parameter requires a gradient")
+        if foreign := [name for name in trained if name not in self._owned]:
+            raise ValueError(f"{foreign[0]!r} was frozen when gauss_newton was made, and now is not: make it anew")
+        return trained
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return list(self._named.values())
+
     @property
     def _whole(self) -> dict[str, Any]:
         """What is not of one parameter, kept with the first."""
-        state = self.state[self._parameters[0]]
+        state = self.state[next(iter(self._owned.values()))]
         if "step" not in state:
             state.update(step=0, damping=0.0, scale=0.0, is_suited=None)
         return state
@@ -127,7 +154,7 @@ class GaussNewton(Optimizer):
     def _damped(self, bend: Callable[[], float], square: float) -> float:
         """λ, beside gᵀBg / gᵀg of the first step, which is asked for then."""
         whole = self._whole
-        if not whole["scale"]:
+        if not whole["scale"] and math.isfinite(square):
             ratio = bend() / square if square > 0 else 0.0
             whole["scale"] = ratio if 0 < ratio < math.inf else 1.0
             whole["damping"] = self.first_damping * whole["scale"]
@@ -147,8 +174,8 @@ class GaussNewton(Optimizer):
         buffers = [b.clone() for b in self.model.buffers()]
         with space.taps:
             value, output = objective(self.forward, self.loss, batch)
-            per_example = output.numel() // len(output) if isinstance(output, Tensor) and output.numel() else 0
-            whole["outputs"] = per_example
+            count = output.numel() if isinstance(output, Tensor) else 0
+            whole["outputs"] = count / num_examples(batch)  # positions too, where they lie on the first axis
             found = None if self._too_many(batch) else self._suited(space, output, batch, value)
         if found is None:
             whole["is_suited"] = whole["is_suited"] if self._too_many(batch) else False
@@ -229,11 +256,17 @@ class GaussNewton(Optimizer):
     def _take(self, way: _Way, replay: Replay, seen: Outputs) -> None:
         """Go along a direction as far as the loss falls, and see what that says of λ."""
         whole, loss = self._whole, float(way.loss)
-        if way.move and -way.slope <= torch.finfo(self._parameters[0].dtype).eps * abs(loss):
-            return  # less than this arithmetic tells apart
-        if not way.move or not (way.slope < 0 and math.isfinite(loss) and math.isfinite(way.bend)):
-            if way.move:
-                whole["damping"] /= FACTOR
+        if not way.move or not math.isfinite(loss):
+            return  # which says nothing of the model
+        if -way.slope <= SEEN * torch.finfo(self._parameters[0].dtype).eps * abs(loss):
+            # Less than this arithmetic tells apart: at the minimum, or for a λ that has grown so large.
+            first = self.first_damping * whole["scale"]
+            if whole["damping"] > first:
+                whole["damping"] = max(first, whole["damping"] * FACTOR)
+                self._forget_move()  # whose rounding is more than what such a λ leaves of d
+            return
+        if not (way.slope < 0 and math.isfinite(way.bend)):
+            whole["damping"] /= FACTOR
             return
         first = t = float(self.param_groups[0]["lr"])
         after = math.inf
@@ -247,12 +280,16 @@ class GaussNewton(Optimizer):
                 whole["damping"] /= FACTOR
             t /= 2
         else:
-            for p in self._parameters:
-                self.state[p].pop("move", None)
+            self._forget_move()
             whole["damping"] /= FACTOR**4
             return
         if t == first:
             whole["damping"] = adapted(whole["damping"], after - loss, t * way.slope + t * t * way.bend / 2, FACTOR)
+
+    def _forget_move(self) -> None:
+        """Conjugate gradients begin at zero again."""
+        for p in self._parameters:
+            self.state[p].pop("move", None)
 
 
 @dataclass(frozen=True, slots=True)

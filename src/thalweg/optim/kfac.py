@@ -27,10 +27,12 @@ from thalweg.gradients.columns import family
 from thalweg.gradients.factors import FactorSampling
 from thalweg.gradients.taps import Taps, eager
 from thalweg.optim import exact
+from thalweg.optim.blocks import covered, described, owned, remembered, renewed
 from thalweg.optim.damping import Outputs, Replay, adapted, positive, require_outputs
 from thalweg.optim.elementwise import adamw
 from thalweg.optim.estimate import Estimate
-from thalweg.optim.kronecker import Block, Rows, blocks, covered, described, mean_curvature, periods, remembered
+from thalweg.optim.kronecker import LONGEST_FACTORS, LONGEST_INVERSES, Block, mean_curvature, periods
+from thalweg.optim.rows import Rows
 from thalweg.step.backward import gradient
 from thalweg.step.batches import Parts
 from thalweg.step.data import Batch
@@ -40,8 +42,12 @@ from thalweg.step.moment import Moment
 
 #: Steps between two looks at the damping, and its factor for each of them (Martens & Grosse 2015, 6.5).
 LOOK_EVERY, OMEGA = 5, 19 / 20
-#: Factors and inverses are at most so many times as old as a part of the training: a quarter.
-EARLY = 4
+#: Looks that move the damping between two inversions, before which it is not used (ours: with 4, as many as theirs for
+#: inverses of every 20th step, an autoencoder whose inverses last 100 steps lost 1 to 6 % in 200 steps, three seeds).
+MOST_LOOKS = 8
+#: Factors and inverses get as old as this share of the steps before they were made (ours: with all of these steps,
+#: autoencoders and a CNN were at losses 4 to 7 % higher after equal steps, one seed).
+AGED = 0.5
 #: The least damping, in roundings of the mean curvature.
 LEAST_DAMPING = 0.1
 
@@ -54,14 +60,18 @@ class KFAC(Optimizer):
 
     Covered are dense layers, convolutions without groups, embeddings and the projections of attention, each weight in
     one layer only (called as often as it likes). The rest (norms, biases of their own, recurrent cells, weights that
-    layers share) goes to AdamW with the rate `rest_lr`, a parameter group of its own, which schedules scale alike.
+    layers share) goes to AdamW with the rate `rest_lr`, a parameter group of its own, which schedules scale alike. So
+    does, until it is heard, a layer that no estimate of the factors has seen in use, and for good a weight that is used
+    without its layer. A group that is added is AdamW's. What is frozen, or has no gradient in a step, stands still.
 
     Factors and inverses are computed anew every so many steps that both together take a share `budget` of the gradient,
-    by the number of multiplications; at first more often.
+    by the number of multiplications, or every 20 and every 100 where that is more often; before, at steps 1, 2, 3, 4,
+    6, 9, 13 and so on, which is up to 8 estimates and 11 inversions more in all.
 
     Cost of a step, in gradients, for layers of m inputs and n outputs and R rows of a batch: 1, a third for the length,
-    (m+n)/3R for the direction, or (m² + n² + mn)/3mn where that is less, and `budget`. Memory: A, G and their inverses,
-    2(m² + n²) numbers, in float32 where parameters are in half precision.
+    (m+n)/3R for the direction, or (m² + n² + mn)/3mn where that is less, and `budget`: 2 to 5 in time (measured:
+    `benchmarks/rules/parts.py`), for small products take longer than their multiplications. Memory: A, G and their
+    inverses, 2(m² + n²) numbers, in float32 where parameters are in half precision.
 
     For networks of dense and convolutional layers whose loss is badly conditioned: autoencoders, regression; batches of
     some hundred and more. Not where layers are much wider than the batch has rows, nor for networks that are mostly
@@ -70,17 +80,20 @@ class KFAC(Optimizer):
     Args:
         model: any module; it is called by `.step`, in the mode that it is in.
         loss: a name or function.
-        lr: α.
-        momentum: μ; 0 where the length is the model's own, for the best length along an old direction is short.
+        lr: α; 1 is the model's own step.
+        momentum: μ; 0 where the length is the model's own, for the best length along an old direction is short
+            (measured: docs/decisions/0017).
         damping: λ of the first step, in units of the mean curvature tr(A)tr(G)/dim(A)dim(G) over all layers; less where
-            batches are large, 0.01 say for all of the data.
-        trust: κ, what a step may change the predictions by, beside the loss; 1 would be as much as explains all of it.
-        weight_decay: θ ← θ − α w θ of matrices, apart from the gradient.
-        budget: what factors and inverses may cost.
+            batches are large, 0.01 say for all of the data (10: ours, for noisy mini-batches).
+        trust: κ, what a step may change the predictions by, beside the loss; 1 would be as much as explains all of it
+            (0.3: ours, docs/decisions/0017).
+        weight_decay: w in θ ← θ − α w θ, of matrices, apart from the gradient; of what AdamW moves, too, at its rate
+            (0: ours; the length is the best for the loss alone).
+        budget: what factors and inverses may cost (0.25: ours, as SOAP's).
         fisher: "monte_carlo", "true" or "empirical", as in `gradients.kronecker_factors`; "auto" is the first where it
             is known of the loss (`cross_entropy`, `mse`, `binary_cross_entropy`), else the last.
         sharing: "expand" takes each position that a weight is applied to as a row, "reduce" their mean.
-        rest_lr: AdamW's rate.
+        rest_lr: AdamW's rate (1e-3: Kingma & Ba 2015, section 2, as AdamW's in `catalogue.py`).
         seed: what is drawn follows from it and the number of the step.
 
     Raises:
@@ -114,7 +127,7 @@ class KFAC(Optimizer):
         if fisher == "auto":
             fisher = "monte_carlo" if family(self.loss) else "empirical"
         self.estimate = Estimate(FactorSampling(fisher, sharing, rows=None), seed)
-        self.budget, self.first_damping, self.trust = budget, damping, trust
+        self.budget, self.first_damping, self.trust, self.rest_lr = budget, damping, trust, rest_lr
         self._blocks: list[Block] | None = None
         self._has_warned = False
         ours = covered(self.model)
@@ -154,6 +167,10 @@ class KFAC(Optimizer):
         self.zero_grad()
         return loss
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """A further group, for AdamW: at `rest_lr`, unless it has an "lr" of its own."""
+        super().add_param_group({"lr": self.rest_lr} | param_group)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state, exactly."""
         exact.load(self, state_dict)
@@ -166,8 +183,8 @@ class KFAC(Optimizer):
         """What is not of one parameter, kept with the first."""
         state = self.state[self.param_groups[0]["params"][0]]
         if "step" not in state:
-            state.update(step=0, estimates=0, factors=0, inverses=0, looked=0)
-            state.update(periods=[1, 1], damping=0.0, loss=None, blocks=[])
+            state.update(step=0, factors=0, inverses=0, looked=0, looks=0)
+            state.update(periods=[LONGEST_FACTORS, LONGEST_INVERSES], damping=0.0, loss=None, blocks=[])
         return state
 
     def _known(self) -> list[Block]:
@@ -180,16 +197,21 @@ class KFAC(Optimizer):
         return self._blocks
 
     def _is_due(self, what: str) -> bool:
-        """Whether factors, or inverses, are computed at this step; at first after every quarter more of steps."""
+        """Whether factors, or inverses, are new at this step: at 1, 2, 3, 4, 6, 9, 13, … until that is their period.
+
+        Inverses wait for new factors, for of old ones there are inverses.
+        """
         whole = self._whole
-        period = whole["periods"][what == "inverses"]
-        return not whole[what] or whole["step"] - whole[what] >= min(period, max(1, whole["step"] // EARLY))
+        if what == "inverses" and whole["factors"] != whole["step"]:
+            return False
+        last, period = whole[what], whole["periods"][what == "inverses"]
+        return not last or bool(whole["step"] - last >= min(period, max(1, int(AGED * last))))
 
     # ── parts of a step ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _gradient(self, batch: Batch | Parts, seen: Outputs, is_changed: bool) -> tuple[Tensor, Rows | None]:
         """The gradient in `.grad`, the loss; and rows of layers whose direction is made from them."""
-        layers = {b.layer for b in self._known() if b.is_by_rows}
+        layers = {b.layer for b in self._known() if b.is_by_rows and b.weight.requires_grad}
         if is_changed or not layers or type(batch) is Parts:
             return gradient(self.forward, self.loss, batch, seen), None
         rows = Rows(layers)
@@ -203,21 +225,19 @@ class KFAC(Optimizer):
         moment = Moment(self.forward)
         found = self.estimate(self.model, batch, self.loss, whole["step"])
         moment.put_back()
-        if not found:
-            return
-        if not whole["blocks"]:
-            self._blocks = blocks(self.model, found, self.state)
-            whole["blocks"] = described(self.model, self._blocks)
-        whole["estimates"] += 1
-        for block in self._known():
+        found = owned(self.model, found, self.param_groups[0]["params"])
+        known = self._known()
+        self._blocks = renewed(self.model, known, found, self.state)
+        whole["blocks"] = described(self.model, self._blocks)
+        for block in self._blocks:
             if block.layer in found:
-                block.observe(found[block.layer], whole["estimates"])
-        if whole["estimates"] == 1:
-            whole["periods"] = periods(self._known(), self.budget)
+                block.observe(found[block.layer])
+        if any(b not in known for b in self._blocks):  # which have no inverses yet
+            whole["periods"], whole["inverses"] = periods(self._blocks, self.budget), 0
 
     def _invert(self) -> None:
         whole = self._whole
-        whole["inverses"] = whole["step"]
+        whole["inverses"], whole["looks"] = whole["step"], 0
         scale = mean_curvature(self._known())
         least = LEAST_DAMPING * torch.finfo(self._known()[0].get("A").dtype).eps * scale
         whole["damping"] = max(whole["damping"] or self.first_damping * scale, least)
@@ -232,16 +252,18 @@ class KFAC(Optimizer):
             )
 
     def _direction(self, rows: Rows | None) -> dict[nn.Parameter, Tensor]:
-        """M of every parameter that is covered; empty where a gradient is not finite."""
+        """M of every parameter that is covered and has a gradient: not of one that is frozen, or not in use."""
         found: dict[nn.Parameter, Tensor] = {}
         for block in self._known():
-            if rows is not None and block.is_by_rows and (own := rows.of(block.layer)) is not None:
+            if (own := self._told(block, rows)) is not None:
                 d = block.direction_of_rows(own)
             elif (g := block.gradient()) is not None:
                 d = block.direction(g)
             else:
                 continue
             for p, of_rows, part in block.parts(d):
+                if p.grad is None:
+                    continue
                 if part.shape == p.shape:
                     found[p] = part
                     continue
@@ -255,6 +277,20 @@ class KFAC(Optimizer):
                 state["momentum"] = d.clone() if "momentum" not in state else state["momentum"].lerp_(d, 1 - mu)
                 found[p] = state["momentum"]
         return found
+
+    def _told(self, block: Block, rows: Rows | None) -> tuple[Tensor, Tensor] | None:
+        """The rows that a block's direction is made from; None where that is its gradient.
+
+        Looked at again with each inversion: a penalty may come later.
+        """
+        if rows is None or not block.is_by_rows or (own := rows.of(block.layer)) is None:
+            return None
+        if any(p is not None and p.grad is None for p in (block.weight, block.bias)):
+            return None  # rows would tell a gradient of what is frozen
+        whole = self._whole
+        if block.get("is_told_by_rows") is None or whole["inverses"] == whole["step"]:
+            block.set("is_told_by_rows", rows.suffice(block))
+        return own if block.get("is_told_by_rows") else None
 
     def _length(self, move: dict[nn.Parameter, Tensor], replay: Replay, seen: Outputs, loss: float) -> Step | None:
         """β, and what the model says of it; None where nothing is to move."""
@@ -281,23 +317,43 @@ class KFAC(Optimizer):
     def _move(
         self, move: dict[nn.Parameter, Tensor], step: Step | None, replay: Replay, seen: Outputs, loss: float
     ) -> None:
-        whole, group, rest = self._whole, self.param_groups[0], self.param_groups[-1]
+        group = self.param_groups[0]
         if step is not None:
-            if whole["step"] - whole["looked"] >= LOOK_EVERY:
-                whole["looked"] = whole["step"]
+            if self._is_time_to_look():
                 _, after = replay.change(list(move), list(move.values()), -step.length, seen)
-                whole["damping"] = adapted(whole["damping"], after - loss, step.predicted, OMEGA**LOOK_EVERY)
+                self._learn(after - loss, step.predicted)
                 if not after < loss:
                     step = Step(0.0, 0.0)
             for p in move if group["weight_decay"] else ():
                 if p.ndim >= 2:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(list(move), list(move.values()), alpha=-step.length)
-        ours = {id(p) for block in self._known() for p in (block.weight, block.bias)}
+        moving = [block for block in self._known() if block.weight.grad is not None]
+        ours = {id(p) for block in moving for p in (block.weight, block.bias)}
         for group in self.param_groups:
+            rate = self._rate_of_rest(group)
             for p in group["params"]:
                 if id(p) not in ours and p.grad is not None and p.numel():
-                    adamw(p, self.state[p], rest["lr"], rest["weight_decay"] if p.ndim >= 2 else 0.0)
+                    adamw(p, self.state[p], rate, group["weight_decay"] if p.ndim >= 2 else 0.0)
+
+    def _is_time_to_look(self) -> bool:
+        whole = self._whole
+        is_due = whole["step"] - whole["looked"] >= LOOK_EVERY
+        whole["looked"] = whole["step"] if is_due else whole["looked"]
+        return bool(is_due)
+
+    def _learn(self, actual: float, predicted: float) -> None:
+        """λ from what a step has brought; not so often that it runs away from the inverses, made with an older one."""
+        whole = self._whole
+        whole["looks"] += 1
+        if whole["looks"] <= MOST_LOOKS:
+            whole["damping"] = adapted(whole["damping"], actual, predicted, OMEGA**LOOK_EVERY)
+
+    def _rate_of_rest(self, group: dict[str, Any]) -> float:
+        """AdamW's rate for what has no block; the first group's own is a share of K-FAC's step."""
+        if group is not self.param_groups[0]:
+            return float(group["lr"])
+        return float(self.rest_lr * group["lr"] / group.get("initial_lr", self.defaults["lr"]))
 
 
 @dataclass(frozen=True, slots=True)

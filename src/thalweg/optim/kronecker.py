@@ -10,7 +10,7 @@ and of fewer rows than the matrices, ∇ = gᵀa is never multiplied itself: D =
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.gradients.factors import KroneckerFactors
-from thalweg.gradients.layers import kind
 from thalweg.gradients.pieces import as_float
-from thalweg.gradients.taps import Tap
 
 #: Weight of the running mean of the factors in the long run (Martens & Grosse 2015, section 5).
 DECAY = 0.95
@@ -34,7 +32,7 @@ INVERSE = 2.0
 WORTH = 0.7
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Block:
     """A weight, or some rows of it, with its bias and the state that holds its factors under names with a suffix."""
 
@@ -65,8 +63,10 @@ class Block:
 
     # ── statistics ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def observe(self, found: KroneckerFactors, count: int) -> None:
-        """Take in the k-th estimate; one that is not finite is passed over."""
+    def observe(self, found: KroneckerFactors) -> None:
+        """Take in an estimate; one that is not finite is passed over."""
+        count = (self.get("estimates") or 0) + 1
+        self.set("estimates", count)
         decay = min(1 - 1 / count, DECAY)
         for name, new in (("A", found.A), ("G", found.G)):
             mean = self.get(name)
@@ -94,7 +94,7 @@ class Block:
         for name, factor, shift in (("A", a, pi * math.sqrt(damping)), ("G", g, math.sqrt(damping) / pi)):
             inverse = inverted(factor, shift)
             if inverse is not None:
-                self.set(f"{name}_inverse", inverse)
+                self.set(f"{name}_inverse", inverse.contiguous())  # laid out as a checkpoint brings it back
                 continue
             done = False
             if self.get(f"{name}_inverse") is None:
@@ -102,6 +102,11 @@ class Block:
                 self.set(f"{name}_inverse", torch.full_like(factor, scale) if factor.ndim == 1 else
                          torch.eye(len(factor)).to(factor) * scale)  # fmt: skip
         return done
+
+    def forget(self) -> None:
+        """Nothing is known of the layer, and no factor in the state."""
+        for name in ("A", "G", "A_inverse", "G_inverse", "estimates", "is_told_by_rows"):
+            self.state.pop(name + self.suffix, None)
 
     # ── direction ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -149,10 +154,11 @@ class Block:
 
     @property
     def is_by_rows(self) -> bool:
-        """Whether the direction is made from the rows of the batch."""
+        """Whether the direction is made from the rows of the batch: that costs less, and they tell all of ∇."""
+        if not self.is_dense or self.get("is_told_by_rows") is False:
+            return False
         into, out = self.sizes
-        by_rows = self.num_rows * (into**2 + out**2 + into * out)
-        return self.is_dense and by_rows < WORTH * into * out * (into + out)
+        return self.num_rows * (into**2 + out**2 + into * out) < WORTH * into * out * (into + out)
 
     @property
     def costs(self) -> tuple[float, float, float]:
@@ -197,96 +203,3 @@ def inverted(factor: Tensor, shift: float) -> Tensor | None:
 
 def _trace(factor: Tensor) -> Tensor:
     return factor.sum() if factor.ndim == 1 else factor.diagonal().sum()
-
-
-class Rows:
-    """Listens to dense layers whose direction is made from rows: the layer's inputs, and gradients at its outputs."""
-
-    def __init__(self, layers: Collection[str]) -> None:
-        self.layers = layers
-        self._held: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def wants(self, layer: str, module: nn.Module) -> Collection[str]:
-        """Of the layers that are listened to, input and gradient."""
-        return ("input", "gradient") if layer in self.layers else ()
-
-    def read(self, tap: Tap) -> None:
-        """A call."""
-        assert tap.input is not None and tap.gradient is not None
-        pair = as_float(tap.input).flatten(0, -2), as_float(tap.gradient).flatten(0, -2)
-        self._held.setdefault(tap.layer, []).append(pair)
-
-    def of(self, layer: str) -> tuple[Tensor, Tensor] | None:
-        """Rows of all calls of a layer, one below the other."""
-        held = self._held.get(layer)
-        if not held:
-            return None
-        if len(held) == 1:
-            return held[0]
-        return torch.cat([a for a, _ in held]), torch.cat([g for _, g in held])
-
-
-def covered(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters of layers that have Kronecker factors: trained, and in one layer only."""
-    holders: dict[int, int] = {}
-    for module in model.modules():
-        if kind(module):
-            for p in module._parameters.values():
-                if p is not None:
-                    holders[id(p)] = holders.get(id(p), 0) + 1
-    found: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        what: Any = module
-        known = kind(module)
-        if known == "attention":
-            names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-            weights = [*(getattr(what, name) for name in names), what.out_proj.weight]
-            biases = [what.in_proj_bias, what.out_proj.bias]
-        elif known in ("dense", "embedding") or (known == "convolution" and what.groups == 1):
-            weights, biases = [what.weight], [getattr(what, "bias", None)]
-        else:
-            continue
-        weights = [p for p in weights if p is not None and p.requires_grad and holders.get(id(p), 1) == 1]
-        trained = [p for p in biases if p is not None and p.requires_grad and holders.get(id(p), 1) == 1]
-        for p in [*weights, *(trained if weights else [])]:
-            if p.numel() and not p.is_complex():
-                found[id(p)] = p
-    return list(found.values())
-
-
-def blocks(model: nn.Module, found: Mapping[str, KroneckerFactors], states: Mapping[Any, Any]) -> list[Block]:
-    """A block for each pair of factors."""
-    named = dict(model.named_parameters())
-    made = []
-    for key, factors in found.items():
-        weight = named[factors.weight]
-        rows, bias_rows = (_bounds(part, len(weight)) for part in (factors.rows, factors.bias_rows))
-        made.append([key, factors.weight, factors.bias, rows, bias_rows, factors.num_rows])
-    return remembered(model, made, states)
-
-
-def remembered(model: nn.Module, words: list[Any], states: Mapping[Any, Any]) -> list[Block]:
-    """Blocks from what a state says of them: (layer, weight, bias, rows, bias rows, rows of a batch) each."""
-    named, modules = dict(model.named_parameters()), dict(model.named_modules())
-    made = []
-    for layer, weight, bias, rows, bias_rows, count in words:
-        is_dense = layer in modules and kind(modules[layer]) == "dense"
-        of_bias = None if bias is None else named[bias]
-        w = named[weight]
-        made.append(Block(layer, w, of_bias, tuple(rows), tuple(bias_rows), count, is_dense, states[w]))  # type: ignore
-    return made
-
-
-def described(model: nn.Module, made: list[Block]) -> list[Any]:
-    """What `remembered` makes the blocks from: words and numbers."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    words = []
-    for b in made:
-        bias = None if b.bias is None else names[id(b.bias)]
-        words.append([b.layer, names[id(b.weight)], bias, list(b.rows), list(b.bias_rows), b.num_rows])
-    return words
-
-
-def _bounds(part: slice, size: int) -> tuple[int, int]:
-    start, stop, _ = part.indices(size)
-    return start, stop

@@ -29,8 +29,8 @@ class ScheduleFree(Wrapped):
     own momentum and that of y add up: give rules without one (`betas=(0, …)`, `momentum=0`) where both are not meant.
 
     When: the length of the training is not known. When not: weights of half precision, where x cannot be had back from
-    y and z; L-BFGS, which calls its closure several times. Cost of a step: five passes over the weights; memory: z, one
-    number a weight.
+    y and z; rules that evaluate the loss by themselves (L-BFGS, K-FAC, Gauss–Newton). Cost of a step: five passes over
+    the weights; memory: z, one number a weight.
 
     Args:
         optimizer: the rule.
@@ -38,6 +38,7 @@ class ScheduleFree(Wrapped):
 
     Raises:
         ValueError: β out of range, or weights of half precision.
+        TypeError: a rule that evaluates the loss by itself.
 
     >>> weight = torch.nn.Parameter(torch.tensor([4.0]))
     >>> optimizer = ScheduleFree(torch.optim.SGD([weight], lr=0.5))
@@ -52,11 +53,12 @@ class ScheduleFree(Wrapped):
     def __init__(self, optimizer: Optimizer, momentum: float = 0.9) -> None:
         if not 0 < momentum < 1:
             raise ValueError(f"momentum lies between 0 and 1, got {momentum!r}")
-        if any(p.dtype.itemsize < 4 for group in optimizer.param_groups for p in group["params"]):
+        super().__init__(optimizer, {"free_momentum": momentum})
+
+    def _begin(self, group: dict[str, Any]) -> None:
+        if any(p.dtype.itemsize < 4 for p in group["params"]):
             raise ValueError("schedule-free needs weights of float32 or wider")
-        for group in optimizer.param_groups:
-            group |= {"free_momentum": momentum, "free_rate": 0.0, "free_sum": 0.0}
-        super().__init__(optimizer)
+        group |= {"free_momentum": self.defaults["free_momentum"], "free_rate": 0.0, "free_sum": 0.0}
 
     def _around(self, pairs: list[tuple[dict[str, Any], Tensor]]) -> None:
         β = self.param_groups[0]["free_momentum"]

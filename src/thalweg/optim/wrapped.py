@@ -11,12 +11,23 @@ from torch.optim import Optimizer
 
 
 class Wrapped(Optimizer):
-    """What wrappers share. Save and load the wrapper, not the rule inside."""
+    """What wrappers share. Save and load the wrapper, not the rule inside.
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    Raises:
+        TypeError: the rule evaluates the loss by itself.
+    """
+
+    def __init__(self, optimizer: Optimizer, options: dict[str, Any]) -> None:
+        if hasattr(optimizer, "descend") or type(optimizer).__name__ == "LBFGS":
+            raise TypeError(
+                f"{type(self).__name__} goes around a rule whose step needs gradients alone, and "
+                f"{type(optimizer).__name__} evaluates the loss by itself: use it without a wrapper"
+            )
         self.optimizer = optimizer
-        super().__init__(optimizer.param_groups, {})
+        super().__init__(optimizer.param_groups, options)
         self._follow()
+        for group in self.param_groups:
+            self._begin(group)
 
     def _follow(self) -> None:
         """A rule that was loaded has new groups and a new state."""
@@ -24,8 +35,15 @@ class Wrapped(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
         if all(group is not param_group for group in self.optimizer.param_groups):
+            begun = len(self.param_groups)
             self.optimizer.add_param_group(param_group)
             self._follow()
+            try:
+                for group in self.param_groups[begun:]:
+                    self._begin(group)
+            except ValueError:
+                del self.param_groups[begun:]
+                raise
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"optimizer": self.optimizer}  # type: ignore[no-any-return,no-untyped-call]
@@ -53,6 +71,10 @@ class Wrapped(Optimizer):
         pairs = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         self._around(pairs)
         return loss
+
+    def _begin(self, group: dict[str, Any]) -> None:
+        """Give a group of the rule inside what the outer one keeps of it."""
+        raise NotImplementedError
 
     def _around(self, pairs: list[tuple[dict[str, Any], Tensor]]) -> None:
         """The step of parameters that have a gradient, each with its group, by way of `self.optimizer.step()`."""
