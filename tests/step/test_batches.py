@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+import thalweg
 from thalweg.step.batches import CHUNK_BYTES, Batches, Order, Parts, automatic_size
-from thalweg.step.data import Arrays, Items, Stream, read
+from thalweg.step.data import Arrays, Items, Stream, cast, read
 from thalweg.tensors.named import leaves
 
 
@@ -83,6 +85,8 @@ def test_a_loaders_last_single_example_joins_too() -> None:
     loader = DataLoader(TensorDataset(*numbered(7)), batch_size=3)
     assert drawn(cut(loader, Order(None, keep_single=False))) == [[0, 1, 2], [3, 4, 5, 6]]
     assert drawn(cut(loader, Order(None))) == [[0, 1, 2], [3, 4, 5], [6]]
+    for start, left in ((1, [[3, 4, 5, 6]]), (2, [])):
+        assert drawn(cut(loader, Order(None, keep_single=False), start=start)) == left
 
 
 # ── micro-batches ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,6 +154,44 @@ def test_several_inputs_by_position_and_by_name() -> None:
             first, second = leaves(batch)
             assert torch.equal(first + 1, second)
             assert torch.equal(first[:, 0], target.float())
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+def test_a_named_tuple_of_inputs_stays_one() -> None:
+    x, y = numbered(7)
+    parts = [(Pair(x[i : i + 3].numpy(), x[i : i + 3] + 1), y[i : i + 3]) for i in (0, 3, 6)]
+    for order, rows in ((Order(None), [3, 3, 1]), (Order(None, keep_single=False), [3, 4])):
+        found = cut(parts, order)
+        assert [len(inputs.left) for inputs, _ in found] == rows
+        for inputs, target in found:
+            assert isinstance(inputs, Pair)
+            assert torch.equal(inputs.left + 1, inputs.right) and torch.equal(inputs.left[:, 0], target.float())
+
+
+def test_a_tensor_dataset_of_one_is_inputs_without_a_target(tmp_path: Path) -> None:
+    form = read(TensorDataset(numbered(5)[0]))
+    assert isinstance(form, Arrays) and len(form) == 5 and form.y is None
+    with pytest.raises(ValueError, match="target"):
+        thalweg.fit(nn.Linear(1, 1), TensorDataset(numbered(5)[0]), "mse", run_dir=tmp_path / "run", verbose=False)
+
+
+def test_what_goes_to_the_cpu_is_waited_for() -> None:
+    """What comes from a GPU without waiting may be read before it is there."""
+    asked: list[bool] = []
+
+    class Seen(Tensor):
+        def to(self, *_: Any, non_blocking: bool = False, **__: Any) -> Any:
+            asked.append(non_blocking)
+            return self
+
+    t = torch.ones(2).as_subclass(Seen)
+    for device in ("cpu", "cuda"):
+        cast((t, t), torch.float32, torch.device(device))
+    assert asked == [False, False, True, True]
 
 
 def test_a_stream_starts_where_it_was_left() -> None:

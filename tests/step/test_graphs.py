@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import thalweg
-from thalweg.step import graphs, refusals
+from thalweg.step import graphs, planned, refusals
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
 from thalweg.step.graphs import Graph, live
@@ -23,7 +23,7 @@ from thalweg.step.planned import Asked, PlannedStep, shapes
 from thalweg.step.planner import Budget
 from thalweg.step.update import Clip, Update
 from thalweg.step.whole import Step
-from thalweg.tensors.named import mapped
+from thalweg.tensors.named import leaves, mapped
 
 Rule = Callable[[Any], Optimizer]
 HAS_GPU = torch.cuda.is_available()
@@ -169,8 +169,41 @@ class Counting(torch.optim.SGD):
                     p.data.add_(p.grad, alpha=-factor * float(group["lr"]))
 
 
-def test_a_rule_that_counts_in_python_stays_outside() -> None:
-    rule: Rule = lambda p: Counting(p, 0.05)  # noqa: E731
+class Listing(torch.optim.SGD):
+    """As `Counting`, in a list that is changed where it lies."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+        self.kept: dict[str, list[int]] = {"steps": []}
+
+    def step(self, closure: Any = None) -> Any:
+        self.kept["steps"].append(len(self.kept["steps"]))
+        factor = 0.5 if len(self.kept["steps"]) > 3 else 1.0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.data.add_(p.grad, alpha=-factor * float(group["lr"]))
+
+
+class Grouping(torch.optim.SGD):
+    """As `Counting`, in a list of its group."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+        self.param_groups[0]["seen"] = [0]
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["seen"][0] += 1
+            factor = 0.5 if group["seen"][0] > 3 else 1.0
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.data.add_(p.grad, alpha=-factor * float(group["lr"]))
+
+
+@pytest.mark.parametrize("of_rule", [Counting, Listing, Grouping])
+def test_a_rule_that_counts_in_python_stays_outside(of_rule: Any) -> None:
+    rule: Rule = lambda p: of_rule(p, 0.05)  # noqa: E731
     of, other = moved(case("dense", torch.float64)), moved(case("dense", torch.float64))
     step, eager = Captured(of, rule), plain(other, rule)
     torch.testing.assert_close(losses(step, of.batches), losses(eager, other.batches), rtol=TIGHT, atol=0)
@@ -350,6 +383,35 @@ def test_a_race_is_run_by_graphs() -> None:
     assert run.plan.captured_after == 1 or (run.plan.captured_after is None and run.plan.notes), run.plan
 
 
+def test_a_compiled_step_is_made_for_the_strides_that_it_is_captured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows with gaps between them, as of `tokens[:, :-1]`, are copied without."""
+    of = case("transformer")
+    batch = of.batches[0]
+    assert not batch[0].is_contiguous()
+    strides: dict[str, list[Any]] = {}
+    step = PlannedStep(Forward(of.model), of.loss, Update(adamw(of.model.parameters())), Asked(plan=Plan()))
+    step.plainly(batch)
+    inner, recorded = live(step, batch, outputs=False)
+    record = planned.trace
+
+    def traced(step: Step, batch: Batch, outputs: bool) -> Any:
+        strides["traced"] = [t.stride() for t in leaves(batch)]
+        return record(step, batch, outputs)
+
+    def compiled(traced: Any, arguments: Sequence[Tensor]) -> Any:
+        strides["compiled"] = [t.stride() for t in arguments[-2:]]
+        return inner
+
+    monkeypatch.setattr(planned, "trace", traced)
+    monkeypatch.setattr(planned, "fused", compiled)
+    monkeypatch.setattr(step, "device", torch.device("cuda"))
+    step.record(batch)
+    monkeypatch.setattr(step, "_traced", recorded)
+    graph, _ = step.load(batch)
+    assert isinstance(graph, Graph) and graph.takes(batch)
+    assert strides["traced"] == strides["compiled"] == [t.stride() for t in graph._inputs]
+
+
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 NothingFrozen = refusals.NothingFrozen
@@ -390,4 +452,23 @@ def test_arithmetic_of_fewer_digits_is_timed_as_it_will_run() -> None:
         for _ in range(14):
             step(x + torch.randn_like(x), y)
         assert step.plan.arithmetic in ("tf32", "bfloat16"), step.plan
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_between_steps_products_are_as_they_were() -> None:
+    seen: list[str] = []
+
+    class Looking(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.get_float32_matmul_precision())
+            return super().forward(x)
+
+    model = Looking(4, 3).to(DEVICE)
+    x, y = torch.randn(8, 4, device=DEVICE), torch.randint(3, (8,), device=DEVICE)
+    before, plan = torch.get_float32_matmul_precision(), Plan(arithmetic="tf32", arithmetic_after=1)
+    with thalweg.fast_step(model, "cross_entropy", adamw(model.parameters()), plan=plan) as step:
+        for _ in range(3):
+            step(x, y)
+            model(x)
+    assert seen == [before, before, "high", before, "high", before]
     assert torch.get_float32_matmul_precision() == before

@@ -22,11 +22,12 @@ from thalweg.step.compiler import Compilation, CompileFailed
 from thalweg.step.data import Batch, shapes
 from thalweg.step.forward import Forward
 from thalweg.step.kernels import allocator
+from thalweg.step.losses import resolve
 from thalweg.step.plan import Plan
 from thalweg.step.planned import Asked, PlannedStep
 from thalweg.step.planner import TOO_SHORT, Budget, Planner
+from thalweg.step.snapshot import Snapshot
 from thalweg.step.trace import Untraceable
-from thalweg.step.trial import Snapshot
 from thalweg.step.update import Update
 from thalweg.step.whole import Step
 
@@ -140,6 +141,34 @@ def test_a_layout_is_taken_where_it_is_faster(gain: float, times: Callable[[floa
         assert same(found, eager("cnn")), "what was tried leaves no trace"
     step.close()
     assert [p.stride() for p in of.model.parameters()] == strides
+
+
+class Viewed(nn.Module):
+    """Asks for one order in memory, as much code does that flattens by `view`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.inner, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).relu().view(len(x), -1))
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_layout_in_which_a_step_fails_is_left_and_planning_goes_on(times: Callable[[float], None]) -> None:
+    times(2.0)
+    of = case("cnn")
+    step = planned(Case(Viewed(), of.loss, of.batches), budget=Budget(20))
+    step.open()
+    found = trained(step, of.batches)
+    failed, *others = step.plan.notes
+    assert failed.startswith("channels last was not taken: a step fails in it (RuntimeError: view size is not")
+    assert (step.plan.layout, others) == ("as_is", [TOO_SHORT])
+    other = Viewed()
+    expected = trained(Step(Forward(other), of.loss, Update(adam(other.parameters()))), of.batches)
+    assert same(found, expected)
+    step.close()
 
 
 # ── what is not compiled ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -451,6 +480,40 @@ def test_a_rate_at_which_planning_diverges_is_lowered_for_it(ready: Any, times: 
     step.close()
 
 
+def test_a_rate_that_is_a_tensor_is_what_it_was_afterwards(ready: Any, times: Callable[[float], None]) -> None:
+    ready(Faithful), times(2.0)
+    of, rate = case("dense"), torch.tensor(1e12)
+    update = Update(torch.optim.SGD(of.model.parameters(), rate, foreach=False))
+    step = PlannedStep(Forward(of.model), of.loss, update, Asked(budget=Budget(wait=True)))
+    step.open()
+    step.plan_on(itertools.repeat(of.batches[0]))
+    assert step.plan.compiled_after == 1
+    assert update.optimizer.param_groups[0]["lr"] is rate and float(rate) == float(torch.tensor(1e12))
+    step.close()
+
+
+def test_planning_leaves_no_trace_in_a_head_that_only_the_rule_knows(times: Callable[[float], None]) -> None:
+    times(2.0)
+
+    def made() -> tuple[Case, nn.Module, Callable[..., Tensor]]:
+        of = case("cnn")
+        torch.manual_seed(4)
+        head = nn.Linear(5, 5)
+        return of, head, lambda output, target: nn.functional.cross_entropy(head(output), target)
+
+    ends, plan = [], None
+    for _ in range(2):
+        of, head, loss = made()
+        update = Update(adam([*of.model.parameters(), *head.parameters()]))
+        step = PlannedStep(Forward(of.model), resolve(loss), update, Asked(plan=plan))
+        step.open()
+        ends.append([*trained(step, of.batches), *(p.detach().clone() for p in head.parameters())])
+        step.close()
+        plan = step.plan
+    assert plan is not None and plan.layout == "channels_last"
+    assert same(*ends)
+
+
 def test_what_an_earlier_part_of_a_run_has_chosen_is_not_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(Planner, "_first_choices", lambda self, batch: chosen.append(self.step.number))
@@ -566,6 +629,29 @@ def test_bfloat16_is_left_where_the_loss_is_off(times: Callable[[float], None]) 
     trained(step, of.batches[:1])
     assert step.plan.arithmetic == "exact"
     assert any(note.startswith("bfloat16 was not taken: over 8 steps the loss was off by") for note in step.plan.notes)
+    step.close()
+
+
+@pytest.mark.usefixtures("no_process")
+def test_an_arithmetic_in_which_a_step_fails_is_left_and_planning_goes_on(
+    monkeypatch: pytest.MonkeyPatch, times: Callable[[float], None]
+) -> None:
+    times(2.0)
+    plainly = PlannedStep.plainly
+
+    def fails(step: PlannedStep, batch: Batch) -> Tensor:
+        loss = plainly(step, batch)
+        if step.arithmetic is not None:
+            raise RuntimeError("not implemented for 'BFloat16'\nand more")
+        return loss
+
+    monkeypatch.setattr(PlannedStep, "plainly", fails)
+    step = planned(case("dense"), is_fast=True, budget=Budget(20))
+    step.open()
+    assert same(trained(step, case("dense").batches), eager("dense"))
+    failed, *others = step.plan.notes
+    assert failed == "bfloat16 was not taken: a step fails in it (RuntimeError: not implemented for 'BFloat16')."
+    assert (step.plan.arithmetic, others) == ("exact", [TOO_SHORT])
     step.close()
 
 

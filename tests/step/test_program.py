@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,13 +15,15 @@ import torch
 from step_cases import NAMES, Case, case
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import thalweg
-from thalweg.step import compiler
+from thalweg.step import compiler, planned
 from thalweg.step.compiler import CompileFailed
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
 from thalweg.step.kernels import products
+from thalweg.step.losses import resolve
 from thalweg.step.plan import Plan
 from thalweg.step.planned import Asked, PlannedStep, shapes
 from thalweg.step.program import Program
@@ -101,7 +105,9 @@ PLANS: dict[str, dict[str, Any]] = {
 
 #: oneDNN adds up the gradient of a bias over images and pixels one after the other where they lie channels last, as it
 #: does in the eager step in that order: 2e-6 of the gradient, where the eager step on images as they are has 6e-7.
-MISSED = pytest.mark.xfail(reason="oneDNN's gradient of the bias of a grouped convolution, channels last")
+MISSED = pytest.mark.xfail(
+    reason="oneDNN's gradient of the bias of a grouped convolution, channels last; not on every processor", strict=False
+)
 
 
 def table(dtype: torch.dtype) -> list[Any]:
@@ -283,6 +289,30 @@ def set_hook_before(step: Step) -> None:
     step.forward.model.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
 
 
+def set_hook_of_a_gradient(step: Step) -> None:
+    step.forward.model.last.weight.register_hook(lambda g: g * 2)
+
+
+def set_hook_after_a_gradient(step: Step) -> None:
+    def double(p: Tensor) -> None:
+        p.grad = p.grad * 2
+
+    step.forward.model.last.weight.register_post_accumulate_grad_hook(double)
+
+
+def set_hook_of_the_rule(step: Step) -> None:
+    step.update.optimizer.register_step_post_hook(lambda rule, *_: rule.param_groups[0]["params"][0].data.mul_(0.9))
+
+
+def set_forward(step: Step) -> None:
+    model, call = step.forward.model, step.forward.model.forward
+    model.forward = lambda x: 2 * call(x)
+
+
+def append(step: Step) -> None:
+    step.forward.model.words.append("a word more")
+
+
 def forget(step: Step) -> None:
     step.update.optimizer.state.clear()
 
@@ -293,7 +323,8 @@ def leave_out(step: Step) -> None:
 
 CHANGES = (
     set_eval, set_betas, set_decay, freeze, set_dropout, set_number, set_hidden_number, set_mask, set_buffer, set_layer,
-    set_hook, set_hook_before, forget, leave_out,
+    set_hook, set_hook_before, set_hook_of_a_gradient, set_hook_after_a_gradient, set_hook_of_the_rule, set_forward,
+    append, forget, leave_out,
 )  # fmt: skip
 
 
@@ -405,10 +436,6 @@ def change_mask(step: Step) -> None:
     step.forward.model.mask.mul_(2.0)
 
 
-def change_list(step: Step) -> None:
-    step.forward.model.words.append("a word more")
-
-
 def set_rate(step: Step) -> None:
     group(step)["lr"] = 0.003
 
@@ -418,7 +445,7 @@ def set_rate_as_tensor(step: Step) -> None:
 
 
 MOVES = (
-    load, load_weights, move_data, move_one_state, turn, change_mask, change_list, set_rate, set_rate_as_tensor,
+    load, load_weights, move_data, move_one_state, turn, change_mask, set_rate, set_rate_as_tensor,
 )  # fmt: skip
 
 
@@ -427,6 +454,107 @@ def test_what_moves_between_two_steps_is_noticed(move: Callable[[Step], None], s
     for one in (step, plain):
         move(one)
     assert_goes_on_as(step, plain)
+
+
+def test_counts_that_have_come_to_differ_are_noticed(step: PlannedStep, plain: Step) -> None:
+    """A part that is frozen for some steps, and trained again, has had fewer of them."""
+    for one in (step, plain):
+        weight = one.forward.model.first.weight.requires_grad_(False)
+        trained(one, odd().batches[:3])
+        weight.requires_grad_(True)
+    assert step.program is not None and not step.program.takes(odd().batches[0])
+    assert_goes_on_as(step, plain)
+
+
+def test_after_an_eager_step_the_program_goes_on(step: PlannedStep, plain: Step) -> None:
+    for one in (step, plain):
+        x, y = odd().batches[0]
+        trained(one, [(x[:5], y[:5])])
+    assert step.program is not None and step.program.takes(odd().batches[0])
+    assert_goes_on_as(step, plain)
+
+
+def test_hooks_on_everything_and_autocast_are_noticed(step: PlannedStep) -> None:
+    program, (batch, *_) = step.program, odd().batches
+    assert program is not None
+    for register in (
+        nn.modules.module.register_module_forward_hook,
+        register_optimizer_step_pre_hook,
+        register_optimizer_step_post_hook,
+    ):
+        handle = register(lambda *_: None)
+        try:
+            assert not program.takes(batch), register
+        finally:
+            handle.remove()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not program.takes(batch)
+    assert program.takes(batch)
+
+
+class Scaled(nn.Module):
+    """A loss with a number, a list, a weight, and a part of its own."""
+
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.shares, self.inner = 2.0, [[1.0, 0.5]], nn.CrossEntropyLoss(label_smoothing=0.1)
+        self.register_buffer("weight", torch.ones(5).double())
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.factor * sum(self.shares[0]) * self.inner(output * self.weight, target)
+
+
+class Plain:
+    """The same number in an object that is no module."""
+
+    def __init__(self) -> None:
+        self.factor = 2.0
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        return self.factor * nn.functional.cross_entropy(output, target)
+
+    def value(self, output: Tensor, target: Tensor) -> Tensor:
+        return self(output, target)
+
+
+def interpreted(step: Step, batch: Batch) -> Program:
+    """A program that is not compiled but run operation by operation."""
+    traced = trace(step, batch, outputs=False)
+    return Program(lambda arguments: traced.graph(*arguments), traced, step.forward, step.update, batch)
+
+
+def test_what_a_loss_keeps_is_a_constant_of_the_program() -> None:
+    of, loss = odd(), Scaled()
+    step = eager(Case(of.model, resolve(loss), of.batches), adamw)
+    batch = of.batches[0]
+    step(batch)
+    program = interpreted(step, batch)
+    assert program.takes(batch)
+    weight = loss.weight
+    changes: list[tuple[Callable[[], object], Callable[[], object]]] = [
+        (lambda: setattr(loss, "factor", 3.0), lambda: setattr(loss, "factor", 2.0)),
+        (lambda: loss.shares[0].append(1.0), lambda: loss.shares[0].pop()),
+        (lambda: setattr(loss.inner, "label_smoothing", 0.2), lambda: setattr(loss.inner, "label_smoothing", 0.1)),
+        (lambda: setattr(loss, "weight", 2 * weight), lambda: setattr(loss, "weight", weight)),
+    ]
+    for number, (change, undo) in enumerate(changes):
+        change()
+        assert not program.takes(batch), number
+        undo()
+        assert program.takes(batch), number
+
+
+@pytest.mark.parametrize("kind", ["object", "method"])
+def test_what_an_object_keeps_that_is_a_loss_is_one_too(kind: str) -> None:
+    of, loss = odd(), Plain()
+    step = eager(Case(of.model, resolve(loss if kind == "object" else loss.value), of.batches), adamw)
+    step(of.batches[0])
+    program = interpreted(step, of.batches[0])
+    assert program.takes(of.batches[0])
+    loss.factor = 3.0
+    assert not program.takes(of.batches[0])
 
 
 def test_a_schedule_is_followed(step: PlannedStep, plain: Step) -> None:
@@ -578,6 +706,51 @@ def test_a_library_that_is_broken_is_not_the_end(monkeypatch: pytest.MonkeyPatch
         torch.manual_seed(i)
         plain(other.batches[i])
     assert all(map(torch.equal, state(of.model, found.update.optimizer), state(other.model, plain.update.optimizer)))
+
+
+@pytest.mark.parametrize("error", [OSError("no process left"), pickle.PicklingError("no name for it")], ids=str)
+def test_a_process_that_cannot_be_started_is_not_the_end(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(compiler.subprocess, "Popen", fails)
+    found = compiled(odd(), adamw)
+    found.open()
+    trained(found, odd().batches)
+    (note,) = found.plan.notes
+    assert f"it could not be handed to another process ({error})" in note
+    found.close()
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_program_that_does_not_fit_the_rule_any_more_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise LookupError("counts of steps have come to differ")
+
+    monkeypatch.setattr(planned, "Program", fails)
+    found = compiled(odd(), adamw)
+    found.open()
+    trained(found, odd().batches)
+    (note,) = found.plan.notes
+    assert "what was made does not fit the rule any more (counts of steps have come to differ)" in note
+    found.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "getsid"), reason="there are no sessions")
+def test_what_compiles_is_not_interrupted_with_the_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal goes to all processes of its group."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = compiled(odd(), adamw)
+    found.open()
+    found(odd().batches[0])
+    found.record(odd().batches[0])
+    assert found.compilation is not None and found.compilation._process is not None
+    assert os.getpgid(found.compilation._process.pid) != os.getpgid(0)
+    found.close()
 
 
 def test_a_compilation_that_is_stopped_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

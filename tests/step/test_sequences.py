@@ -14,6 +14,7 @@ import thalweg
 from thalweg.step.batches import WINDOW, Batches, Order
 from thalweg.step.data import read
 from thalweg.step.sequences import Sequences
+from thalweg.tensors.named import leaves
 
 CPU = torch.device("cpu")
 
@@ -49,6 +50,16 @@ def test_an_epoch_holds_every_row_once_in_an_order_that_seed_and_epoch_decide() 
     assert [len(batch) for batch in first] == [8] * 25 + [3]
     for start in (0, 1, 9, 25):
         assert numbers(data, order, 0, start) == first[start:]
+
+
+@pytest.mark.parametrize("where", ["x", "y", "a part of y"])
+def test_each_batch_is_padded_by_itself_wherever_its_rows_are(where: str) -> None:
+    given = rows()
+    plain, ragged = torch.arange(len(given)), Sequences(given)
+    data = {"x": (ragged, plain), "y": (plain, ragged), "a part of y": (plain, {"a": plain, "b": ragged})}[where]
+    for batch in Batches(read(data), Order(8), torch.float32, CPU).epoch(0):
+        (padded,) = [t for t in leaves(batch) if t.ndim == 2]
+        assert padded.shape[1] == max(len(given[int(i)]) for i in next(t for t in leaves(batch) if t.ndim == 1))
 
 
 def test_rows_of_similar_length_share_a_batch_which_spares_most_of_the_padding() -> None:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
+from thalweg.step.graphs import live
 from thalweg.step.losses import resolve
 from thalweg.step.trace import Traced, Untraceable, trace
 from thalweg.step.update import Clip, Update
@@ -183,6 +184,12 @@ def test_groups_keep_their_options() -> None:
     assert moved == [True, True, False, True], "one is not the rule's"
 
 
+def python(rule: Optimizer) -> Any:
+    """What a rule keeps beside tensors."""
+    own = [vars(rule).get(name) for name in ("calls", "kept")]
+    return own, [{n: v for n, v in group.items() if n != "params"} for group in rule.param_groups]
+
+
 class Counting(Optimizer):
     """A rule of somebody's, which counts in Python and decides by it."""
 
@@ -212,6 +219,73 @@ class Deciding(Optimizer):
                     p.sub_(p.grad, alpha=group["lr"])
 
 
+class Plain(Optimizer):
+    """θ ← θ − α∇J, made a rule of somebody's by what `factor` returns, and does."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.calls, self.kept = 0, {"steps": [0]}
+        self.param_groups[0]["calls"] = 0
+
+    def factor(self, group: dict[str, Any], p: Tensor) -> Any:
+        return 1.0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad * self.factor(group, p), alpha=group["lr"])
+
+
+class Calling(Plain):
+    """Counts in an attribute."""
+
+    def factor(self, group: dict[str, Any], p: Tensor) -> Any:
+        self.calls += 1
+        return 1 / self.calls
+
+
+class Listing(Plain):
+    """Counts in a list that lies in a dict."""
+
+    def factor(self, group: dict[str, Any], p: Tensor) -> Any:
+        self.kept["steps"][0] += 1
+        return 1 / self.kept["steps"][0]
+
+
+class Grouping(Plain):
+    """Counts in its group."""
+
+    def factor(self, group: dict[str, Any], p: Tensor) -> Any:
+        group["calls"] += 1
+        return 1 / group["calls"]
+
+
+class Replacing(Plain):
+    """Puts a new tensor into its state at each step."""
+
+    def factor(self, group: dict[str, Any], p: Tensor) -> Any:
+        self.state[p]["mean"] = mean = 0.9 * self.state[p].get("mean", torch.zeros_like(p)) + 0.1 * p.grad
+        return 1 + mean.square()
+
+
+class Around(Optimizer):
+    """A rule around another one, whose groups are its own."""
+
+    def __init__(self, parameters: Any) -> None:
+        parameters = list(parameters)
+        self.base = O.SGD(parameters, 0.1)
+        super().__init__(parameters, {"lr": 0.1})
+
+    def step(self, closure: Any = None) -> None:
+        self.base.step()
+
+
+def test_a_rule_of_somebodys_that_is_nothing_but_operations_is_recorded() -> None:
+    step, twin = (step_of(network(), Plain) for _ in range(2))
+    assert assert_replays(step, twin, batches()).has_update
+
+
 def hooked(parameters: Any) -> Optimizer:
     rule = O.SGD(parameters, 0.1)
     rule.register_step_post_hook(lambda *_: None)
@@ -220,16 +294,22 @@ def hooked(parameters: Any) -> Optimizer:
 
 @pytest.mark.parametrize(
     "rule",
-    [Counting, Deciding, hooked, lambda p: O.Adafactor(p, 0.1), lambda p: O.LBFGS(p)],
-    ids=["counts", "decides", "hooks", "adafactor", "lbfgs"],
-)
+    [
+        Counting, Deciding, hooked, lambda p: O.Adafactor(p, 0.1), lambda p: O.LBFGS(p), Calling, Listing, Grouping,
+        Replacing, Around,
+    ],
+    ids=[
+        "counts", "decides", "hooks", "adafactor", "lbfgs", "attribute", "list", "group", "replaces", "around another",
+    ],
+)  # fmt: skip
 def test_a_rule_that_is_no_program_is_left_out(rule: Rule) -> None:
     data = batches()
     step = step_of(network(), rule)
     step(data[0])
-    before = [t.clone() for t in state(step)]
+    before, counted = [t.clone() for t in state(step)], copy.deepcopy(python(step.update.optimizer))
     traced = trace(step, data[1], outputs=False)
     assert not traced.has_update
+    assert python(step.update.optimizer) == counted
     loss, gradients, _ = replay(traced, data[1])
     assert_same(loss, step.gradients(data[1]))
     for p in step.update.parameters:
@@ -250,6 +330,30 @@ def test_only_what_has_a_gradient_comes_back() -> None:
     assert [names[id(p)] for p in traced.graded] == [
         "left.weight", "right.weight", "right.bias", "head.weight", "head.bias",
     ]  # fmt: skip
+
+
+def test_a_rule_that_moves_more_than_the_model_is_refused() -> None:
+    """Nothing is known of the gradients of a head that the loss alone has."""
+    model, head, data = network(), nn.Linear(3, 3).double(), batches()
+    loss = lambda output, target: F.cross_entropy(head(output), target)  # noqa: E731
+    step = step_of(model, lambda p: O.Adam([*p, *head.parameters()]), loss)
+    step(data[0])
+    for record in (lambda: trace(step, data[0], outputs=False), lambda: live(step, data[0], outputs=False)):
+        with pytest.raises(Untraceable, match="the rule moves parameters that are not the model's"):
+            record()
+    for p in head.parameters():
+        p.requires_grad_(False)
+    assert trace(step, data[0], outputs=False).graded == list(model.parameters())
+
+
+def test_inputs_that_are_the_targets_too_need_not_be_so_in_the_next_batch() -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(4, 4).double()
+
+    step, twin = (step_of(model(), RULES["momentum"], "mse") for _ in range(2))
+    drawn = [x for x, _ in batches()]
+    assert_replays(step, twin, [(drawn[0], drawn[0]), (drawn[1], drawn[2]), (drawn[3], drawn[4])])
 
 
 def test_a_tied_parameter_is_held_once() -> None:
@@ -501,6 +605,35 @@ def test_hooks_on_all_modules_are_not_passed_over() -> None:
     finally:
         handle.remove()
     assert trace(step, data[0], outputs=False).has_update
+
+
+def test_autocast_of_the_users_own_is_refused() -> None:
+    step, data = step_of(network()), batches()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(Untraceable, match="autocast is on around it"):
+        trace(step, data[0], outputs=False)
+
+
+class Remembering(nn.CrossEntropyLoss):
+    """A loss that counts its calls."""
+
+    calls = 0
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(output, target) / self.calls
+
+
+def test_a_loss_that_is_not_always_one_program_is_refused_and_left_as_it_was() -> None:
+    data, loss = batches(), Remembering()
+    step = step_of(network(), loss=resolve(loss))
+    step(data[0])
+    with pytest.raises(Untraceable, match="Remembering changes its attribute 'calls' in each call"):
+        trace(step, data[0], outputs=False)
+    assert loss.calls == 1
+    listened = nn.CrossEntropyLoss()
+    listened.register_forward_hook(lambda *_: None)
+    with pytest.raises(Untraceable, match="the loss has hooks, which a program passes over"):
+        trace(step_of(network(), loss=resolve(listened)), data[0], outputs=False)
 
 
 def test_a_parametrised_weight_is_computed_in_the_record() -> None:

@@ -10,12 +10,19 @@ import numpy as np
 import pytest
 import torch
 from step_cases import NAMES, Case, case
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from thalweg.step.data import Batch
+from thalweg.loop.metrics import resolve_metrics
+from thalweg.optim.schedule_free import ScheduleFree
+from thalweg.run.inputs import trial as before_training
+from thalweg.step.batches import Batches, Order
+from thalweg.step.data import Batch, read
 from thalweg.step.forward import Forward
-from thalweg.step.trial import Gradients, Snapshot, difference, ratio, same, timed
+from thalweg.step.kernels import layout
+from thalweg.step.losses import resolve
+from thalweg.step.snapshot import Snapshot
+from thalweg.step.trial import Gradients, difference, ratio, same, timed
 from thalweg.step.update import Clip, Update
 from thalweg.step.whole import Step
 
@@ -333,6 +340,144 @@ def test_a_snapshot_is_put_back_as_often_as_wanted_into_the_same_tensors() -> No
     assert next(iter(state.values()))["exp_avg"] is first
     assert all(map(torch.equal, ends[0][0], ends[1][0]))
     assert ends[0][1] == ends[1][1]
+
+
+class Odd(nn.Module):
+    """Counts its calls, keeps a list of them, and makes a buffer at the first, which grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls, self.seen = nn.Linear(4, 3), 0, [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(len(x))
+        if not hasattr(self, "history"):
+            self.register_buffer("history", torch.zeros(1))
+        self.history = torch.cat([self.history, x.detach().mean().reshape(1)])
+        return self.inner(x)
+
+
+class Around(Optimizer):
+    """A rule around another one; it counts in Python, in its groups, and for all parameters together."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.base = torch.optim.Adam(parameters, 0.01)
+        super().__init__(self.base.param_groups, {"lr": 0.01})
+        self.calls, self.steps = 0, [0]
+        for group in self.param_groups:
+            group["sum"], group["d"] = 0.0, torch.ones(())
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.calls += 1
+        self.steps.append(self.calls)
+        for group in self.param_groups:
+            group["sum"] += group["lr"] ** 2
+            group["d"] = group["d"] * 2
+            group["begun"] = True
+        kept: Any = self.state
+        kept.setdefault("together", torch.zeros(())).add_(1)
+        self.base.step()
+
+
+def held(value: Any) -> Any:
+    """Tensors and containers as plain values."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return [(name if isinstance(name, str) else id(name), held(part)) for name, part in value.items()]
+    if isinstance(value, Optimizer):
+        return held(vars(value))
+    return [held(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_whatever_model_and_rule_keep_is_as_it_was(steps: int) -> None:
+    """A head that is the rule's and not the model's, groups, attributes, buffers that come and grow, a rule inside."""
+    torch.manual_seed(0)
+    model, head, x = Odd(), nn.Linear(3, 2), torch.randn(5, 4)
+    optimizer = Around([*model.parameters(), *head.parameters()])
+
+    def step() -> None:
+        head(model(x)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def everything() -> Any:
+        of_model = (model.calls, model.seen, sorted(vars(model)), list(model._buffers), model.state_dict())
+        return held([*of_model, head.state_dict(), optimizer])
+
+    for _ in range(steps):
+        step()
+    before, tensors = everything(), [id(t) for t in model.state_dict(keep_vars=True).values()]
+    d = optimizer.param_groups[0]["d"]
+    snapshot = Snapshot(Forward(model), optimizer)
+    ends = []
+    for _ in range(2):
+        for _ in range(3):
+            step()
+        ends.append(everything())
+        snapshot.restore()
+        assert everything() == before
+        assert [id(t) for t in model.state_dict(keep_vars=True).values()] == tensors
+        assert optimizer.param_groups[0]["d"] is d
+    assert ends[0] == ends[1] != before
+
+
+def test_what_a_schedule_free_rule_sums_up_is_as_it_was() -> None:
+    found = trial("dense", steps=0)
+    rule = ScheduleFree(torch.optim.SGD(found.model.parameters(), 0.05))
+    found.step.update = Update(rule)
+    for steps in (0, 2):
+        for batch in found.batches[:steps]:
+            found.step(batch)
+        before = held([rule, found.step.forward.state()])
+        snapshot = Snapshot(found.step.forward, rule)
+        found.step(found.batches[3])
+        assert held([rule, found.step.forward.state()]) != before
+        snapshot.restore()
+        assert held([rule, found.step.forward.state()]) == before
+
+
+def test_what_lies_channels_last_since_stays_so() -> None:
+    found = trial("cnn")
+    optimizer = found.step.update.optimizer
+    before = found.everything()
+    snapshot = Snapshot(found.step.forward, optimizer)
+    laid = layout.Layout(found.model.parameters(), optimizer)
+    laid.apply()
+    found.step(found.batches[3])
+    snapshot.restore()
+    after = found.everything()
+    assert all(map(torch.equal, after[0], before[0])) and after[1] == before[1]
+    assert all(v.stride() == p.stride() for p in laid.parameters for v in optimizer.state[p].values() if v.ndim)
+    laid.undo()
+
+
+def test_a_trial_before_training_leaves_no_buffer_behind() -> None:
+    model, data = Odd(), (torch.randn(9, 4), torch.randn(9, 3))
+    before = held([model.calls, model.seen, sorted(vars(model)), model.state_dict()])
+    batches = Batches(read(data), Order(4), torch.float32, torch.device("cpu"))
+    before_training(Forward(model), resolve("mse"), batches, resolve_metrics((), None))
+    assert held([model.calls, model.seen, sorted(vars(model)), model.state_dict()]) == before
+
+
+def test_a_parameter_that_the_first_call_makes_is_refused() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = nn.Linear(4, 4), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.last is None:
+                self.last = nn.Linear(4, 3)
+            return self.last(self.inner(x))
+
+    data = torch.randn(9, 4), torch.randn(9, 3)
+    batches = Batches(read(data), Order(4), torch.float32, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"makes the parameter 'last.bias' in its first call: make it in __init__"):
+        before_training(Forward(Late()), resolve("mse"), batches, resolve_metrics((), None))
 
 
 # ── measures ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from thalweg.optim.catalogue import build
 from thalweg.step.backward import accumulate, objective
-from thalweg.step.batches import Batches, Order
+from thalweg.step.batches import Batches, Order, Parts
 from thalweg.step.data import read
 from thalweg.step.fast import fast_step
 from thalweg.step.forward import Forward
 from thalweg.step.losses import resolve
+from thalweg.step.planned import PlannedStep
 from thalweg.step.update import Clip, Update
 from thalweg.step.whole import Step
 
@@ -93,6 +94,20 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str, size: int
     assert float(combined) == pytest.approx(value.item(), rel=1e-12)
     for key, gradient in gradients(network).items():
         assert (gradient - whole[key]).norm() <= 1e-12 * whole[key].norm()
+
+
+@pytest.mark.parametrize("size", [1, 5, 8])
+def test_micro_batches_divide_whatever_the_rule_moves(size: int) -> None:
+    """Also what the loss has of its own."""
+    network, (x, y) = model(), problem()
+    head = nn.Linear(3, 3).double()
+    loss = resolve(lambda output, target: F.cross_entropy(head(output), target))
+    step = Step(Forward(network), loss, Update(torch.optim.SGD([*network.parameters(), *head.parameters()], 0.1)))
+    step.gradients((x, y))
+    expected = [p.grad.clone() for p in step.update.parameters]
+    step.update.optimizer.zero_grad()
+    step.gradients(Parts(lambda: zip(x.split(size), y.split(size), strict=True)))
+    torch.testing.assert_close([p.grad for p in step.update.parameters], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_the_full_batch_is_never_in_memory_at_once() -> None:
@@ -178,6 +193,21 @@ def test_a_model_without_a_loss_is_told_so() -> None:
 
     with pytest.raises(ValueError, match=r"scalar loss, it returned a tensor of shape \[23, 4\]"):
         objective(Forward(Outputs()), None, problem())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ArithmeticError("halfway")], ids=repr)
+def test_a_fast_step_that_cannot_be_prepared_is_closed(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    closed: list[PlannedStep] = []
+    close = PlannedStep.close
+    monkeypatch.setattr(PlannedStep, "plan_on", fails)
+    monkeypatch.setattr(PlannedStep, "close", lambda self: closed.append(self) or close(self))
+    network = model()
+    with pytest.raises(type(error)):
+        fast_step(network, "cross_entropy", torch.optim.SGD(network.parameters(), 0.1), example=problem())
+    assert len(closed) == 1
 
 
 def test_what_a_fast_step_refuses() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,11 @@ from thalweg.step.batches import Batches
 from thalweg.step.data import COLUMNS, Arrays, Data, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
+from thalweg.step.moment import Moment
 from thalweg.step.refusal import Refusal
 from thalweg.step.sequences import Sequences
 from thalweg.step.targets import IGNORED
 from thalweg.tensors.named import assign, copied, leaves
-from thalweg.tensors.seeds import untouched
 
 #: Rows of the trial before training; and rows whose targets are looked at together.
 TRIAL_ROWS = 4
@@ -95,9 +95,10 @@ def trial(forward: Forward, loss: Loss | None, batches: Batches, metrics: Metric
         for t in leaves(tree):
             if t.is_floating_point():
                 _name_bad_rows(t, f"{part} of the first batch")
-    state = copied(forward.state())
+    moment, parameters = Moment(forward), forward.parameters()
+    values = copied(parameters)
     try:
-        with untouched(), torch.no_grad(), evaluating(forward.model):
+        with torch.no_grad(), evaluating(forward.model), _no_new_parameters(forward, parameters):
             if loss is None:
                 with named_failure(forward.model, batch, makes_loss=True):
                     forward.own_loss(*batch, training=False)
@@ -111,7 +112,17 @@ def trial(forward: Forward, loss: Loss | None, batches: Batches, metrics: Metric
             with _said_of_a_trial(num_examples(batch)):
                 metrics.check(output, batch[1])
     finally:
-        assign(forward.state(), state)
+        moment.put_back()
+        assign(parameters, values)
+
+
+@contextmanager
+def _no_new_parameters(forward: Forward, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """A rule is made for the parameters that are there before the first call: others would never be trained."""
+    yield
+    for name in sorted(forward.parameters().keys() - parameters.keys()):
+        words = f"the model makes the parameter {name!r} in its first call: make it in __init__"
+        raise ValueError(f"{words}, or call the model once before training")
 
 
 @contextmanager

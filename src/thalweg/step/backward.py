@@ -45,10 +45,19 @@ def objective(forward: Forward, loss: BatchLoss | None, batch: Batch) -> tuple[T
     return loss(output, y), output
 
 
-def gradient(forward: Forward, loss: BatchLoss | None, batch: Any, watcher: Watcher | None = None) -> Tensor:
-    """Add the gradient over a batch, or over all of its micro-batches, to `.grad`; returns the loss over it."""
+def gradient(
+    forward: Forward,
+    loss: BatchLoss | None,
+    batch: Any,
+    watcher: Watcher | None = None,
+    parameters: Sequence[nn.Parameter] | None = None,
+) -> Tensor:
+    """Add the gradient over a batch, or over all of its micro-batches, to `.grad`; returns the loss over it.
+
+    `parameters` are those that a rule moves, where they are not just the model's.
+    """
     if type(batch) is Parts:
-        return accumulate(forward, loss, batch, watcher)
+        return accumulate(forward, loss, batch, watcher, parameters)
     value, output = objective(forward, loss, batch)
     if forward.is_keras and (added := forward.added_loss()) is not None:
         value = value + added
@@ -59,11 +68,18 @@ def gradient(forward: Forward, loss: BatchLoss | None, batch: Any, watcher: Watc
 
 
 def accumulate(
-    forward: Forward, loss: BatchLoss | None, parts: Iterable[Batch], watcher: Watcher | None = None
+    forward: Forward,
+    loss: BatchLoss | None,
+    parts: Iterable[Batch],
+    watcher: Watcher | None = None,
+    parameters: Sequence[nn.Parameter] | None = None,
 ) -> Tensor:
-    """Add the gradient over all micro-batches to the parameters' `.grad`; returns the loss over all of them."""
+    """Add the gradient over all micro-batches to the parameters' `.grad`; returns the loss over all of them.
+
+    `parameters` are those that a rule moves; without them, the model's.
+    """
     is_mean = loss is None or loss.reduction == "mean"
-    parameters = list(forward.parameters().values())
+    parameters = list(forward.parameters().values()) if parameters is None else parameters
     total: Tensor | None = None
     weight: Any
     terms: Any = 0

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from thalweg.step.data import Arrays, Batch, Data, Items, Stream, cast, num_examples
-from thalweg.tensors.named import mapped, num_bytes
+from thalweg.step.sequences import Sequences
+from thalweg.tensors.named import leaves, mapped, num_bytes
 from thalweg.tensors.seeds import generator
 
 #: Batches of arrays are gathered several at a time up to this size: one gather of 64 small batches costs little more
@@ -136,7 +137,7 @@ class Batches:
         cuts, order = self._cuts, self._permutation(epoch, len(data))
         rows = num_bytes((data.x, data.y)) / len(data)
         at_once = max(1, min(CHUNK_BATCHES, int(CHUNK_BYTES / max(1.0, rows * (cuts[1] - cuts[0])))))
-        if data.lengths is not None:  # each is padded by itself
+        if any(True for _ in leaves((data.x, data.y), Sequences)):  # each is padded by itself
             at_once = 1
         for first in range(start, len(cuts) - 1, at_once):
             last = min(first + at_once, len(cuts) - 1)
@@ -163,9 +164,10 @@ class Batches:
     # ── streams ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _from_stream(self, data: Stream, start: int) -> Iterator[Any]:
-        batches: Iterator[Batch] = map(self._cast, itertools.islice(data.batches(), start, None))
+        batches = data.batches()
         if not self.order.keep_single:
             batches = _joined(batches)
+        batches = map(self._cast, itertools.islice(batches, start, None))
         return map(self._split, batches) if self.order.accumulate > 1 else batches
 
     # ── both ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -262,5 +264,6 @@ def concatenated(first: Any, second: Any) -> Any:
     if isinstance(first, dict):
         return {key: concatenated(value, second[key]) for key, value in first.items()}
     if isinstance(first, tuple | list):
-        return type(first)(concatenated(a, b) for a, b in zip(first, second, strict=True))
+        parts = [concatenated(a, b) for a, b in zip(first, second, strict=True)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return first

@@ -80,7 +80,7 @@ class Compilation:
         """Begin, or find it made already. `choices` are the ways of its products where they are known beforehand.
 
         Raises:
-            CompileFailed: there is no C++ compiler here, or no place to keep what it makes.
+            CompileFailed: there is no C++ compiler here, or no place to keep what it makes, or no process to be had.
         """
         shapes = [Shape.of(t) for t in arguments]
         path = _cached(graph, shapes, threads, choices)
@@ -88,18 +88,16 @@ class Compilation:
             return cls(path, None, None)
         if not has_compiler():
             raise CompileFailed("there is no C++ compiler (install g++ or clang++, or set CXX)")
-        folder = tempfile.mkdtemp(prefix="thalweg-")
-        request = Path(folder) / "request"
-        with open(request, "wb") as file:
-            pickle.dump((_written(graph), shapes, threads, choices, str(path)), file)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        environment.pop("PYTHONWARNINGS", None)
-        with open(Path(folder) / "log", "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(request)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder,
-            )  # fmt: skip
-        return cls(path, process, folder)
+        folder = None
+        try:
+            folder = tempfile.mkdtemp(prefix="thalweg-")
+            with open(Path(folder) / "request", "wb") as file:
+                pickle.dump((_written(graph), shapes, threads, choices, str(path)), file)
+            return cls(path, _process(folder), folder)
+        except (OSError, pickle.PicklingError, AttributeError, TypeError) as error:  # the last two: of pickle as well
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise CompileFailed(f"it could not be handed to another process ({error})") from error
 
     @property
     def was_ready(self) -> bool:
@@ -148,6 +146,18 @@ class Compilation:
             lines = []
         said = [line.strip() for line in lines if "Error" in line or "error:" in line] or lines
         return said[-1][:160] if said else f"the process ended with {self._process.returncode if self._process else 0}"
+
+
+def _process(folder: str) -> subprocess.Popen[bytes]:
+    """What compiles the request in a folder."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment.pop("PYTHONWARNINGS", None)
+    with open(Path(folder) / "log", "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(Path(folder) / "request")],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder,
+            start_new_session=True,  # Ctrl-C in a terminal is for the training, which may go on
+        )  # fmt: skip
 
 
 def has_compiler() -> bool:

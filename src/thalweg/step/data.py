@@ -116,7 +116,7 @@ def read(data: Any, dtype: torch.dtype = torch.float32) -> Data:
         ValueError: empty data, or x and y of different length.
     """
     if isinstance(data, TensorDataset):
-        data = data.tensors if len(data.tensors) == 2 else (data.tensors[:-1], data.tensors[-1])
+        data = _columns(data.tensors)
     if _is_pair(data) or isinstance(data, Mapping | Sequences) or _is_array(data):
         return _arrays(data, dtype)
     if isinstance(data, Subset) and isinstance(data.dataset, TensorDataset):
@@ -156,9 +156,10 @@ def as_batch(batch: Any) -> Batch:
 
 def cast(tree: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """Every tensor on the device, floating ones in the dtype; a tensor that is so already is passed on."""
+    is_away = device.type != "cpu"  # what comes from a GPU without waiting may not be there yet when it is read
 
     def move(t: Tensor) -> Tensor:
-        return t.to(device, dtype, non_blocking=True) if t.is_floating_point() else t.to(device, non_blocking=True)
+        return t.to(device, dtype if t.is_floating_point() else t.dtype, non_blocking=is_away)
 
     return mapped(move, tree)
 
@@ -190,6 +191,13 @@ def _arrays(data: Any, dtype: torch.dtype) -> Arrays:
             missing = "target" if name.startswith("y") else "row"
             raise Refusal("wrong_shape", f"{what}; give one {missing} for each example")
     return arrays
+
+
+def _columns(tensors: tuple[Tensor, ...]) -> Any:
+    """Of the tensors of a `TensorDataset` the last is the target; one alone is the inputs, without any."""
+    if len(tensors) < 3:
+        return tensors if len(tensors) == 2 else tensors[0]
+    return tensors[:-1], tensors[-1]
 
 
 def _parts(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -243,13 +251,7 @@ def _tensor(array: Any, name: str) -> Tensor:
 
 def _tensors(tree: Any) -> Any:
     """Numpy leaves of a ready batch → tensors; the rest stays."""
-    if isinstance(tree, np.ndarray):
-        return _tensor(tree, "a batch")
-    if isinstance(tree, Mapping):
-        return {key: _tensors(value) for key, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        return type(tree)(_tensors(value) for value in tree)
-    return tree
+    return mapped(lambda array: _tensor(array, "a batch"), tree, np.ndarray)
 
 
 def _inputs(x: Any) -> Any:

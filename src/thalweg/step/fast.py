@@ -76,7 +76,11 @@ def fast_step(
         raise TypeError(f"optimizer takes a torch.optim.Optimizer, such as {made}, got {kind}")
     step = FastStep(PlannedStep(Forward(model), rule, Update(optimizer), asked))
     if example is not None:
-        step.prepare(*as_batch(example))
+        try:
+            step.prepare(*as_batch(example))
+        except BaseException:  # nobody has it yet who could close it
+            step.close()
+            raise
     return step
 
 

@@ -28,12 +28,13 @@ from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
 from thalweg.step.program import Program, Run, options_of
 from thalweg.step.refusals import Untraceable, is_recordable
+from thalweg.step.snapshot import Snapshot
 from thalweg.step.trace import Recorded, ScalarTensors, Tensors, Traced, as_if_compiling
-from thalweg.step.trial import Snapshot
 from thalweg.step.update import Clip, Update
+from thalweg.step.values import apart, decided
 from thalweg.step.whole import Step
 from thalweg.tensors.devices import WAITING
-from thalweg.tensors.named import leaves
+from thalweg.tensors.named import leaves, mapped
 
 #: Where kernels can be captured.
 DEVICES = ("cuda",)
@@ -60,7 +61,7 @@ class Graph(Program):
         super().__init__(run, recorded, forward, update, batch)
         self._forward = forward
         self._clip = update.clip
-        self._inputs = [t.clone(memory_format=torch.preserve_format) for t in leaves(batch)]
+        self._inputs = list(leaves(placed(batch)))
         self._twin: Twin | None = None
         self._replay: Callable[[], None] | None = None
         self._results: Sequence[Tensor] = ()
@@ -87,7 +88,8 @@ class Graph(Program):
     def _is_bound(self) -> bool:
         """Where the rule is outside of the graph, its state may be what it likes, once there is any."""
         optimizer = self._recorded.tensors.optimizer
-        kept = [id(v) for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
+        tables = [values for values in optimizer.state.values() if isinstance(values, dict)]
+        kept = [id(v) for values in tables for v in values.values() if isinstance(v, Tensor)]
         is_same_rule = kept == self._kept or (self._had_state and not self.has_update)
         pointers = [t.data_ptr() for t in self._live]
         if optimizer is self._bound_to and is_same_rule and pointers == self._pointers:
@@ -136,13 +138,19 @@ class Graph(Program):
         return found
 
 
+def placed(batch: Batch) -> Batch:
+    """A batch of copies, as a graph reads them: of one with gaps, as `tokens[:, :-1]`, the strides are others."""
+    copies: Batch = mapped(lambda t: t.clone(memory_format=torch.preserve_format), batch)
+    return copies
+
+
 def live(step: Step, batch: Batch, outputs: bool) -> tuple[Run, Recorded]:
     """Forward, loss and backward as the model's own code runs them, to be captured; `outputs` asks for those too.
 
     Raises:
         Untraceable: not every step on such batches is the same to the GPU.
     """
-    if refusals.check(step.forward, batch).type not in DEVICES:
+    if refusals.check(step, batch).type not in DEVICES:
         raise Untraceable("graphs of kernels are made on CUDA devices")
     trained = [p for p in step.update.parameters if p.requires_grad]
     spec = pytree.tree_structure(batch)
@@ -157,9 +165,9 @@ def live(step: Step, batch: Batch, outputs: bool) -> tuple[Run, Recorded]:
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         return loss.detach(), list(gradients), output if outputs else None
 
-    snapshot = Snapshot(step.forward, step.update.optimizer)
+    snapshot, loss_parts = Snapshot(step.forward, step.update.optimizer), refusals.parts_of(step.loss)
     try:
-        with refusals.unchanged(step.forward.model), refusals.NothingFrozen():
+        with refusals.unchanged(step.forward.model, *loss_parts), refusals.NothingFrozen():
             _, gradients, output = run(list(leaves(batch)))
     except RuntimeError as error:
         raise Untraceable(f"it cannot be followed ({error})") from error
@@ -176,7 +184,7 @@ def live(step: Step, batch: Batch, outputs: bool) -> tuple[Run, Recorded]:
         return [loss, *found, *(t.detach() for t in pytree.tree_leaves(output) if t is not None)]
 
     tensors = Tensors.of(step.forward, step.update, has_update=False)
-    return flat, Recorded(tensors=tensors, graded=graded, output_spec=output_spec)
+    return flat, Recorded(tensors=tensors, graded=graded, output_spec=output_spec, loss_parts=loss_parts)
 
 
 def fused(traced: Traced, arguments: Sequence[Tensor]) -> Run:
@@ -267,15 +275,15 @@ class Twin:
         self._rates: list[float] = []
         self._on_device: list[Tensor] = []
         self._twin: Any = object.__new__(type(optimizer))
-        self._twin.__dict__.update(optimizer.__dict__)
+        self._twin.__dict__.update(apart(vars(optimizer)))
         self._twin.state = defaultdict(dict, {p: self._shared(optimizer.state.get(p, {})) for p in graded})
         self._twin.param_groups = [self._group(group, device) for group in optimizer.param_groups]
-        self._fixed = self._decided()
+        self._fixed = decided(self._twin)
         self.ready()
 
     def _shared(self, state: dict[str, Any]) -> dict[str, Any]:
         """A parameter's state; counts that are on the host are copied to the GPU."""
-        shared = dict(state)
+        shared: dict[str, Any] = apart(state)
         for name, value in state.items():
             if not isinstance(value, Tensor) or value.device == self._graded[0].device:
                 continue
@@ -296,14 +304,7 @@ class Twin:
         self._rates.append(float(group["lr"]))
         graded = set(self._graded)
         plain = {"capturable": True} if "capturable" in group else {}
-        return {**group, **plain, "lr": rate, "params": [p for p in group["params"] if p in graded]}
-
-    def _decided(self) -> Any:
-        """What the host knows of the rule: where it changes from step to step, a graph would freeze it."""
-        twin = self._twin
-        of_all = {n: id(v) for n, v in vars(twin).items() if n not in ("state", "param_groups")}
-        groups = [{n: v for n, v in group.items() if n not in ("params", "lr")} for group in twin.param_groups]
-        return of_all, groups, {p: {n: id(v) for n, v in values.items()} for p, values in twin.state.items()}
+        return {**apart(group), **plain, "lr": rate, "params": [p for p in group["params"] if p in graded]}
 
     def update(self, gradients: Sequence[Tensor]) -> None:
         """The rule's own step on these gradients, clipped.
@@ -322,7 +323,7 @@ class Twin:
         finally:
             for p in self._graded:
                 p.grad = None
-        if self._decided() != self._fixed:
+        if decided(self._twin) != self._fixed:
             raise _HostDecides("the rule keeps something in Python from step to step")
 
     def ready(self) -> None:

@@ -48,6 +48,8 @@ class Loss:
     weighs: bool = False
     """Whether classes or terms count differently, or targets are smoothed: what is known of the plain loss's size does
     not hold."""
+    source: Any = None
+    """What the user gave, where that is no name."""
 
     def __call__(self, output: Any, target: Any) -> Tensor:
         """The loss, a scalar. Nothing is read from the device.
@@ -283,7 +285,7 @@ def _called(loss: Any) -> Loss:
         value = lambda output, target: loss(*matched(output, target))  # noqa: E731
     weighs = any(getattr(loss, word, None) is not None for word in ("weight", "pos_weight"))
     weighs |= bool(getattr(loss, "label_smoothing", 0.0))
-    return Loss(name, f"what {name} takes", value, count, _scalar(value, name, check), reduction, weighs)
+    return Loss(name, f"what {name} takes", value, count, _scalar(value, name, check), reduction, weighs, loss)
 
 
 def _long(target: Tensor) -> Tensor:

@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg.step import graphs
 from thalweg.step.backward import BatchLoss, Watcher
 from thalweg.step.batches import Parts
 from thalweg.step.compiler import Compilation, CompileFailed
 from thalweg.step.data import Batch, shapes
 from thalweg.step.forward import Forward
-from thalweg.step.graphs import Graph, fused, live
+from thalweg.step.graphs import Graph, fused, live, placed
 from thalweg.step.kernels import allocator, layout
 from thalweg.step.plan import Plan
 from thalweg.step.planner import Budget, Planner
 from thalweg.step.program import Program, loaded
 from thalweg.step.refusals import DEVICES, Untraceable
+from thalweg.step.snapshot import Snapshot
 from thalweg.step.trace import Traced, trace
-from thalweg.step.trial import Snapshot
 from thalweg.step.update import Probe, Update
 from thalweg.step.whole import Step
 from thalweg.tensors.devices import wait
@@ -86,6 +87,9 @@ class PlannedStep(Step):
         self._changed = changed
         self._layout: layout.Layout | None = None
         self._threads = torch.get_num_threads()
+        self._is_tf32 = False
+        """Whether steps multiply in tf32; what lies between them (evaluations) does not."""
+        self._is_stepping = False
         self._products: str | None = None
         """Precision of products before it was changed."""
         self._planner: Planner | None = None
@@ -105,7 +109,6 @@ class PlannedStep(Step):
         if self.plan.keep_memory:
             self._undo.enter_context(allocator.kept())
         self._undo.callback(torch.set_num_threads, self._threads)
-        self._undo.callback(self._multiply, False)
         self.follow(self.plan)
         if self.update.needs_batch or self.update.needs_closure:
             self.settle(eagerly(self.plan), "" if OWN_STEP in self.plan.notes else OWN_STEP)
@@ -122,7 +125,7 @@ class PlannedStep(Step):
         if self._layout is not None:
             self._layout.undo()
             self._layout = None
-        self.arithmetic = None
+        self.arithmetic, self._is_tf32 = None, False
         self._is_open = False
         self._undo.close()
 
@@ -167,19 +170,18 @@ class PlannedStep(Step):
             return
         self._planner.is_ahead = True
         snapshot, groups = Snapshot(self.forward, self.update.optimizer), self.update.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
+        rates, slower = [group["lr"] for group in groups], 1.0
         try:
             for batch in batches:
                 if self._planner is None or self._planner.waits:
                     break
                 if not math.isfinite(float(self(batch))):  # of numbers that are none nothing can be said
                     snapshot.restore()
-                    for group in groups:
-                        group["lr"] *= SLOWER
+                    slower *= SLOWER
+                    for group, rate in zip(groups, rates, strict=True):
+                        group["lr"] = rate * slower  # a new one, where it is a tensor
         finally:
             snapshot.restore()
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate
         self._planner, self._postponed, self.number = None, self._planner, 0
         captured, compiled = (n and 1 for n in (self.plan.captured_after, self.plan.compiled_after))
         self.tell(replace(self.plan, arithmetic_after=0, captured_after=captured, compiled_after=compiled))
@@ -188,6 +190,15 @@ class PlannedStep(Step):
 
     def __call__(self, batch: Batch | Parts, probe: Probe | None = None, watcher: Watcher | None = None) -> Tensor:
         """Make one update; returns the loss on the batch before it, a detached scalar."""
+        self._is_stepping = True
+        self._multiply(self._is_tf32)
+        try:
+            return self._update_once(batch, probe, watcher)
+        finally:
+            self._is_stepping = False
+            self._multiply(False)
+
+    def _update_once(self, batch: Batch | Parts, probe: Probe | None, watcher: Watcher | None) -> Tensor:
         batch = self.laid(batch, self.plan)
         planner = self._planner
         is_heard = probe is not None and probe.listens
@@ -298,7 +309,8 @@ class PlannedStep(Step):
         torch.set_num_threads(plan.threads or self._threads)
         arithmetic = plan.arithmetic if self.number >= plan.arithmetic_after else "exact"
         self.arithmetic = torch.bfloat16 if arithmetic == "bfloat16" else None
-        self._multiply(arithmetic == "tf32" and self.device.type == "cuda")
+        self._is_tf32 = arithmetic == "tf32" and self.device.type in graphs.DEVICES
+        self._multiply(self._is_tf32 and self._is_stepping)
 
     def _multiply(self, in_tf32: bool) -> None:
         """Products in tf32, or as they were found; what the user has set by torch's newer words stays."""
@@ -313,7 +325,7 @@ class PlannedStep(Step):
     @property
     def can_repeat(self) -> bool:
         """As of every step; nor in tf32."""
-        return super().can_repeat and self._products is None
+        return super().can_repeat and not self._is_tf32
 
     def laid(self, batch: Any, plan: Plan) -> Any:
         """A batch in the memory order of a plan."""
@@ -329,9 +341,10 @@ class PlannedStep(Step):
         Raises:
             Untraceable, CompileFailed: it is not to be; the message says why.
         """
-        self._traced = trace(self, batch, self.asked.outputs)
         if self.device.type == "cuda":
+            self._traced = trace(self, placed(batch), self.asked.outputs)
             return
+        self._traced = trace(self, batch, self.asked.outputs)
         choices = self.plan.products if self.asked.plan is not None else None
         arguments = [*self._traced.held(), *leaves(batch)]
         self.compilation = Compilation.start(self._traced.graph, arguments, torch.get_num_threads(), choices)
@@ -356,7 +369,7 @@ class PlannedStep(Step):
         assert self._traced is not None
         if self.device.type == "cuda":
             try:
-                run = fused(self._traced, [*self._traced.held(), *leaves(batch)])
+                run = fused(self._traced, [*self._traced.held(), *leaves(placed(batch))])
                 return Graph(run, self._traced, self.forward, self.update, batch), {"choices": {}}
             except CompileFailed:
                 raise
@@ -366,6 +379,8 @@ class PlannedStep(Step):
         library, known = self.compilation.result()
         try:
             return Program(loaded(library), self._traced, self.forward, self.update, batch), known
+        except LookupError as error:
+            raise CompileFailed(f"what was made does not fit the rule any more ({error})") from error
         except (OSError, RuntimeError) as error:
             library.unlink(missing_ok=True)  # the next one makes it anew
             raise CompileFailed(f"what was made cannot be loaded ({str(error).strip().splitlines()[0]})") from error

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ from thalweg.step.kernels import layout
 from thalweg.step.plan import Plan
 from thalweg.step.program import Program
 from thalweg.step.refusals import Untraceable
-from thalweg.step.trial import Snapshot, ratio, same, timed
+from thalweg.step.snapshot import Snapshot
+from thalweg.step.trial import ratio, same, timed
 from thalweg.tensors.devices import wait
 from thalweg.tensors.named import num_bytes
 
@@ -131,10 +132,18 @@ class Planner:
             plain = min(self._seconds(lambda: step.plainly(batch)) for _ in range(2))
             plan = step.plan
             can_lie = layout.has_images(step.forward.model) and not step.forward.is_keras
+            ways: list[tuple[str, dict[str, Any], float]] = []
             if can_lie and self.budget.allows(10 * plain, 0, plain):
-                plan = self._faster(plan, replace(plan, layout="channels_last"), batch, worth=LEANING)
+                ways.append(("channels last", {"layout": "channels_last"}, 0.0))
             if plain < SMALL and torch.get_num_threads() > 1 and self._is_cpu:
-                plan = self._faster(plan, replace(plan, threads=1), batch, 5 * plain, LEANING)
+                ways.append(("one thread", {"threads": 1}, 5 * plain))
+            for name, changed, seconds in ways:
+                try:
+                    plan = self._faster(plan, replace(plan, **changed), batch, seconds, LEANING)
+                except Exception as error:  # whatever a model does in this way: there are others
+                    snapshot.restore()
+                    step.follow(plan)
+                    plan = replace(plan, notes=(*plan.notes, _failed(name, error)))
         finally:
             snapshot.restore()
         step.tell(plan)
@@ -265,27 +274,27 @@ class Planner:
         snapshot = Snapshot(step.forward, step.update.optimizer)
         losses: dict[str, Tensor] = {}
         times: dict[str, list[float]] = {}
+        notes: list[str] = []
         plans = {name: replace(step.plan, arithmetic=name, arithmetic_after=step.number) for name in arithmetics}
         try:
             for name, plan in {"exact": step.plan, **plans}.items():
                 snapshot.restore()
                 step.follow(plan)
-                taken, times[name] = [], []
-                for batch in self._remembered:
-                    started = time.perf_counter()
-                    taken.append(step.plainly(batch))
-                    wait(step.device)
-                    times[name].append(time.perf_counter() - started)
-                losses[name] = torch.stack(taken).double()
+                try:
+                    losses[name], times[name] = self._over_remembered()
+                except Exception as error:  # whatever a model does in it: there are others
+                    if name == "exact":
+                        raise
+                    notes.append(_failed(name, error))
             if not self._is_cpu:
-                times = self._times_captured({"exact": step.plan, **plans}) or times
+                times = self._times_captured({n: plans.get(n, step.plan) for n in losses}) or times
         finally:
             snapshot.restore()
             step.follow(step.plan)
         exact = losses["exact"]
         noise = float(exact.std()) / len(exact) ** 0.5
-        gains, notes = {}, []
-        for name in arithmetics:
+        gains = {}
+        for name in [name for name in arithmetics if name in losses]:
             away = float((losses[name].mean() - exact.mean()).abs())
             gain = ratio({of: spent[1:] for of, spent in times.items()}, "exact", name)
             if not away <= noise:
@@ -304,6 +313,16 @@ class Planner:
             plan = replace(plan, arithmetic=name, arithmetic_after=step.number, gain=gain)
             step.follow(plan)
         step.tell(plan)
+
+    def _over_remembered(self) -> tuple[Tensor, list[float]]:
+        """The loss of a step on each of the remembered batches, and its seconds."""
+        taken, times = [], []
+        for batch in self._remembered:
+            started = time.perf_counter()
+            taken.append(self.step.plainly(batch))
+            wait(self.step.device)
+            times.append(time.perf_counter() - started)
+        return torch.stack(taken).double(), times
 
     def _times_captured(self, plans: Mapping[str, Plan]) -> dict[str, list[float]] | None:
         """Seconds of a step as one CUDA graph under each plan: eagerly a step lasts as long as its launches take,
@@ -385,6 +404,11 @@ class Planner:
 def compile_seconds(operations: int) -> float:
     """Seconds that compiling takes, roughly, where torch has compiled something before: its headers take ten more."""
     return 15.0 + 0.03 * operations
+
+
+def _failed(way: str, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{way} was not taken: a step fails in it ({type(error).__name__}: {first[:160]})."
 
 
 def _num_cores() -> int:

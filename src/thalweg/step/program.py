@@ -5,8 +5,8 @@ Model and rule are changed where they lie, so that before and after any step an 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,36 @@ from thalweg.step.compiler import Shape, small_library
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
 from thalweg.step.kernels.products import load_small
-from thalweg.step.refusals import HOOKS
+from thalweg.step.refusals import HOOKS, has_hooks
 from thalweg.step.trace import Recorded
 from thalweg.step.update import Update
+from thalweg.step.values import apart
 from thalweg.tensors.named import leaves
 
 #: Of a module's own attributes, what a program does not depend on, or what is looked at elsewhere.
 _ASIDE = set(vars(nn.Module())) - {"training", "_modules"}
+#: Entries of a list or dict of a model's above which only another one in its place is noticed: each step compares them.
+LONG = 1000
 
 
-def _found(module: nn.Module) -> tuple[dict[str, Any], Callable[[Any], Any], tuple[Any, ...]]:
-    """A module's attributes, what reads those of them that a program takes for constant, and their values now."""
-    names = [name for name in vars(module) if name not in _ASIDE]
-    values_of = itemgetter(*names, *HOOKS)
-    return vars(module), values_of, tuple(copy(v) if isinstance(v, dict) else v for v in values_of(vars(module)))
+def _found(owner: Any) -> tuple[dict[str, Any], int, Callable[[Any], Any], tuple[Any, ...]]:
+    """Attributes of a module or a loss and their number; what reads those that a program takes for constant, and their
+    values now.
+    """
+    is_module = isinstance(owner, nn.Module)
+    names = [name for name in vars(owner) if not (is_module and name in _ASIDE)]
+    if is_module:
+        names += HOOKS
+    values_of: Callable[[Any], Any] = lambda found: tuple(found[name] for name in names)  # noqa: E731
+    if len(names) > 1:
+        values_of = itemgetter(*names)
+    return vars(owner), len(vars(owner)), values_of, tuple(map(_fixed, values_of(vars(owner))))
+
+
+def _fixed(value: Any) -> Any:
+    """A value as it is now, where it may change in its place."""
+    is_held = isinstance(value, dict | list | set | deque) and len(value) <= LONG
+    return apart(value) if is_held else value
 
 
 def _structure(tree: Any) -> Any:
@@ -84,17 +100,22 @@ class Program:
         self._layouts = [(t.shape, t.stride(), t.dtype) for t in recorded.held()]
         self._held: list[Tensor] = []
         self._live = list(recorded.tensors.model.values())
+        self._device = self._live[0].device.type
         self._pointers: list[int] = []
+        self._counts: list[Tensor] = []
+        self._versions: list[int] = []
         self._kept: list[int] | None = None
         self._rates = [float(rate) for rate in recorded.rates]  # as they were when the step was recorded
         self._options = options_of(update.optimizer)
         self._sizes = [len(group["params"]) for group in update.optimizer.param_groups]
         self._structure = _structure(batch)
-        self._modules = [_found(module) for module in forward.model.modules()]
+        owners = {id(owner): owner for owner in (*forward.model.modules(), *recorded.loss_parts)}
+        self._owners = [_found(owner) for owner in owners.values()]
         self._tensors = [
             (held, list(map(id, held.values())))
-            for module in forward.model.modules()
-            for held in (module._parameters, module._buffers)
+            for owner in owners.values()
+            if isinstance(owner, nn.Module)
+            for held in (owner._parameters, owner._buffers)
             if held
         ]
         self._trained = [(p, p.requires_grad) for p in forward.model.parameters()]
@@ -119,24 +140,29 @@ class Program:
             if t.shape != shape.size or t.dtype is not shape.dtype or t.stride() != shape.stride:
                 return False
         for p, is_trained in self._trained:
-            if p.requires_grad is not is_trained:
+            if p.requires_grad is not is_trained or p._backward_hooks or p._post_accumulate_grad_hooks:
                 return False
+        if nn.modules.module._has_any_global_hook() or torch.is_autocast_enabled(self._device):
+            return False
         return self._is_as_recorded() and (not self.has_update or self._has_options()) and self._is_bound()
 
     def _is_as_recorded(self) -> bool:
-        """Whether the modules are those that were recorded, in their modes, without hooks, with the same attributes."""
+        """Whether modules and loss are those that were recorded, in their modes, without hooks, with the same
+        attributes.
+        """
         try:
-            for attributes, values_of, values in self._modules:
-                if values_of(attributes) != values:
+            for attributes, number, values_of, values in self._owners:
+                if len(attributes) != number or values_of(attributes) != values:
                     return False
-        except (KeyError, RuntimeError, ValueError):  # one is gone, or is an array now, which has no one truth
+        except (KeyError, RuntimeError, TypeError, ValueError):  # one is gone, or is an array now, without one truth
             return False
         return all(list(map(id, held.values())) == ids for held, ids in self._tensors)
 
     def _has_options(self) -> bool:
-        """Whether the rule's options but the rate are those that the program has taken as constants."""
-        groups = self._recorded.tensors.optimizer.param_groups
-        if len(groups) != len(self._options):
+        """Whether the rule's options but the rate are those that the program has taken as constants, without hooks."""
+        optimizer = self._recorded.tensors.optimizer
+        groups = optimizer.param_groups
+        if len(groups) != len(self._options) or has_hooks(optimizer):
             return False
         for group, options, size in zip(groups, self._options, self._sizes, strict=True):
             if len(group["params"]) != size:
@@ -148,8 +174,10 @@ class Program:
 
     def _is_bound(self) -> bool:
         """Whether the tensors that are held are those of model and rule; looks for them anew where they have moved."""
-        kept = [id(t) for values in self._recorded.tensors.optimizer.state.values() for t in values.values()]
-        if kept == self._kept and self._pointers == [t.data_ptr() for t in self._live]:
+        state = self._recorded.tensors.optimizer.state  # some rules keep more in it than a dict for each parameter
+        kept = [id(t) for values in state.values() if isinstance(values, dict) for t in values.values()]
+        is_counted = [t._version for t in self._counts] == self._versions
+        if kept == self._kept and is_counted and self._pointers == [t.data_ptr() for t in self._live]:
             return True
         try:
             held = self._recorded.held()
@@ -158,6 +186,8 @@ class Program:
         if [(t.shape, t.stride(), t.dtype) for t in held] != self._layouts:
             return False
         self._held, self._kept, self._pointers = held, kept, [t.data_ptr() for t in self._live]
+        self._counts = self._recorded.counts()
+        self._versions = [t._version for t in self._counts]
         return True
 
     def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor], Any]:

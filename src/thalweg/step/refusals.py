@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from thalweg.step.data import Batch
-from thalweg.step.forward import Forward
 from thalweg.step.update import Update
+from thalweg.step.whole import Step
 
 
 class Untraceable(ValueError):
     """The step cannot be written down; the message says why, to follow "the step is not compiled: "."""
 
 
-def check(forward: Forward, batch: Batch) -> torch.device:
-    """Let pass a model whose steps on such batches may all be one program; returns where they are computed.
+def check(step: Step, batch: Batch) -> torch.device:
+    """Let pass what may make one program of all steps on such batches; returns where they are computed.
 
     Raises:
-        Untraceable: they may not.
+        Untraceable: it may not.
     """
-    model = forward.model
-    if forward.is_keras:
+    model = step.forward.model
+    if step.forward.is_keras:
         raise Untraceable("a Keras model keeps its state outside of the graph")
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise Untraceable("the model is compiled already")
@@ -50,7 +53,31 @@ def check(forward: Forward, batch: Batch) -> torch.device:
     for name, p in model.named_parameters():
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
             raise Untraceable(f"parameter {name!r} has hooks, which a program passes over")
-    return _device(model, batch)
+    for part in parts_of(step.loss):
+        if any(getattr(part, hooks, None) for hooks in HOOKS):
+            raise Untraceable("the loss has hooks, which a program passes over")
+        if any(isinstance(value, _GENERATORS) for value in vars(part).values()):
+            raise Untraceable("the loss has a random generator of its own, which a program would freeze")
+    owned = set(map(id, model.parameters()))
+    if any(p.requires_grad and id(p) not in owned for p in step.update.parameters):
+        raise Untraceable("the rule moves parameters that are not the model's, which a program has no gradients of")
+    device = _device(model, batch)
+    if torch.is_autocast_enabled(device.type):
+        raise Untraceable("autocast is on around it, which a program leaves out")
+    return device
+
+
+def parts_of(loss: Any) -> list[Any]:
+    """What of a loss may change between two steps: its modules, or the object that it is, or whose method it is."""
+    source = loss if (given := getattr(loss, "source", None)) is None else given
+    source = getattr(source, "__self__", source)
+    if isinstance(source, nn.Module):
+        return list(source.modules())
+    return [source] if hasattr(source, "__dict__") and not isinstance(source, _CONSTANT) else []
+
+
+#: What losses may be, or be methods of, without attributes of their own.
+_CONSTANT = (FunctionType, ModuleType, type)
 
 
 def _device(model: nn.Module, batch: Batch) -> torch.device:
@@ -85,13 +112,22 @@ HOOKS = (
 def is_recordable(update: Update) -> bool:
     """Whether a rule is nothing but operations on tensors, as far as can be told before trying."""
     optimizer = update.optimizer
-    if update.needs_closure or update.needs_batch:
+    if update.needs_closure or update.needs_batch or has_hooks(optimizer):
         return False
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    if any(hooks):
-        return False
+    if any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
+        return False  # a rule inside has rates of its own
     values = (v for p in update.parameters for v in optimizer.state.get(p, {}).values())
     return all(value is None or isinstance(value, Tensor) for value in values)
+
+
+def has_hooks(optimizer: Optimizer) -> bool:
+    """Whether something else happens around a step of a rule."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
 
 
 class NothingFrozen(TorchDispatchMode):
@@ -110,55 +146,60 @@ class NothingFrozen(TorchDispatchMode):
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Refuse a model that remembers something in Python from call to call, or draws random numbers there.
+def unchanged(*owners: Any) -> Iterator[None]:
+    """Refuse a model or loss that remembers something in Python from call to call, or draws random numbers there.
 
-    Its attributes, and what lists and dicts among them hold, are put back as they were.
+    Their attributes, and what lists and dicts among them hold, are put back as they were.
     """
-    modules, before, kept = _attributes(model)
+    parts, before, kept = _attributes(owners)
     drawn = random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
     refused = "{} changes {} in each call, which a program would not"
     try:
         yield
         if (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]) != drawn:
             raise Untraceable("the model draws random numbers in Python, which a program would freeze")
-        for module, found in zip(modules, before, strict=True):
-            changed = _changed(module.__dict__, found)
+        for part, found in zip(parts, before, strict=True):
+            changed = _changed(part.__dict__, found)
             if changed is not None:
-                raise Untraceable(refused.format(type(module).__name__, f"its attribute {changed!r}"))
-        for module, container, was in kept:
+                raise Untraceable(refused.format(type(part).__name__, f"its attribute {changed!r}"))
+        for part, container, was in kept:
             if not _same_contents(container, was):
-                raise Untraceable(refused.format(type(module).__name__, "a list or dict of its own"))
+                raise Untraceable(refused.format(type(part).__name__, "a list or dict of its own"))
     finally:
-        _put_back(modules, before, kept)
+        _put_back(parts, before, kept)
 
 
-def attributes_kept(model: nn.Module) -> Callable[[], None]:
-    """Look at a model's attributes, and what lists and dicts among them hold; what comes back puts them back."""
-    found = _attributes(model)
+def attributes_kept(*owners: Any) -> Callable[[], None]:
+    """Look at attributes of models or rules, and what lists and dicts among them hold; what comes back puts them
+    back.
+    """
+    found = _attributes(owners)
     return lambda: _put_back(*found)
 
 
-_Kept = tuple[nn.Module, Any, Any]
+_Kept = tuple[Any, Any, Any]
 
 
-def _attributes(model: nn.Module) -> tuple[list[nn.Module], list[dict[str, Any]], list[_Kept]]:
-    """Its modules, the attributes of each, and the lists and dicts among them with copies."""
-    modules = list(model.modules())
-    before = [dict(module.__dict__) for module in modules]
-    kept = [(m, v, v.copy()) for m, d in zip(modules, before, strict=True) for v in d.values() if _holds(v)]
-    return modules, before, kept
+def _attributes(owners: Iterable[Any]) -> tuple[list[Any], list[dict[str, Any]], list[_Kept]]:
+    """Owners, each module of a model by itself; the attributes of each, and the lists and dicts among them with
+    copies.
+    """
+    each = (part for one in owners for part in (one.modules() if isinstance(one, nn.Module) else (one,)))
+    parts = list({id(part): part for part in each}.values())
+    before = [dict(part.__dict__) for part in parts]
+    kept = [(m, v, v.copy()) for m, d in zip(parts, before, strict=True) for v in d.values() if _holds(v)]
+    return parts, before, kept
 
 
-def _put_back(modules: list[nn.Module], before: list[dict[str, Any]], kept: list[_Kept]) -> None:
+def _put_back(parts: list[Any], before: list[dict[str, Any]], kept: list[_Kept]) -> None:
     for _, container, was in kept:
         if not _same_contents(container, was):
             container.clear()
             container.extend(was) if isinstance(container, list | deque) else container.update(was)
-    for module, found in zip(modules, before, strict=True):
-        if list(module.__dict__) != list(found) or any(module.__dict__[n] is not found[n] for n in found):
-            module.__dict__.clear()
-            module.__dict__.update(found)
+    for part, found in zip(parts, before, strict=True):
+        if list(part.__dict__) != list(found) or any(part.__dict__[n] is not found[n] for n in found):
+            part.__dict__.clear()
+            part.__dict__.update(found)
 
 
 def _holds(value: Any) -> bool:
@@ -177,7 +218,11 @@ def _same(a: Any, b: Any) -> bool:
 
 def _same_contents(now: Any, before: Any) -> bool:
     if isinstance(now, dict):
-        return list(now) == list(before) and _changed(now, before) is None
+        return len(now) == len(before) and all(map(_is_key, now, before)) and _changed(now, before) is None
     if isinstance(now, set):
         return bool(now == before)
     return len(now) == len(before) and all(map(_same, now, before))
+
+
+def _is_key(a: Any, b: Any) -> bool:
+    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
 from thalweg.step.refusals import Untraceable
 from thalweg.step.update import Clip, Update
+from thalweg.step.values import apart, decided
 from thalweg.step.whole import Step
 from thalweg.tensors.seeds import untouched
 
@@ -77,6 +78,8 @@ class Recorded:
     constants: list[Tensor] = field(default_factory=list)
     shared: list[tuple[str, nn.Parameter, nn.Parameter]] = field(default_factory=list)
     """Counts that were equal when recorded, by name, of two parameters each: the first one's stands for both."""
+    loss_parts: list[Any] = field(default_factory=list)
+    """What of the loss has attributes, which are constants of a program too."""
 
     def held(self) -> list[Tensor]:
         """The arguments ahead of the batch, as they are now.
@@ -88,6 +91,13 @@ class Recorded:
         if any(one is not other and state[one][name] != state[other][name] for name, one, other in self.shared):
             raise LookupError("counts of steps have come to differ")
         return [*self.tensors.all(), *self.rates, *self.constants]
+
+    def counts(self) -> list[Tensor]:
+        """The counts that stand for each other. A program's call leaves their `_version`; a step of the rule raises it,
+        after which they may differ.
+        """
+        state = self.tensors.optimizer.state
+        return [state[p][name] for name, _, p in self.shared]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,7 +116,7 @@ def trace(step: Step, batch: Batch, outputs: bool) -> Traced:
     Raises:
         Untraceable: the step is not always this program, or cannot be followed.
     """
-    device = refusals.check(step.forward, batch)
+    device = refusals.check(step, batch)
     if device.type == "cpu" and refusals.is_recordable(step.update):
         try:
             return _traced(_Recorder(step, outputs), batch)
@@ -142,6 +152,7 @@ class _Recorder:
 
     def __init__(self, step: Step, outputs: bool, has_update: bool = True) -> None:
         self.forward = step.forward
+        self.loss_parts = refusals.parts_of(step.loss)
         self.objective = _Objective(step)
         self.update = update = step.update
         self.tensors = Tensors.of(step.forward, update, has_update)
@@ -190,13 +201,31 @@ class _Recorder:
 
     def _update(self, graded: dict[int, tuple[Tensor, Tensor]], state: list[Tensor], rates: list[Tensor]) -> None:
         """Record the rule on stand-ins: a twin of the optimizer that owns them instead of the parameters."""
-        optimizer = self.update.optimizer
         stands = {key: stand.detach() for key, (stand, _) in graded.items()}
         for key, (_, gradient) in graded.items():
             stands[key].grad = gradient.clone() if self.update.clip != Clip() else gradient
-        twin = object.__new__(type(optimizer))
-        twin.__dict__.update(optimizer.__dict__)
-        twin.state = defaultdict(dict)
+        try:
+            twin, scalars = self._twin(stands, state, rates)
+            before = decided(twin)
+            with torch.no_grad(), as_if_compiling(), ScalarTensors():
+                Update(twin, self.update.clip).clip_gradients()
+                type(self.update.optimizer).step(twin)
+                for stored, exact in scalars:
+                    stored.copy_(exact)
+            is_decided = decided(twin) != before
+        except Exception as error:  # whatever a rule of somebody's does with stand-ins
+            raise _RuleFailed from error
+        if is_decided:
+            raise _RuleFailed("it keeps something in Python from step to step")
+
+    def _twin(
+        self, stands: dict[int, Tensor], state: list[Tensor], rates: list[Tensor]
+    ) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
+        """A rule like the live one on stand-ins, and its counts: as they are stored, and in double precision."""
+        optimizer = self.update.optimizer
+        twin: Any = object.__new__(type(optimizer))
+        twin.__dict__.update(apart(vars(optimizer)))
+        twin.state = defaultdict(dict, {stand: {} for stand in stands.values()})
         scalars = []
         equals: dict[tuple[str, float], tuple[Tensor, nn.Parameter]] = {}
         self.shared.clear()
@@ -214,17 +243,10 @@ class _Recorder:
             twin.state[stands[id(p)]][name] = value
         plain = {"fused": None, "foreach": False, "capturable": True}
         twin.param_groups = [
-            {**group, **plain, "params": [stands[id(p)] for p in group["params"] if id(p) in stands], "lr": rate}
+            {**apart(group), **plain, "params": [stands[id(p)] for p in group["params"] if id(p) in stands], "lr": rate}
             for group, rate in zip(optimizer.param_groups, rates, strict=True)
         ]
-        try:
-            with torch.no_grad(), as_if_compiling(), ScalarTensors():
-                Update(twin, self.update.clip).clip_gradients()
-                type(optimizer).step(twin)
-                for stored, exact in scalars:
-                    stored.copy_(exact)
-        except Exception as error:  # whatever a rule of somebody's does with stand-ins
-            raise _RuleFailed from error
+        return twin, scalars
 
 
 @contextmanager
@@ -258,10 +280,12 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
 
     held = recorder.held()
     arguments, spec = pytree.tree_flatten((held, batch))
+    arguments = list(_each_once(arguments))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     function: Callable[..., Any] = lambda *flat: recorder(*pytree.tree_unflatten(flat, spec))  # noqa: E731
     try:
-        with warnings.catch_warnings(), untouched(), refusals.unchanged(recorder.forward.model), mode:
+        kept = refusals.unchanged(recorder.forward.model, *recorder.loss_parts)
+        with warnings.catch_warnings(), untouched(), kept, mode:
             warnings.simplefilter("ignore")
             fakes = [mode.from_tensor(t) for t in arguments]
             graph = make_fx(function, tracing_mode="real")(*fakes)
@@ -279,5 +303,14 @@ def _traced(recorder: _Recorder, batch: Batch) -> Traced:
         has_update=recorder.has_update,
         graded=recorder.graded,
         shared=recorder.shared,
+        loss_parts=recorder.loss_parts,
         output_spec=recorder.output_spec,
     )
+
+
+def _each_once(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same tensors; one that stands in two places, as x and y, is two, as it may be in the next batch."""
+    seen: set[int] = set()
+    for t in tensors:
+        yield t.detach() if id(t) in seen else t
+        seen.add(id(t))

@@ -8,7 +8,6 @@ program far above.
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,10 @@ from torch.optim import Optimizer
 
 from thalweg.step.data import Batch
 from thalweg.step.forward import Forward
+from thalweg.step.snapshot import Snapshot
 from thalweg.step.update import Update
-from thalweg.tensors import seeds
 from thalweg.tensors.devices import wait
-from thalweg.tensors.named import assign, copied, mapped
+from thalweg.tensors.named import copied, mapped
 
 #: Share of the norm of all tensors below which one is looked at beside all, not by itself: rounding has no size.
 FLOOR = 1e-3
@@ -39,41 +38,6 @@ ROUNDINGS = 4.0
 
 
 CPU = torch.device("cpu")
-
-
-class Snapshot:
-    """A copy of all that a step changes; put back as often as wanted, into the same tensors."""
-
-    def __init__(self, forward: Forward, optimizer: Optimizer) -> None:
-        self._forward = forward
-        self._optimizer = optimizer
-        self._model = copied(forward.state())
-        self._state = {p: {n: _copy(v) for n, v in values.items()} for p, values in optimizer.state.items()}
-        self._random = seeds.capture()
-
-    def restore(self) -> None:
-        """Everything is as when the copy was made; what a rule has begun to keep since is forgotten."""
-        assign(self._forward.state(), self._model)
-        state = self._optimizer.state
-        for p in list(state):
-            if p not in self._state:
-                del state[p]
-        for p, values in self._state.items():
-            kept = state[p]
-            for name in kept.keys() - values.keys():
-                del kept[name]
-            for name, value in values.items():
-                now = kept.get(name)
-                if isinstance(value, Tensor) and isinstance(now, Tensor) and now.shape == value.shape:
-                    now.copy_(value)
-                else:
-                    kept[name] = _copy(value)
-        self._optimizer.zero_grad()
-        seeds.restore(self._random)
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -123,8 +87,12 @@ def same(
     """
     optimizer = rule.optimizer
     snapshot = Snapshot(forward, optimizer)
-    floating = {name: t.detach() for name, t in forward.state().items() if t.is_floating_point()}
-    counts = {name: t for name, t in forward.state().items() if not t.is_floating_point()}
+
+    def tensors(floating: bool) -> dict[str, Tensor]:
+        """As they are now: a way may put other ones in their place."""
+        return {name: t.detach() for name, t in forward.state().items() if t.is_floating_point() is floating}
+
+    floating = tensors(True)
     parameters = {name for name, p in forward.parameters().items() if p.requires_grad}
     trained = {id(p) for p in forward.parameters().values()}  # a tied one has a second name
     moving = {name for name, t in forward.state().items() if name in floating and id(t) not in trained}
@@ -133,27 +101,27 @@ def same(
         for batch in batches:
             snapshot.restore()
             loss, gradients = way(batch)
-            after, kept, counted, drawn = copied(floating), _kept(optimizer), copied(counts), _drawn()
+            after, kept, counted, drawn = copied(tensors(True)), _kept(optimizer), copied(tensors(False)), _drawn()
             gradients = {p: g.detach().clone() for p, g in gradients.items()}
             snapshot.restore()
             expected_loss, expected = plain(batch)
             expected = {p: g.detach().clone() for p, g in expected.items()}
             if not torch.equal(_drawn(), drawn):
                 return "it draws other random numbers"
-            if any(not torch.equal(t, counted[name]) for name, t in counts.items()):
+            if any(not torch.equal(t, counted[name]) for name, t in tensors(False).items()):
                 return "a count differs"
-            statistics_after = {n: floating[n].clone() for n in moving}
+            statistics_after = {n: t.clone() for n, t in tensors(True).items() if n in moving}
             noise = _shaken(plain, batch, expected, snapshot, forward)
             away = difference(gradients, expected, FLOOR, noise)
             if away > limit and arithmetic is None:
                 exact = _exact(plain, batch, expected_loss, snapshot, forward)
                 away = _beside(gradients, expected, exact, noise) if exact is not None else away
             snapshot.restore()
-            before = copied(floating)
+            before = copied(tensors(True))
             for p, g in gradients.items():
                 p.grad = g.clone()  # which clipping changes
             rule.apply()
-            moved, moved_by = ({n: t[n] - before[n] for n in parameters} for t in (after, floating))
+            moved, moved_by = ({n: t[n] - before[n] for n in parameters} for t in (after, tensors(True)))
             rounding = {n: ROUNDINGS * torch.finfo(t.dtype).eps * float(t.norm()) for n, t in before.items()}
             found = {
                 "the loss": difference({0: loss}, {0: expected_loss}),
@@ -238,7 +206,7 @@ def _kept(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
     return {
         (i, name): value.detach().clone()
         for i, (_, values) in enumerate(optimizer.state.items())
-        for name, value in values.items()
+        for name, value in (values.items() if isinstance(values, dict) else ())
         if isinstance(value, Tensor) and value.is_floating_point()
     }
 
