@@ -376,3 +376,9 @@ def test_a_stream_is_not_read_again_for_each_arm(data: Data, tmp_path: Path, mon
     held, again = read.values()
     measured = 64 * (1 + 2 * len(run.actions))  # examples of each trial, and of the longer one after it
     assert held < 300 + measured + 100 < again
+
+
+def test_another_rule_that_is_asked_for_goes_before_decay_that_was_found() -> None:
+    repairs = [{"name": "decay", "step": 10, "changes": [["decay_weights", {"weight_decay": 0.1}]]}]
+    assert _overruled(repairs, {"optimizer": "sgd"}) == [{"name": "decay", "step": 10, "changes": []}]
+    assert _overruled(repairs, {"epochs": 9}) == repairs

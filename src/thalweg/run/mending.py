@@ -261,9 +261,7 @@ class Mending:
         self.training, self.chosen = training, parts
         with contextlib.suppress(OSError):  # a full disk: the saver says so, and training goes on
             self._record.write(self._directory)
-        if (
-            at.best_step != at.step
-        ):  # where the best weights lie; there it is tried again
+        if at.best_step != at.step:  # where the best weights lie; there it is tried again
             training.save()
         after = _told(done)
         before = {word: value for word, value in before.items() if word in after}
