@@ -49,7 +49,7 @@ sys.path.append(str(Path(__file__).parents[1] / "step"))  # for what the benchma
 from tables import machine, ours, save
 
 FILE = Path(__file__).parents[1] / "results" / "clinic-repair.json"
-VERSION = 19
+VERSION = 20
 APART = (
     "12-few-examples", "12-noise-learned", "16-labels-shuffled", "16-too-few-epochs", "16-detached",
 )  # fmt: skip

@@ -17,11 +17,11 @@ numbers beside the parameters.
 
 Results go to benchmarks/results/rules.json, cell by cell: one made on the same machine with the same versions, code of
 the rule, problem and target is kept unless --again, so a run that was cut off goes on where it stopped; one that was
-timed while others computed is measured again by the next run. Tables go into docs/rules.md, too, each problem as the
-machine of its reference did it: the ratio of a problem is the best of ours by the best of all others, of medians, and
-the least and greatest seed by seed. --tables measures nothing. --quick is a tenth of the time, two rates and one seed,
-and leaves the file alone. environments.sh makes the peers' environment, found beside the checkout or in the folder
-THALWEG_PEERS names.
+timed while others computed is measured again by the next run, of a grid all of it. Tables go into docs/rules.md, too,
+each problem as the machine of its reference did it: the ratio of a problem is the best of ours by the best of all
+others, of medians, and the least and greatest seed by seed. --tables measures nothing. --quick is a tenth of the time,
+two rates and one seed, and leaves the file alone. environments.sh makes the peers' environment, found beside the
+checkout or in the folder THALWEG_PEERS names.
 """
 
 from __future__ import annotations
@@ -167,10 +167,10 @@ class Bench:
                 done.result()
 
     def _fill(self, cells: list[Cell], race: bool) -> None:
-        known = [self.table.cells[self.table.key(of)] for of in cells if self.stands(of)]
         missing = [of for of in cells if not self.stands(of)]
-        quickest = min((cell["reached"]["seconds"] for cell in known if cell.get("reached")), default=None)
-        for cell in measured(missing, self.options, race=race, quickest=quickest if race else None) if missing else ():
+        if race and missing:  # what one rate comes to decides which others are tried
+            missing = cells
+        for cell in measured(missing, self.options, race=race) if missing else ():
             with self.lock:
                 self.table.add(cell)
                 print(line(cell), flush=True)

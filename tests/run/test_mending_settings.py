@@ -382,3 +382,48 @@ def test_another_rule_that_is_asked_for_goes_before_decay_that_was_found() -> No
     repairs = [{"name": "decay", "step": 10, "changes": [["decay_weights", {"weight_decay": 0.1}]]}]
     assert _overruled(repairs, {"optimizer": "sgd"}) == [{"name": "decay", "step": 10, "changes": []}]
     assert _overruled(repairs, {"epochs": 9}) == repairs
+
+
+class Drawn:
+    """A stream that draws its batches from a generator of its own."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.seen: list[tuple[int, ...]] = []
+
+    def __iter__(self) -> Any:
+        for _ in range(300):
+            rows = torch.randint(len(self.data[0]), (32,))
+            self.seen.append(tuple(rows.tolist()))
+            yield self.data[0][rows], self.data[1][rows]
+
+
+def test_a_stream_that_draws_does_not_give_the_same_batches_again(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mending.trial, "best", lambda *of: None)
+    monkeypatch.setattr(mending.trial, "harmless", lambda *of: [])
+    stream = Drawn(data)
+    run = fitted(stream, tmp_path, epochs=None, steps=200, learning_rate=1.5, schedule="constant")
+    assert run.actions
+    assert len(stream.seen) > 200 and len(set(stream.seen)) >= len(stream.seen) - 2  # the first is looked at before
+
+
+def test_a_rate_that_is_mended_stays_so_under_a_scheduler_of_base_rates(data: Data) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    words = {"optimizer": optimizer, "schedule": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1.0)}
+    settings, _ = Settings.of({**words, "epochs": 2, "batch_size": 32})
+    forward, loss = Forward(model), resolve("cross_entropy")
+    chosen = choose(forward, loss, data, settings, torch.device("cpu"))
+    body = mending.body_of(forward, loss, chosen, settings)
+    CHANGES["set_learning_rate"].apply(body, {"learning_rate": 0.05})
+    parts = parts_of(body, chosen, setup_of(chosen))
+    parts.schedule.apply(parts.optimizer, 5)
+    assert parts.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_a_norm_that_came_in_leaves_batches_that_have_no_single_row(data: Data) -> None:
+    body, chosen = made((data[0][:96], data[1][:96]), batch_size=32)
+    body.model.append(nn.BatchNorm1d(3))
+    assert parts_of(body, chosen, setup_of(chosen)).batches is chosen.batches

@@ -716,3 +716,12 @@ def test_a_step_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("thalweg.step.rewrites.LIMIT", 10)
     with pytest.raises(Untraceable, match=r"it is \d\d operations long"):
         trace(step_of(network()), batches()[0], outputs=False)
+
+
+def test_a_counter_is_noted_as_it_is() -> None:
+    from collections import Counter
+
+    from thalweg.step.values import apart
+
+    counted = Counter(a=1, b=2)
+    assert apart(counted) == counted and apart(counted) is not counted

@@ -166,6 +166,8 @@ def judge(
     what = "training loss" if watched == "epoch_loss" else watched.replace("_", " ")
     if not all(math.isfinite(history.last(name) or 0.0) for name in ("loss", watched)):
         return Verdict("diverged", f"Diverged at epoch {_shown(epochs)}: the loss is no longer a finite number.")
+    if watched not in history.names and earlier:
+        return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, before {what} was measured after a repair.")
     if watched not in history.names:
         return Verdict("improving", f"Stopped at epoch {_shown(epochs)}, before {what} was measured once.")
     steps, values = history.series(watched)

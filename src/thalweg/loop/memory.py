@@ -83,16 +83,22 @@ class Memory:
             self._opened = Opened(self._read(at), at.epoch, at.position)
         return self._opened
 
-    def ahead(self, at: Standing, count: int) -> Iterator[Any]:
-        """The same, to be looked at: of a stream so many, if they can be held, which are trained on later."""
-        if self.setup.batches.repeatable:
-            return self.batches(at)
-        if at.position == 0:  # what draws its order is to draw it when the training does
-            return self._read(at)
+    def ahead(self, at: Standing, count: int) -> list[Any] | None:
+        """Of a stream in the midst of an epoch the next batches, to be looked at before they are trained on; None where
+        they are too many to hold, and of other data, which can be had again.
+        """
+        if self.setup.batches.repeatable or at.position == 0:  # what draws its order draws it when the training does
+            return None
         self.batches(at)
         assert self._opened is not None
         held = self._opened.ahead(count)
-        return self._read(at) if held is None else iter(held)
+        if held is None:
+            self.leave()  # the source will be gone through again
+        return held
+
+    def again(self, at: Standing) -> Iterator[Any]:
+        """The batches still to come in this epoch, read from where it begins; the training's own are left alone."""
+        return self.setup.batches.epoch(at.epoch, at.position) if self.setup.batches.repeatable else self._read(at)
 
     def leave(self) -> None:
         """What is read next of a stream is read from the beginning of its epoch."""

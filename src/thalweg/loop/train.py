@@ -384,7 +384,8 @@ class Training:
 
         The last one may be handed over: averaged weights in it have their norms measured.
         """
-        if not best and self.best is None and self.at.best_step == self.at.step:
+        is_mended_here = self.at.mended > 0 and self.at.mended_at == self.at.step
+        if not best and self.at.best_step == self.at.step and (self.best is None or is_mended_here):
             return True  # since the evaluation; it is the only place where the best weights are
         self._read_losses()
         self._saved = time.perf_counter()

@@ -86,6 +86,8 @@ def _go_on(old: schedules.Schedule, parts: Chosen, before: list[tuple[float, flo
     is_same = [float(group["initial_lr"]) for group in groups] == [first for first, _ in before]
     if is_same or old.scheduler is new.scheduler:
         new.load_state_dict(old.state_dict())
+        if hasattr(new.scheduler, "base_lrs"):  # which may have been scaled since
+            new.scheduler.base_lrs = [group["initial_lr"] for group in groups]
         for group, (first, now) in zip(groups, before, strict=False):
             group["lr"] = group["initial_lr"] * (now / first if first else 1.0)
 
@@ -181,7 +183,9 @@ class Arms:
         self._chosen = chosen
         self._body = body
         self._updates = updates
-        self._groups = groups(chosen, body.settings.seed)
+        # Once for all arms, and not undone afterwards: what draws its batches has drawn these.
+        self._held = training.memory.ahead(training.at, updates + cool_down(updates))
+        self._groups = groups(chosen, body.settings.seed, self._held)
         self._end: dict[str, torch.Tensor] | None = None
         """The control's weights, cooled down."""
 
@@ -254,7 +258,7 @@ class Arms:
     def _batches(self, parts: Chosen) -> Iterator[Any]:
         at, here = self._training.at, self._training.setup.batches
         if parts.batches is here:
-            yield from self._training.memory.ahead(at, self._updates + cool_down(self._updates))
+            yield from self._training.memory.again(at) if self._held is None else self._held
         yield from endless(parts.batches, at.epoch + 1)
 
     def _measured(self) -> Measured:
@@ -270,13 +274,16 @@ class Arms:
         return Measured(tuple(v if math.isfinite(v) else math.inf for v in values))
 
 
-def groups(chosen: Chosen, seed: int) -> list[Batch]:
-    """Held-out examples, or else some of those that are trained on, in groups; rows with NaN are left out."""
+def groups(chosen: Chosen, seed: int, held: Sequence[Any] | None = None) -> list[Batch]:
+    """Held-out examples, or else some of those that are trained on, in groups; rows with NaN are left out.
+
+    Of a stream that is being gone through those that are `held`: to begin it again may end the pass that is open.
+    """
     batches = _some(chosen.validation or chosen.batches, seed)
     found: list[Batch] = []
     count = 0
     with untouched(batches):
-        for batch in batches.epoch(0):
+        for batch in batches.epoch(0) if held is None or chosen.validation is not None else held:
             parts = [batch] if isinstance(batch, tuple) else list(batch)
             found += [part for part in map(_finite, parts) if part is not None]
             count = sum(len(next(leaves(x))) for x, _ in found)

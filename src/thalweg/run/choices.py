@@ -99,8 +99,8 @@ def again(chosen: Chosen, forward: Forward, loss: Loss | None, settings: Setting
         order = replace(batches.order, keep_single=batches.order.keep_single and not has_batch_norm(forward.model))
         if settings.batch_size != "auto":
             order = _order(batches.data, settings, order.keep_single)
-        if order != batches.order:
-            batches = Batches(batches.data, order, batches.dtype, batches.device)
+        made = Batches(batches.data, order, batches.dtype, batches.device)
+        batches = batches if made.is_cut_like(batches) else made
     return _assembled(forward, loss, settings, batches, chosen.validation)
 
 

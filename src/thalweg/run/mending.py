@@ -200,7 +200,7 @@ class Mending:
         sure = right(findings, tried) if not at.mended else ()
         trials = Trials(training, self.chosen, body, self._telling, planned)
         taken = trials.best_of(tried, updates, sure) if tried else None
-        if training.interrupt:  # it is tried again from the beginning
+        if training.must_stop:  # interrupted, it is tried again from the beginning
             at.tried_steps = spent
             return
         self._record.decided["tried_steps"] = at.tried_steps
@@ -261,8 +261,7 @@ class Mending:
         self.training, self.chosen = training, parts
         with contextlib.suppress(OSError):  # a full disk: the saver says so, and training goes on
             self._record.write(self._directory)
-        if at.best_step != at.step:  # where the best weights lie; there it is tried again
-            training.save()
+        training.save()
         after = _told(done)
         before = {word: value for word, value in before.items() if word in after}
         self._tell(Action(prescription.name, at.step, before, after, True, _why(findings), lines(done)))

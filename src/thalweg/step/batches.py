@@ -9,7 +9,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,6 +88,14 @@ class Batches:
     def repeatable(self) -> bool:
         """Whether (seed, epoch, position) alone decides each batch, so that a resumed run sees the same ones."""
         return not isinstance(self.data, Stream)
+
+    def is_cut_like(self, other: Batches) -> bool:
+        """Whether the other's batches of the same data are the same ones: whether single rows are kept matters only
+        where there are any, or may be in micro-batches.
+        """
+        is_ordered_alike = replace(self.order, keep_single=other.order.keep_single) == other.order
+        is_cut_alike = self._bounds == other._bounds and self.order.accumulate == 1
+        return self.order == other.order or (is_ordered_alike and is_cut_alike)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from a position on, each `(x, y)` or `Parts`, on the device."""

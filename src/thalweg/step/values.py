@@ -14,10 +14,10 @@ def apart(value: Any) -> Any:
     if not isinstance(value, (dict, list, set, deque)):
         return value
     made: Any = copy.copy(value)
+    made.clear()  # first: a Counter adds
     if isinstance(value, dict):
         made.update({key: apart(v) for key, v in value.items()})
         return made
-    made.clear()
     (made.update if isinstance(value, set) else made.extend)(apart(v) for v in value)
     return made
 
