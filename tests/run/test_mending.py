@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mending_cases import Data, Stops, made_data, network
 from torch import Tensor, nn
 
 import thalweg
@@ -19,20 +20,10 @@ from thalweg.run import mending
 from thalweg.run.arms import Arms
 from thalweg.step.forward import Forward
 
-Data = tuple[Tensor, Tensor]
-
 
 @pytest.fixture(scope="module")
 def data() -> Data:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1200, 20, generator=generator)
-    noise = 0.3 * torch.randn(1200, 3, generator=generator)
-    return x, (x @ torch.randn(20, 3, generator=generator) + noise).argmax(1)
-
-
-def network() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
+    return made_data()
 
 
 def fitted(data: Data, folder: Path, **words: Any) -> thalweg.Run:
@@ -153,20 +144,6 @@ def test_a_mended_run_repeats(data: Data, tmp_path: Path) -> None:
     assert [(a.code, a.step, dict(a.after)) for a in runs[0].actions] == [
         (a.code, a.step, dict(a.after)) for a in runs[1].actions
     ]
-
-
-class Stops:
-    """Interrupts after an update, as Ctrl-C does."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def on_step(self, run: Any, record: Any) -> None:
-        if record.step == self.at:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("at", [10, 20, 40, 90])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mending_cases import Stops
 from torch import Tensor, nn
 
 import thalweg
@@ -93,15 +92,6 @@ def test_it_loads_into_the_users_own_network(name: str, tmp_path: Path) -> None:
     loaded = thalweg.load(tmp_path / "run", "best", make())
     run.model.eval()
     assert torch.allclose(loaded(of[0][:50]), run.model(of[0][:50]), atol=1e-5)
-
-
-class Stops:
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def on_step(self, run: Any, record: Any) -> None:
-        if record.step == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(

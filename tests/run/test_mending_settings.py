@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from mending_cases import Data, Stops, made_data, network
 from torch import Tensor, nn
 
 import thalweg
@@ -32,20 +31,10 @@ from thalweg.run.resume import _overruled
 from thalweg.step.forward import Forward
 from thalweg.step.losses import resolve
 
-Data = tuple[Tensor, Tensor]
-
 
 @pytest.fixture(scope="module")
 def data() -> Data:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1200, 20, generator=generator)
-    noise = 0.3 * torch.randn(1200, 3, generator=generator)
-    return x, (x @ torch.randn(20, 3, generator=generator) + noise).argmax(1)
-
-
-def network() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
+    return made_data()
 
 
 def fitted(data: Any, folder: Path, model: nn.Module | None = None, **words: Any) -> thalweg.Run:
@@ -53,17 +42,6 @@ def fitted(data: Any, folder: Path, model: nn.Module | None = None, **words: Any
     return thalweg.fit(
         model or network(), data, "cross_entropy", run_dir=folder / "run", verbose=False, plan="eager", **words
     )
-
-
-class Stops:
-    """Interrupts after an update, as Ctrl-C does."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def on_step(self, run: Any, record: Any) -> None:
-        if record.step == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def same(one: thalweg.Run, other: thalweg.Run) -> bool:

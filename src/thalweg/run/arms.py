@@ -185,7 +185,7 @@ class Arms:
         self._updates = updates
         # Once for all arms, and not undone afterwards: what draws its batches has drawn these.
         self._held = training.memory.ahead(training.at, updates + cool_down(updates))
-        self._groups = groups(chosen, body.settings.seed, self._held)
+        self._groups = groups(chosen, body.settings.seed, self._held or None)
         self._end: dict[str, torch.Tensor] | None = None
         """The control's weights, cooled down."""
 
