@@ -11,6 +11,7 @@ from thalweg.optim.catalogue import build
 
 RULES = {
     "soap": lambda params: SOAP(params, lr=0.01, budget=None, start=3, period=4),
+    "soap-leading": lambda params: SOAP(params, lr=0.01, rank=3, budget=None, start=3, statistics_period=2),
     "muon": lambda params: Muon(params, lr=0.01, arithmetic="exact"),
 }
 

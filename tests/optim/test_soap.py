@@ -5,14 +5,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from slow_rules import SlowAdamW, SlowSOAP
+from slow_rules import SlowAdamW, SlowLeadingSOAP, SlowSOAP
 from torch import nn
 
-from thalweg.optim import SOAP, bases, budget
+from thalweg.optim import SOAP, bases, budget, frames
 from thalweg.optim.budget import Choice
 
 OPTIONS = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-#: Shape → the sides that get a basis.
+#: Shape → the sides that get a basis of all directions.
 SHAPES = {
     (5, 7): ("left", "right"),
     (6, 6): ("left", "right"),
@@ -87,7 +87,7 @@ def test_follows_the_slow_twin(shape, mine):
     (p,) = ps = parameters([shape])
     sides = {side: number for number, side in enumerate(SHAPES[shape])}
     twin = SlowSOAP(matrix(p), sides, **OPTIONS, **mine) if sides else SlowAdamW(matrix(p), **OPTIONS)
-    assert follow(SOAP(ps, **OPTIONS, **mine, budget=None), ps, [twin], 60) < 1e-8
+    assert follow(SOAP(ps, **OPTIONS, **mine, rank=None, budget=None), ps, [twin], 60) < 1e-8
     assert not sides or twin.turns > 1
 
 
@@ -102,7 +102,7 @@ def test_all_shapes_at_once_follow_their_twins():
         SlowSOAP(matrix(p), sides, **OPTIONS, **mine) if sides else SlowAdamW(matrix(p), **OPTIONS)
         for p, sides in zip(ps, numbers, strict=True)
     ]
-    assert follow(SOAP(ps, **OPTIONS, **mine, budget=None), ps, twins, 50) < 1e-8
+    assert follow(SOAP(ps, **OPTIONS, **mine, rank=None, budget=None), ps, twins, 50) < 1e-8
 
 
 def test_is_the_soap_of_another_package(monkeypatch):
@@ -172,6 +172,109 @@ def test_a_stack_is_the_loop_over_its_matrices():
         assert (p - q).abs().max() < 1e-10, number
 
 
+# ── leading directions ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "mine", [{"statistics_period": 1, "start": 3}, {"statistics_period": 3, "start": 10}], ids=["always", "seldom"]
+)
+@pytest.mark.parametrize("shape", [(5, 7), (6, 6), (12, 20), (9, 3, 3)], ids=str)
+def test_leading_directions_follow_the_slow_twin(shape, mine):
+    rank = 3
+    (p,) = ps = parameters([shape])
+    drawn = {
+        side: torch.randn(d, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+        for side, d in zip(("left", "right"), matrix(p).shape, strict=True)
+    }
+    twin = SlowLeadingSOAP(matrix(p), drawn, **OPTIONS, **mine)
+    optimizer = SOAP(ps, **OPTIONS, **mine, rank=rank, budget=None)
+    assert follow(optimizer, ps, [twin], 60) < 1e-8
+    kept = optimizer.state[p]
+    assert [len(kept[side]) for side in ("left", "right")] == [rank, rank]
+    assert kept["momentum"].shape == tuple(d + rank for d in twin.W.shape)
+
+
+def stack(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dim", [-2, -1])
+@pytest.mark.parametrize("many", [1, 3])
+def test_a_frame_loses_nothing_on_the_way_there_and_back(many, dim):
+    G = stack(many, 9, 9)
+    Q = torch.linalg.qr(stack(many, 9, 2, seed=1))[0]
+    found = frames.split(G, Q, dim)
+    assert (found.square().sum((-2, -1)) - G.square().sum((-2, -1))).abs().max() < 1e-12
+    rest = found.narrow(dim, 2, 9)
+    assert (Q.mT @ rest if dim == -2 else rest @ Q).abs().max() < 1e-12
+    assert (frames.joined(found, Q, dim) - G).abs().max() < 1e-12
+
+
+def test_leading_directions_become_those_of_the_largest_eigenvalues():
+    Q = torch.linalg.qr(stack(30, 30))[0]
+    scales = torch.tensor([9.0, 7, 5] + [0.3] * 27, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    values = found = None
+    for _ in range(200):
+        G = (Q * scales) @ torch.randn(30, 8, generator=generator, dtype=torch.float64)
+        if found is None:
+            values, found = frames.first(G.unsqueeze(0), 3, 0.1)
+        else:
+            values, found, _, _ = frames.followed(values, found, G.unsqueeze(0), 0.9)
+    assert torch.linalg.svdvals(Q[:, :3].mT @ found[0]).min() > 0.99
+    assert values[0].tolist() == sorted(values[0].tolist(), reverse=True)
+    assert values[0].sum() == pytest.approx(8 * (81 + 49 + 25), rel=0.5)
+
+
+def test_directions_that_were_drawn_stay_until_there_is_a_gradient():
+    """A layer that is dead at first, whose first coordinates stay so: it finds the others."""
+    values, Q = frames.first(torch.zeros(1, 12, 4, dtype=torch.float64), 3, 0.05)
+    assert not torch.equal(Q[0].abs().round(), torch.eye(12, 3, dtype=torch.float64))
+    G = stack(1, 12, 4)
+    G[:, :6] = 0
+    for _ in range(20):
+        values, Q, _, finite = frames.followed(values, Q, G, 0.9)
+    assert bool(finite)
+    exact = torch.linalg.eigvalsh(G[0] @ G[0].mT)[-3:].flip(0)
+    assert (Q[0].mT @ G[0]).square().sum() == pytest.approx(float(exact.sum()), rel=0.05)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_leading_directions_outlive_a_gradient_that_is_not_finite(broken):
+    G = stack(2, 12, 4)
+    values, Q = frames.first(G, 3, 0.05)
+    G[1, 0, 0] = broken
+    found, turned, order, finite = frames.followed(values, Q, G, 0.9)
+    assert finite.tolist() == [True, False]
+    assert torch.equal(turned[1], Q[1]) and torch.equal(found[1], values[1]) and order[1].tolist() == [0, 1, 2]
+    assert not torch.equal(turned[0], Q[0]) and found.isfinite().all()
+
+
+def test_a_stack_with_leading_directions_is_the_loop_over_its_matrices():
+    together, alone = parameters([(30, 9)] * 3), parameters([(30, 9)] * 3)
+    options = {"lr": 0.02, "rank": 4, "statistics_period": 2, "budget": None, "start": 3}
+    rules = [SOAP(together, **options), *(SOAP([p], **options) for p in alone)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        for p, q in zip(together, alone, strict=True):
+            p.grad = torch.randn(30, 9, generator=generator, dtype=torch.float64)
+            q.grad = p.grad.clone()
+        for rule in rules:
+            rule.step()
+    for p, q in zip(together, alone, strict=True):
+        assert (p - q).abs().max() < 1e-10
+
+
+def test_a_wide_layer_keeps_little_more_than_adamw_does():
+    p = nn.Parameter(torch.randn(400, 600))
+    optimizer = SOAP([p], budget=None, start=2)
+    for _ in range(4):
+        p.grad = torch.randn(400, 600)
+        optimizer.step()
+    numbers = sum(t.numel() for t in optimizer.state[p].values() if isinstance(t, torch.Tensor))
+    assert numbers == 2 * 416 * 616 + 16 * (400 + 600) + 2 * 16
+
+
 # ── bases ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -209,13 +312,13 @@ def test_eigenvectors_of_a_rank_of_one_and_of_nothing():
             bases.turned(broken, Q, 0.0)
 
 
-@pytest.mark.parametrize("broken", ["eigh", "householder_product"])
-def test_a_decomposition_that_fails_leaves_the_basis_and_is_told_once(broken, monkeypatch):
+@pytest.mark.parametrize(("broken", "rank"), [("eigh", None), ("householder_product", None), ("geqrf", 2)])
+def test_a_decomposition_that_fails_leaves_the_basis_and_is_told_once(broken, rank, monkeypatch):
     def fails(*_):
         raise torch.linalg.LinAlgError(f"{broken} did not converge")
 
     ps = parameters([(4, 6)], torch.float32)
-    optimizer = SOAP(ps, lr=0.01, budget=None, start=3, period=1, statistics_period=1, tolerance=0.0)
+    optimizer = SOAP(ps, lr=0.01, rank=rank, budget=None, start=3, period=1, statistics_period=1, tolerance=0.0)
     generator = torch.Generator().manual_seed(0)
 
     def steps(count):
@@ -223,8 +326,8 @@ def test_a_decomposition_that_fails_leaves_the_basis_and_is_told_once(broken, mo
             ps[0].grad = torch.randn(4, 6, generator=generator)
             optimizer.step()
 
-    steps(2)
-    monkeypatch.setattr(torch.linalg, broken, fails)
+    steps(2 if rank is None else 4)
+    monkeypatch.setattr(torch, broken, fails) if broken == "geqrf" else monkeypatch.setattr(torch.linalg, broken, fails)
     with pytest.warns(UserWarning, match="keeps the old basis") as told:
         steps(5)
     assert len(told) == 1
@@ -309,7 +412,7 @@ def test_a_closure_is_part_of_the_time_between_two_steps(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("thalweg.optim.soap.now", lambda device: clock[0])
     model = network()
-    optimizer = SOAP(model, budget=0.25)
+    optimizer = SOAP(model, budget=0.25, start=10)
 
     def closure():
         clock[0] += 5.0
@@ -368,7 +471,8 @@ def test_choices_read_as_they_are_written(words):
         ({"period": 0}, "period is a number of steps"),
         ({"statistics_period": 2.5}, "statistics_period is a number of steps"),
         ({"tolerance": 1.0}, "tolerance lies in"),
-        ({"start": 1}, "budget=None lets no clock decide"),
+        ({"rank": 0}, "rank is a number of directions"),
+        ({"start": 1, "budget": 0.25}, "budget=None lets no clock decide"),
         ({"choices": {"5x7": "all"}}, "a choice is"),
         ({"lr": -1.0}, "lr is a number of 0 or more"),
         ({"lr": torch.tensor(0.1)}, "lr is a number of 0 or more"),
@@ -382,7 +486,7 @@ def test_what_options_refuse(options, words):
 
 def test_a_choice_that_a_shape_cannot_have():
     ps = parameters([(3, 50)])
-    optimizer = SOAP(ps, budget=None, start=1, choices={"3x50": "both"})
+    optimizer = SOAP(ps, rank=None, budget=None, start=1, choices={"3x50": "both"})
     ps[0].grad = torch.ones(3, 50, dtype=torch.float64)
     with pytest.raises(ValueError, match="3x50 cannot have 'both': its sides are left"):
         optimizer.step()

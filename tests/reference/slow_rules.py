@@ -1,4 +1,4 @@
-"""SOAP and Muon by the letter, one matrix at a time, in numpy and float64.
+"""SOAP (of all directions, of the leading ones) and Muon by the letter, one matrix at a time, in numpy and float64.
 
 SOAP keeps its momentum outside of the basis and projects it in every step, as in the paper.
 """
@@ -80,6 +80,72 @@ class SlowSOAP(SlowAdamW):
         order = np.argsort(-np.diag(D), kind="stable")
         self.Q[side] = np.linalg.qr((F @ Q)[:, order])[0]
         self.s = self.s[order] if side == "left" else self.s[:, order]
+
+
+class SlowLeadingSOAP(SlowAdamW):
+    """SOAP with leading directions; `drawn` has the first ones of each side, whose statistics are made in full.
+
+    What is left of a statistic beside its leading directions is left out of it.
+    """
+
+    def __init__(self, W, drawn, floor=1e-3, start=10, statistics_period=5, iterations=3, shift=1e-5, **adamw):
+        super().__init__(W, **adamw)
+        self.shift = shift
+        self.floor, self.start, self.statistics_period, self.iterations = floor, start, statistics_period, iterations
+        self.Q = {side: np.linalg.qr(directions)[0] for side, directions in drawn.items()}
+        self.values = {side: np.zeros(Q.shape[1]) for side, Q in self.Q.items()}
+
+    def frame(self, side):
+        return np.hstack([self.Q[side], np.eye(len(self.Q[side])) - self.Q[side] @ self.Q[side].T])
+
+    def into(self, A):
+        return self.frame("left").T @ A @ self.frame("right")
+
+    def follow(self, G, β):
+        for side, g in {"left": G, "right": G.T}.items():
+            Q = self.Q[side]
+            F = β * Q @ np.diag(self.values[side]) @ Q.T + (1 - β) * g @ g.T
+            values = np.diag(Q.T @ F @ Q)
+            order = np.argsort(-values, kind="stable")
+            self.Q[side] = np.linalg.qr((F @ Q + self.shift * values.max() * Q)[:, order])[0]
+            self.values[side] = values[order]
+            if self.t > self.start:
+                lead = order.tolist()
+                if side == "left":
+                    self.s[: len(lead)] = self.s[lead]
+                else:
+                    self.s[:, : len(lead)] = self.s[:, lead]
+
+    def step(self, G):
+        β1, β2 = self.betas
+        if self.t < self.start:
+            super().step(G)
+            if self.t == 1:
+                for _ in range(self.iterations):
+                    self.follow(G, 0.0)
+                self.values = {side: values * (1 - β2) for side, values in self.values.items()}
+            else:
+                self.follow(G, β2)
+            if self.t == self.start:
+                self.begin()
+            return
+        self.t += 1
+        self.m = β1 * self.m + (1 - β1) * G
+        self.s = β2 * self.s + (1 - β2) * self.into(G) ** 2
+        root = np.sqrt(self.s / (1 - β2**self.t))
+        scale = root + self.eps + self.floor * np.sqrt((root**2).mean())
+        U = self.into(self.m / (1 - β1**self.t)) / scale
+        left, right = (np.hstack([Q, np.eye(len(Q))]) for Q in (self.Q["left"], self.Q["right"]))
+        self.move(left @ U @ right.T)
+        if self.t % self.statistics_period == 0:
+            self.follow(G, β2**self.statistics_period)
+
+    def begin(self):
+        sums = {}
+        for side, total in {"left": self.s.sum(1), "right": self.s.sum(0)}.items():
+            rest = total - (self.Q[side] ** 2) @ self.values[side]
+            sums[side] = np.concatenate([self.values[side], rest]).clip(0)
+        self.s = np.outer(sums["left"], sums["right"]) / sums["left"].sum()
 
 
 class SlowMuon(SlowAdamW):

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from thalweg.optim.averages import wide
-from thalweg.optim.rotation import damped, direction, learn, projected, refresh, settled, sides
+from thalweg.optim.rotation import damped, direction, learn, projected, refresh, refreshed, settled, sides
 from thalweg.optim.stacks import Stack, gradient, size, words
-from thalweg.tensors.timing import seconds
+from thalweg.tensors.timing import bfloat16_may_pay, seconds
 
 FEWEST = 3
 """Steps after which there is a time between two of them that is not the first."""
@@ -76,18 +76,23 @@ def decided(
         shapes.setdefault(words(p), []).append(i)
     found = {shape: choice for shape, choice in given.items() if shape in shapes}
     for shape, choice in found.items():
-        allowed = sides(matrices[shapes[shape][0]][1])
+        allowed = _sides(matrices[shapes[shape][0]])
         if not set(choice.sides) <= set(allowed):
             raise ValueError(
                 f"{shape} cannot have {choice.words!r}: its sides are {' and '.join(allowed) or 'too long'}"
             )
     left = {shape: members for shape, members in shapes.items() if shape not in found}
     if limit is None:
-        found |= {shape: Choice(sides(matrices[members[0]][1])) for shape, members in left.items()}
+        found |= {shape: Choice(_sides(matrices[members[0]])) for shape, members in left.items()}
     else:
         parts = {shape: ([matrices[i] for i in members], [kept[i] for i in members]) for shape, members in left.items()}
         found |= _within(limit, {shape: _Shape(*part) for shape, part in parts.items()})
     return [found[words(p)] for _, p in matrices]
+
+
+def _sides(matrix: tuple[dict[str, Any], nn.Parameter]) -> tuple[str, ...]:
+    group, p = matrix
+    return sides(p, group["rank"])
 
 
 def _within(limit: float, shapes: Mapping[str, _Shape]) -> dict[str, Choice]:
@@ -122,7 +127,8 @@ class _Shape:
         self.parameters = [p for _, p in matrices]
         self.kept = kept
         self.num_parameters = sum(p.numel() for p in self.parameters)
-        self.arithmetics: tuple[bool, ...] = (False, True) if self._dtype == torch.float32 else (False,)
+        may_be_low = self._dtype == torch.float32 and bfloat16_may_pay(self.parameters[0].device)
+        self.arithmetics: tuple[bool, ...] = (False, True) if may_be_low else (False,)
         self._priced: dict[tuple[tuple[str, ...], bool], Choice] = {}
         self._upkeep: dict[tuple[str, ...], float] = {}
 
@@ -132,7 +138,7 @@ class _Shape:
 
     def offers(self) -> list[Choice]:
         """From nothing to all sides, each in the faster arithmetic."""
-        allowed, (m, n) = sides(self.parameters[0]), size(self.parameters[0])
+        allowed, (m, n) = sides(self.parameters[0], self.group["rank"]), size(self.parameters[0])
         short = ("left",) if m <= n else ("right",)
         steps = [chosen for chosen in (short, ("left", "right")) if set(chosen) <= set(allowed)]
         offered = [[self._price(chosen, arithmetic) for arithmetic in self.arithmetics] for chosen in steps]
@@ -153,7 +159,7 @@ class _Shape:
 
         if choice.sides not in self._upkeep:  # whichever the arithmetic, which is told apart by projections alone
             time = seconds(partial(learn, stack, stack.gradients()), device) / self.group["statistics_period"]
-            for side in choice.sides:
+            for side in refreshed(stack):
                 one = seconds(partial(refresh, stack, {side: slice(0, 1)}), device)
                 time += one * len(self.kept) / self.group["period"]
             self._upkeep[choice.sides] = time
@@ -163,10 +169,12 @@ class _Shape:
         group = {**self.group, "tolerance": 0.0, "lr": 0.0}
         kept = []
         for state, p in zip(self.kept, self.parameters, strict=True):
-            bases = {f"{side}_basis": torch.eye(len(state[side])).to(state[side]) for side in choice.sides}
             factors = {side: state[side] for side in choice.sides}
-            G = gradient(p).flatten(1).to(self._dtype)
-            kept.append({"step": 1, "choice": choice.words, "momentum": G, "variance": G.square(), **factors, **bases})
+            bases = {side: state.get(f"{side}_basis", torch.eye(len(F)).to(F)) for side, F in factors.items()}
+            G = gradient(p).flatten(1).to(self._dtype).unsqueeze(0)
+            (G,) = projected(G, {side: Q.unsqueeze(0) for side, Q in bases.items()})
+            factors |= {f"{side}_basis": Q for side, Q in bases.items()}
+            kept.append({"step": 1, "choice": choice.words, "momentum": G, "variance": G.square(), **factors})
         return Stack.of(group, self.parameters, kept, [name for name in kept[0] if name not in ("step", "choice")])
 
     def is_harmless(self, choice: Choice) -> bool:

@@ -184,7 +184,7 @@ RULES: dict[str, Rule] = {
         SOAP,
         1e-3,
         (1e-5, 3e-2),
-        "AdamW in the eigenbasis of GGᵀ and GᵀG for each matrix whose basis costs little; AdamW for all others.",
+        "AdamW in the eigenbasis of GGᵀ and GᵀG, of large matrices along the leading directions; AdamW for vectors.",
         "Vyas et al. 2024, algorithm 3",
     ),
     "muon": Rule(

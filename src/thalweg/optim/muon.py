@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from thalweg.optim.averages import wide
 from thalweg.optim.matrices import MatrixRule, output_layer
 from thalweg.optim.stacks import Stack, size
-from thalweg.tensors.timing import seconds
+from thalweg.tensors.timing import bfloat16_may_pay, seconds
 
 COEFFICIENTS = (
     (8.1377, -22.7137, 16.3254),
@@ -213,6 +213,8 @@ def faster(parameters: list[nn.Parameter]) -> str:
     """The arithmetic that takes the least time for matrices of one shape: "exact" or "bfloat16"."""
     first = parameters[0]
     if first.dtype == torch.float64 or torch.are_deterministic_algorithms_enabled():
+        return "exact"
+    if not bfloat16_may_pay(first.device):
         return "exact"
     shape, like = torch.Size((len(parameters), *size(first))), torch.empty(0, device=first.device)
     times = {}

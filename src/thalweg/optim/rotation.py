@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thalweg.optim.bases import NoBasis, eigenbasis, turned
-from thalweg.optim.stacks import Stack, size
+from thalweg.optim.frames import directions, first, followed, is_leading, joined, split
+from thalweg.optim.stacks import PIECE, Stack, size
 
 FLOOR = 1e-3
 """r: of the root mean square of √V̂, what is added to each."""
 ASPECT = 16
-"""A side that is so many times as long as the other has no basis: each gradient tells of few of its directions. Not
-less: in an autoencoder whose layers have aspects of 4 and 8, half of the gain came from the long sides. Where they are
-too dear, the budget leaves them out.
+"""A side that is so many times as long as the other gets no basis of all directions, which would be dear for what each
+gradient tells of them. Not less: in an autoencoder whose layers have aspects of 4 and 8, half of the gain came from the
+long sides. Where they are too dear, the budget leaves them out.
 """
 LONGEST = {"cpu": 1024}
-"""The longest side that gets a basis; 4096 on other devices."""
+"""The longest side that gets a basis of all directions; 4096 on other devices."""
 SIDES = ("left", "right")
+DIM = {"left": -2, "right": -1}
 
 
-def sides(p: nn.Parameter) -> tuple[str, ...]:
-    """The sides of a matrix that may have a basis."""
+def sides(p: nn.Parameter, rank: int | None) -> tuple[str, ...]:
+    """The sides of a matrix that may have a basis: both, where it has no more than `rank` directions."""
     m, n = size(p)
+    if rank is not None:
+        return SIDES
     longest = LONGEST.get(p.device.type, 4096)
     if min(m, n) > longest:
         return ()
@@ -39,17 +43,44 @@ def used(stack: Stack) -> list[str]:
     return [side for side in SIDES if side in stack.tensors]
 
 
-def settled(kept: Mapping[str, Any], chosen: Iterable[str]) -> tuple[dict[str, Tensor], bool]:
+def refreshed(stack: Stack) -> list[str]:
+    """Those whose basis is of all directions, which is turned apart from its statistics."""
+    return [side for side in used(stack) if not is_leading(stack.tensors[f"{side}_basis"])]
+
+
+def begun(kept: dict[str, Any], G: Tensor, β: float, rank: int | None, chosen: Iterable[str]) -> None:
+    """Take a gradient `[m, n]` into the statistics of some sides, which have no basis of all directions yet."""
+    for side in chosen:
+        g = G if side == "left" else G.mT
+        k = directions(len(g), rank)
+        if k == len(g):
+            if side not in kept:
+                kept[side] = torch.zeros(k, k, dtype=g.dtype, device=g.device)
+            kept[side].addmm_(g, g.mT, beta=β, alpha=1 - β)
+            continue
+        if side in kept:
+            values, Q, _, _ = followed(kept[side].unsqueeze(0), kept[f"{side}_basis"].unsqueeze(0), g.unsqueeze(0), β)
+        else:
+            values, Q = first(g.unsqueeze(0), k, 1 - β)
+        kept[side], kept[f"{side}_basis"] = values[0], Q[0]
+
+
+def settled(kept: Mapping[str, Any], chosen: Sequence[str]) -> tuple[dict[str, Tensor], bool]:
     """The bases of some sides and what AdamW has kept, brought into them; and whether a decomposition failed."""
     M, V = kept["exp_avg"].flatten(1), kept["exp_avg_sq"].flatten(1)
     sums, found, failed = {"left": V.sum(1), "right": V.sum(0)}, {}, False
     for side in chosen:
-        try:
-            sums[side], Q = eigenbasis(kept[side])
-        except NoBasis:
-            failed, Q = True, torch.eye(len(kept[side])).to(kept[side])
+        if (values := kept[side]).ndim == 1:
+            Q = kept[f"{side}_basis"]
+            rest = sums[side] - (Q.square() * values).sum(-1)
+            sums[side] = torch.cat([values, rest]).clamp_min_(0.0)
+        else:
+            try:
+                sums[side], Q = eigenbasis(values)
+            except NoBasis:
+                failed, Q = True, torch.eye(len(values)).to(values)
         found[f"{side}_basis"] = Q
-        M = Q.mT @ M if side == "left" else M @ Q
+    M = projected(M.unsqueeze(0), {side: found[f"{side}_basis"].unsqueeze(0) for side in chosen})[0]
     rows = sums["left"] / sums["left"].sum().clamp_min(torch.finfo(V.dtype).tiny)
     return found | {"momentum": M.contiguous(), "variance": torch.outer(rows, sums["right"])}, failed
 
@@ -60,18 +91,26 @@ def direction(stack: Stack, G: Tensor) -> tuple[Tensor, float]:
     M, V = stack.tensors["momentum"], stack.tensors["variance"]
     multiplied = arithmetic(stack)
     bases = {side: stack.cast(f"{side}_basis", multiplied) for side in used(stack)}
-    G = projected(G.to(multiplied), bases)
-    means = torch.zeros(len(V), 1, 1, dtype=V.dtype, device=V.device)
-    for piece in stack.pieces():
-        g = G[piece].to(M.dtype)
-        M[piece].lerp_(g, 1 - β1)
-        v = V[piece].mul_(β2).addcmul_(g, g, value=1 - β2)
-        means[piece[0]] += v.sum((-2, -1), keepdim=True)
-    means /= V[0].numel()
+    G = projected(G.to(multiplied), bases).contiguous()
+    squares = torch.linalg.vector_norm(G.flatten(1), dim=1, keepdim=True, dtype=V.dtype).square_()
+    means = squares.mul_(1 - β2).add_(V.flatten(1).sum(1, keepdim=True), alpha=β2).div_(V[0].numel())  # of the new V
     root = (1 - β2**t) ** 0.5  # the corrections for t, taken out of the tensors
-    for piece in stack.pieces():
-        G[piece] = M[piece] / damped(V[piece], means[piece[0]], stack.group["eps"] * root)
+    for g, m, v in pieces(G, M, V):
+        new = g.to(m.dtype)
+        m.lerp_(new, 1 - β1)
+        v.mul_(β2).addcmul_(new, new, value=1 - β2)
+        g.copy_(torch.div(m, damped(v, means, stack.group["eps"] * root), out=new))
     return projected(G, bases, back=True), root / (1 - β1**t)
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of tensors `[matrices, …]`, the parts `[matrices, some]` that together fit a processor's cache, side by side.
+
+    What is done to each part one thing after another never leaves it; elsewhere all at once.
+    """
+    one = tensors[0]
+    width = max(1, PIECE // len(one)) if one.device.type == "cpu" else one[0].numel()
+    return zip(*(t.flatten(1).split(width, 1) for t in tensors), strict=True)
 
 
 def arithmetic(stack: Stack) -> torch.dtype:
@@ -80,16 +119,22 @@ def arithmetic(stack: Stack) -> torch.dtype:
 
 
 def damped(V: Tensor, mean: Tensor, ε: float) -> Tensor:
-    """√V + ε + r·rms, for rms the root of each matrix's mean V `[matrices, 1, 1]`."""
+    """√V + ε + r·rms, for rms the root of each matrix's mean V."""
     return V.sqrt().add_(mean.sqrt().mul_(FLOOR).add_(ε))
 
 
 def projected(G: Tensor, bases: Mapping[str, Tensor], back: bool = False) -> Tensor:
-    """QₗᵀG Qᵣ, or back: Qₗ G Qᵣᵀ; a side without a basis stays."""
-    if "left" in bases:
-        G = product(bases["left"] if back else bases["left"].mT, G)
-    if "right" in bases:
-        G = product(G, bases["right"].mT if back else bases["right"])
+    """QₗᵀG Qᵣ, or back: Qₗ G Qᵣᵀ; a side without a basis stays, one of leading directions goes into their frame.
+
+    The way back may be made in the memory of G.
+    """
+    for side, Q in bases.items():
+        if is_leading(Q):
+            G = (joined if back else split)(G, Q, DIM[side])
+        elif side == "left":
+            G = product(Q if back else Q.mT, G)
+        else:
+            G = product(G, Q.mT if back else Q)
     return G
 
 
@@ -98,12 +143,29 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b if len(a) > 1 else (a[0] @ b[0]).unsqueeze(0)
 
 
-def learn(stack: Stack, G: Tensor) -> None:
-    """Statistics of rows and columns."""
-    β = stack.group["betas"][1] ** stack.group["statistics_period"]
+def learn(stack: Stack, G: Tensor) -> bool:
+    """Statistics of rows and columns, and new leading directions; whether a decomposition failed."""
+    β, failed = stack.group["betas"][1] ** stack.group["statistics_period"], False
     for side in used(stack):
         g = G if side == "left" else G.mT
-        stack.tensors[side].baddbmm_(g, g.mT, beta=β, alpha=1 - β)
+        if is_leading(stack.tensors[f"{side}_basis"]):
+            failed |= not _follow(stack, side, g, β)
+        else:
+            stack.tensors[side].baddbmm_(g, g.mT, beta=β, alpha=1 - β)
+    return failed
+
+
+def _follow(stack: Stack, side: str, g: Tensor, β: float) -> bool:
+    """Leading directions after a gradient, and what lies in their frame; whether they could be found."""
+    values, Q, M, V = (stack.tensors[name] for name in (side, f"{side}_basis", "momentum", "variance"))
+    found, basis, order, well = followed(values, Q, g, β)
+    M.copy_(split(joined(M, Q, DIM[side]), basis, DIM[side]))
+    lead = V.narrow(DIM[side], 0, order.shape[-1])
+    order = order.unsqueeze(-1 if side == "left" else -2).expand_as(lead)
+    lead.copy_(lead.gather(DIM[side], order))
+    values.copy_(found)
+    Q.copy_(basis)
+    return bool(well.all())
 
 
 def refresh(stack: Stack, due: Mapping[str, slice]) -> bool:

@@ -1,4 +1,4 @@
-"""SOAP: Adam in the slowly turning basis of Shampoo's eigenvectors, for the layers where that costs little.
+"""SOAP: Adam in the slowly turning basis of Shampoo's eigenvectors, of large matrices in that of the leading ones.
 
     L ← β₂L + (1−β₂) GGᵀ;  R ← β₂R + (1−β₂) GᵀG            every k_s steps, with β₂^k_s for β₂
     G′ = QₗᵀG Qᵣ;  M ← β₁M + (1−β₁)G′;  V ← β₂V + (1−β₂)G′²
@@ -6,16 +6,23 @@
 
     every f steps: Qₗ ← qr(L Qₗ), columns sorted by diag QₗᵀLQₗ, V sorted with them, M ← (new Qₗ)ᵀ(old Qₗ) M; so Qᵣ
 
+    a side longer than 1.5 k: L ≈ QₗΛQₗᵀ with Qₗ `[m, k]`, and Tₗ = [Qₗ, I − QₗQₗᵀ] `[m, k + m]` in the place of Qₗ
+    above ([Qₗ, I] on the way back to U, for M̂/√V̂ need not lie in the frame as M does); every k_s steps:
+    Qₗ ← qr((β₂^k_s QₗΛQₗᵀ + (1−β₂^k_s) GGᵀ) Qₗ), Λ ← diag QₗᵀLQₗ, M ← (new Tₗ)ᵀ(old Tₗ) M
+
 W weight `[m, n]`, G its gradient, M and V `[m, n]` in the basis, L, Qₗ `[m, m]`, R, Qᵣ `[n, n]`; α learning rate, λ
 weight decay, t steps. Vyas et al. 2024, "SOAP", algorithm 3 (β 0.95, f 10). What is different, and why:
 
+- A long side has its k leading directions alone, and what is left of the gradient stays in the old coordinates, where
+  Adam divides it as ever (`frames.py`): the small eigenvalues of a statistic of few gradients are mostly noise. What
+  cost products with `[m, m]` costs some with `[m, k]`, memory too. `rank=None` is the paper's rule.
 - M lives in the basis and is turned with it: three products a step where the paper has four. It is the same M.
 - Statistics every k_s steps, since two products go into them; their memory stays as long in steps.
 - A basis that still fits (`bases.turned`) is left as it is; bases are turned in turns, no step does all of them.
 - For the first `start` steps all is plain AdamW; then an eigendecomposition. V starts there as λᵢcⱼ/Σc, with λ the
   eigenvalues of rows and c those of columns: the sums that V must have, and no more than is known.
 - r = 10⁻³: where a gradient has no part at all, √V̂ is rounding noise, which ε alone would blow up to full steps.
-- One side only where the other is long (`ASPECT` times as long or more, or above `LONGEST`): the short one.
+- With all directions, one side only where the other is long (`ASPECT` times as long or more, or above `LONGEST`).
 """
 
 from __future__ import annotations
@@ -31,26 +38,26 @@ from torch import nn
 from thalweg.optim.averages import wide
 from thalweg.optim.budget import FEWEST, Choice, decided
 from thalweg.optim.matrices import MatrixRule
-from thalweg.optim.rotation import direction, learn, refresh, settled, sides, used
+from thalweg.optim.rotation import begun, direction, learn, refresh, refreshed, settled, sides
 from thalweg.optim.stacks import Stack, gradient, words
 from thalweg.tensors.timing import now
 
 
 class SOAP(MatrixRule):
-    """Adam in the eigenbasis of the gradient's row and column statistics, within a budget of time.
+    """Adam in the eigenbasis of the gradient's row and column statistics, of its leading directions where it is large.
 
     A convolution `[out, in, k, k]` is the matrix `[out, in·k·k]`. AdamW (fused) moves vectors and scalars, groups with
-    `adamw=True`, the embeddings of a module, and every layer whose basis would cost more than the budget.
+    `adamw=True`, the embeddings of a module, and every layer whose basis would cost more than a budget that is given.
 
     When: ill-conditioned layers (autoencoders, regression, physics), convolutions, large batches; it needs half the
     steps of AdamW or less where directions of very different curvature are mixed, and takes AdamW's learning rate. When
-    not: small batches through wide dense layers, where a step costs as much as several of AdamW's (the budget then
-    leaves those layers to AdamW); few steps.
+    not: batches of fewer rows than a few times k, whose steps cost several of AdamW's; few steps.
 
-    Cost of a step beside AdamW's, for a matrix `[m, n]` with both sides: 4mn(m+n) multiplications and additions for the
-    projections, or 2(m+n)/3R of a forward and backward pass over R rows; 2mn(m+n)/k_s for the statistics; about
-    7(m³+n³)/f for new bases, the larger part of them in decompositions, several times as slow as products. Memory in
-    float32 numbers: 2mn + 2m² + 2n² (square: 3 times AdamW's).
+    Cost of a step beside AdamW's, for a matrix `[m, n]` with k leading directions on both sides: 12mnk multiplications
+    and additions for the projections, or 2k/R of a forward and backward pass over R rows; 16mnk/k_s to follow them.
+    Memory in float32 numbers: 2(m+k)(n+k) + k(m+n), little more than AdamW's. With all directions: 4mn(m+n), or
+    2(m+n)/3R of a pass; 2mn(m+n)/k_s for the statistics; about 7(m³+n³)/f for new bases, the larger part of them in
+    decompositions, several times as slow as products; memory 2mn + 2m² + 2n² (square: 3 times AdamW's).
 
     Args:
         params: a module, or parameters, pairs (name, parameter) or groups as for any torch optimizer.
@@ -59,14 +66,16 @@ class SOAP(MatrixRule):
         eps: ε.
         weight_decay: λ. From a module, of matrices and embeddings only.
         adamw: leave a group's matrices to AdamW.
-        period: f, steps from one look at a basis to the next.
+        rank: k, the leading directions of a side longer than 1.5 k (None: all directions, of every side).
+        period: f, steps from one look at a basis of all directions to the next.
         statistics_period: k_s.
-        tolerance: a basis is turned where it is off by more than this (0: always).
+        tolerance: a basis of all directions is turned where it is off by more than this (0: always).
         start: steps of plain AdamW.
         budget: what all that AdamW does not do may cost, as a share of the time between two steps (forward, backward,
-            data) in which this thread computes. After `start` steps the products and decompositions are timed once, and
-            each shape gets both sides, one, or none. None, or `torch.use_deterministic_algorithms(True)`: no clock
-            decides, every shape gets what it can have, in its own dtype. `inf`: the same, in the faster arithmetic.
+            data) in which this thread computes. After `start` steps the products and decompositions are timed once,
+            for about a second, and each shape gets both sides, one, or none. None, or
+            `torch.use_deterministic_algorithms(True)`: no clock decides, every shape gets what it can have, in its own
+            dtype. `inf`: the same, in the faster arithmetic.
         choices: what a shape gets, by words, instead of a decision: {"512x784": "both bfloat16", "512x512": "left",
             "10x512": "none"}. What was decided stands in `choices` of the optimizer and in `state[p]["choice"]`, so
             that a resumed run goes on with it and another can be told the same.
@@ -75,7 +84,7 @@ class SOAP(MatrixRule):
         ValueError: an option out of its range, a parameter of complex numbers, nothing to train.
 
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
-    >>> optimizer = SOAP(model, lr=0.01, budget=None, start=1)
+    >>> optimizer = SOAP(model, lr=0.01, start=1)
     >>> model(torch.randn(32, 8)).square().mean().backward()
     >>> optimizer.step()
     >>> optimizer.choices
@@ -90,16 +99,19 @@ class SOAP(MatrixRule):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         adamw: bool = False,
+        rank: int | None = 16,
         period: int = 10,
         statistics_period: int = 5,
         tolerance: float = 0.1,
-        start: int = 10,
-        budget: float | None = 0.25,
+        start: int = 5,
+        budget: float | None = None,
         choices: Mapping[str, str] | None = None,
     ) -> None:
         for name, value in {"period": period, "statistics_period": statistics_period, "start": start}.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is a number of steps, 1 or more, got {value!r}")
+        if rank is not None and (not isinstance(rank, int) or rank < 1):
+            raise ValueError(f"rank is a number of directions, 1 or more, or None for all, got {rank!r}")
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance lies in 0 to below 1, got {tolerance!r}")
         if budget is not None and (budget < 0 or start < FEWEST):
@@ -114,7 +126,7 @@ class SOAP(MatrixRule):
         self._young: list[tuple[dict[str, Any], nn.Parameter]] = []
         self._has_warned = False
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adamw": adamw}
-        mine = {"period": period, "statistics_period": statistics_period, "tolerance": tolerance}
+        mine = {"rank": rank, "period": period, "statistics_period": statistics_period, "tolerance": tolerance}
         super().__init__(params, {**options, **mine, "start": start, "budget": budget, "choices": dict(choices or {})})
 
     @property
@@ -141,7 +153,7 @@ class SOAP(MatrixRule):
         self._left_at = None
         if self._young:
             self._learn()
-            if self._young:
+            if self._young and self._by_clock:
                 self._left_at = now(device)
         return loss
 
@@ -154,12 +166,9 @@ class SOAP(MatrixRule):
         """Statistics of matrices that have no basis yet, and bases for those whose time has come."""
         grown = []
         for group, p in self._young:
-            kept, β = self.state[p], group["betas"][1]
+            kept, rank = self.state[p], group["rank"]
             G = gradient(p).flatten(1).to(wide(p.dtype))
-            for side in sides(p):
-                g = G if side == "left" else G.mT
-                self._begin(p, {side: (len(g), len(g))})
-                kept[side].addmm_(g, g.mT, beta=β, alpha=1 - β)
+            begun(kept, G, group["betas"][1], rank, sides(p, rank))
             if kept["step"] >= group["start"]:
                 grown.append((group, p))
         if grown and (not self._by_clock or len(self._gaps) >= FEWEST - 1):
@@ -176,10 +185,11 @@ class SOAP(MatrixRule):
         limit = self.defaults["budget"] * min(self._gaps) - spent if self._by_clock else None
         given = {shape: Choice.of(text) for shape, text in self.defaults["choices"].items()}
         kept = [self.state[p] for _, p in matrices]
-        for (_, p), state, choice in zip(matrices, kept, decided(matrices, kept, limit, given), strict=True):
+        for state, choice in zip(kept, decided(matrices, kept, limit, given), strict=True):
             state |= {"choice": choice.words, "seconds": choice.seconds}
-            for side in set(sides(p)) - set(choice.sides):
-                del state[side]
+            for side in {"left", "right"} - set(choice.sides):
+                state.pop(side, None)
+                state.pop(f"{side}_basis", None)
             if choice.sides:
                 found, failed = settled(state, choice.sides)
                 del state["exp_avg"], state["exp_avg_sq"]
@@ -210,14 +220,14 @@ class SOAP(MatrixRule):
         G = stack.gradients()
         stack.apply(*direction(stack, G))
         if (stack.step + number) % stack.group["statistics_period"] == 0:
-            learn(stack, G)
+            self._warn(learn(stack, G))
         self._warn(refresh(stack, self._due(stack, number)))
 
     def _due(self, stack: Stack, number: int) -> dict[str, slice]:
         """The matrices whose basis is looked at in this step, by side: one in f of all there are."""
-        before = sum(len(other.parameters) * len(used(other)) for other in self._stacks[:number])
+        before = sum(len(other.parameters) * len(refreshed(other)) for other in self._stacks[:number])
         period, due = stack.group["period"], {}
-        for side in used(stack):
+        for side in refreshed(stack):
             due[side] = slice((stack.step - before) % period, None, period)
             before += len(stack.parameters)
         return due

@@ -112,7 +112,9 @@ class Stack:
         rate, decay = self.group["lr"], self.group["weight_decay"]
         for which, part in self.pieces():
             U = update[which, part]
-            U = torch.empty(U.shape, dtype=wide(self.parameters[0].dtype), device=U.device).copy_(U)
+            dtype = wide(self.parameters[0].dtype)
+            if rows is not None or U.dtype != dtype:
+                U = torch.empty(U.shape, dtype=dtype, device=U.device).copy_(U)
             if rows is not None:
                 U.mul_(rows[which, part])
             for p, u in zip(self.parameters[which], U.unbind(), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,17 @@ LONG = 0.02
 """Seconds of a call that is not made three times to be timed."""
 CACHE = 1 << 24
 """Bytes that are written before a call is timed, to drive from the processor's caches what lies there."""
+
+
+@cache
+def bfloat16_may_pay(device: torch.device) -> bool:
+    """Whether a product of 256 takes less than twice as long in bfloat16 as in float32.
+
+    Where it takes longer, processors emulate it, and to find that out with large matrices would take seconds.
+    """
+    a = torch.ones(256, 256, device=device)
+    low = a.bfloat16()
+    return seconds(lambda: low @ low, device) < 2 * seconds(lambda: a @ a, device)
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:

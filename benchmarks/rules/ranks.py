@@ -1,0 +1,119 @@
+"""How many leading directions SOAP is to have, from which step on, and what they may cost.
+
+    python benchmarks/rules/ranks.py [--data ../shared/data] [--jobs 2] [--seeds 3]
+
+Defaults are not to be chosen on the problems by which rules are judged (run.py), so these three are in no other table:
+spoken digits by a convolutional network, an autoencoder and a dense network on Fashion-MNIST. The target is the best
+loss of fused AdamW in the problem's time, at the best of three rates, seed 0. Each variant is trained at two rates, up
+to one and a half times the problem's time; shown is the rate with the least median seconds. A miss counts as all of the
+time. One thread each. Results go to benchmarks/results/rules-ranks.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from entrants import ENTRANTS, Entrant
+from problems import CACHE, DATA, PROBLEMS, Problem, autoencoder, dense, images, own
+from worker import trained
+from workloads import over_speech, speech
+
+sys.path.append(str(Path(__file__).parents[1]))  # for what the benchmarks share
+from machine import machine
+
+RESULTS = Path(__file__).parents[1] / "results" / "rules-ranks.json"
+RATES, ADAMW_RATES = (3e-3, 1e-2), (1e-3, 3e-3, 1e-2)
+LONGEST = 1.5
+fashion = images("fashion-mnist", 6000, 1000, (784,))
+OURS = {
+    "speech": Problem(over_speech, speech, "cross_entropy", 64, 8.0),
+    "fashion autoencoder": Problem(lambda: autoencoder(784, 256, 64), own(fashion), "mse", 128, 5.0),
+    "fashion MLP": Problem(lambda: dense(784, 256, 128, 10), fashion, "cross_entropy", 128, 4.0),
+}
+USUAL: dict[str, Any] = {"rank": 16, "start": 5, "budget": None}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all directions": USUAL | {"rank": None},
+    "all directions, start 10": USUAL | {"rank": None, "start": 10},
+    **{f"{rank} directions": USUAL | {"rank": rank} for rank in (8, 16, 32, 64)},
+    "16, start 3": USUAL | {"start": 3},
+    "16, start 10": USUAL | {"start": 10},
+    "16, followed every 10th step": USUAL | {"statistics_period": 10},
+    **{f"16, budget {budget}": USUAL | {"budget": budget} for budget in (0.25, 1.0, math.inf)},
+}
+
+
+@cache
+def parts(problem: str, data: Path) -> tuple[Any, ...]:
+    """The examples of a problem, read once by each process."""
+    return tuple(
+        tuple(t.float() if t.is_floating_point() else t for t in part) for part in OURS[problem].read(data, CACHE)
+    )
+
+
+def one(problem: str, name: str, rate: float, seed: int, target: float | None, data: Path) -> dict[str, Any]:
+    """A training in this process."""
+    torch.set_num_threads(1)
+    PROBLEMS.update(OURS)
+    seconds = OURS[problem].seconds
+    if name != "adamw":
+        from thalweg.optim import SOAP
+
+        ENTRANTS[name] = Entrant(name, lambda model, loss, rate: SOAP(model, rate, **VARIANTS[name]), rate, ours=True)
+    asked = {"problem": problem, "entrant": name, "seed": seed, "target": target, "seconds": seconds, "rate": rate}
+    found = trained(asked, parts(problem, data), seconds * (LONGEST if target is not None else 1.0))
+    del found["curve"]
+    return asked | found
+
+
+def shown(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over seeds at the better rate."""
+    by_rate = {}
+    for rate in RATES:
+        own_cells = [cell for cell in cells if cell["rate"] == rate]
+        seconds = [(c["reached"] or {"seconds": LONGEST * c["seconds_given"]})["seconds"] for c in own_cells]
+        steps = [(c["reached"] or {"steps": math.inf})["steps"] for c in own_cells]
+        by_rate[rate] = statistics.median(seconds), statistics.median(steps)
+    rate = min(by_rate, key=lambda rate: by_rate[rate])
+    seconds, steps = by_rate[rate]
+    return {"rate": rate, "seconds": round(seconds, 2), "steps": int(steps) if steps < math.inf else None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    tables, raw = {}, []
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for problem in OURS:
+            waiting = [pool.submit(one, problem, "adamw", rate, 0, None, options.data) for rate in ADAMW_RATES]
+            raw += (references := [done.result() for done in waiting])
+            target = min(cell["loss"] for cell in references if cell["loss"] is not None)
+            asked = [(name, rate, seed) for name in VARIANTS for rate in RATES for seed in range(options.seeds)]
+            runs = [pool.submit(one, problem, *of, target, options.data) for of in asked]
+            cells = [done.result() | {"seconds_given": OURS[problem].seconds} for done in runs]
+            raw += cells
+            steps = statistics.median(cell["steps"] for cell in references)
+            print(f"{problem}: AdamW has {target:.4g} after {OURS[problem].seconds:g} s, {steps:,} steps", flush=True)
+            tables[problem] = {"target": target, "adamw_steps": steps}
+            for name in VARIANTS:
+                found = shown([cell for cell in cells if cell["entrant"] == name])
+                tables[problem][name] = found
+                print(f"  {name:32} {found['seconds']:6.2f} s  {found['steps'] or '–':>6} steps  at {found['rate']:g}")
+    record = {"command": " ".join(sys.argv).replace(str(options.data), "FOLDER"), "tables": tables, "cells": raw}
+    record |= {"machine": machine("thalweg", "torch")}
+    RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
