@@ -176,6 +176,36 @@ class Curvlinops:
         self.rule.step()
 
 
+class Free:
+    """A rule of ours without a schedule: between `eval` and `train` the weights are what it is measured at."""
+
+    def __init__(self, rule: torch.optim.Optimizer) -> None:
+        from thalweg.optim import ScheduleFree
+
+        self.rule = ScheduleFree(rule)
+        self.step, self.zero_grad = self.rule.step, self.rule.zero_grad
+
+    @property
+    def state(self) -> Any:
+        return self.rule.state
+
+    def eval(self) -> None:
+        self._measured = self.rule.averaged()
+        self._measured.__enter__()
+
+    def train(self) -> None:
+        if hasattr(self, "_measured"):
+            self._measured.__exit__(None, None, None)
+            del self._measured
+
+
+def _free_soap(model: nn.Module, loss: str, rate: float) -> Free:
+    """The momentum is that of the average alone, as in the schedule-free AdamW of others."""
+    from thalweg.optim import SOAP
+
+    return Free(SOAP(model, rate, betas=(0.0, 0.95)))
+
+
 def _ours(name: str) -> Callable[[nn.Module, str, float], Any]:
     def make(model: nn.Module, loss: str, rate: float) -> Any:
         from thalweg.optim import catalogue
@@ -217,6 +247,7 @@ ENTRANTS = {
     "muon": Entrant("thalweg Muon", _ours("muon"), 3e-3, ours=True),
     "kfac-averaged": Entrant("thalweg K-FAC, averaged", _ours("kfac"), 1.0, "batch", is_averaged=True, ours=True),
     "soap-averaged": Entrant("thalweg SOAP, averaged", _ours("soap"), 3e-3, is_averaged=True, ours=True),
+    "soap-free": Entrant("thalweg SOAP, schedule-free", _free_soap, 3e-3, ours=True),
     "muon-averaged": Entrant("thalweg Muon, averaged", _ours("muon"), 3e-3, is_averaged=True, ours=True),
     "adamw": Entrant("torch AdamW, fused", _torch("AdamW", fused=True), 1e-3),
     "adamw-averaged": Entrant("torch AdamW, fused, averaged", _torch("AdamW", fused=True), 1e-3, is_averaged=True),

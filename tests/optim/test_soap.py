@@ -218,7 +218,7 @@ def test_leading_directions_become_those_of_the_largest_eigenvalues():
     for _ in range(200):
         G = (Q * scales) @ torch.randn(30, 8, generator=generator, dtype=torch.float64)
         if found is None:
-            values, found = frames.first(G.unsqueeze(0), 3, 0.1)
+            values, found, _ = frames.first(G.unsqueeze(0), 3, 0.1)
         else:
             values, found, _, _ = frames.followed(values, found, G.unsqueeze(0), 0.9)
     assert torch.linalg.svdvals(Q[:, :3].mT @ found[0]).min() > 0.99
@@ -228,13 +228,13 @@ def test_leading_directions_become_those_of_the_largest_eigenvalues():
 
 def test_directions_that_were_drawn_stay_until_there_is_a_gradient():
     """A layer that is dead at first, whose first coordinates stay so: it finds the others."""
-    values, Q = frames.first(torch.zeros(1, 12, 4, dtype=torch.float64), 3, 0.05)
+    values, Q, _ = frames.first(torch.zeros(1, 12, 4, dtype=torch.float64), 3, 0.05)
     assert not torch.equal(Q[0].abs().round(), torch.eye(12, 3, dtype=torch.float64))
     G = stack(1, 12, 4)
     G[:, :6] = 0
     for _ in range(20):
-        values, Q, _, finite = frames.followed(values, Q, G, 0.9)
-    assert bool(finite)
+        values, Q, _, well = frames.followed(values, Q, G, 0.9)
+    assert bool(well)
     exact = torch.linalg.eigvalsh(G[0] @ G[0].mT)[-3:].flip(0)
     assert (Q[0].mT @ G[0]).square().sum() == pytest.approx(float(exact.sum()), rel=0.05)
 
@@ -242,12 +242,72 @@ def test_directions_that_were_drawn_stay_until_there_is_a_gradient():
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_leading_directions_outlive_a_gradient_that_is_not_finite(broken):
     G = stack(2, 12, 4)
-    values, Q = frames.first(G, 3, 0.05)
+    values, Q, _ = frames.first(G, 3, 0.05)
     G[1, 0, 0] = broken
-    found, turned, order, finite = frames.followed(values, Q, G, 0.9)
-    assert finite.tolist() == [True, False]
+    found, turned, order, well = frames.followed(values, Q, G, 0.9)
+    assert well.tolist() == [True, False]
     assert torch.equal(turned[1], Q[1]) and torch.equal(found[1], values[1]) and order[1].tolist() == [0, 1, 2]
     assert not torch.equal(turned[0], Q[0]) and found.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-12, 1e12])
+def test_leading_directions_do_not_depend_on_the_scale_of_gradients(scale):
+    G = stack(1, 12, 4).float()
+    _, expected, _ = frames.first(G, 6, 0.05)  # more directions than the gradient has
+    _, Q, _ = frames.first(G * scale, 6, 0.05)
+    assert (Q - expected).abs().max() < 1e-2
+
+
+def test_a_step_along_leading_directions_never_leads_uphill():
+    """A constant gradient whose rest is small, and along which the rest's own steps would lead back."""
+    q, a = torch.full((9,), 1 / 3, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    r = torch.tensor([8.0] + [-1] * 8, dtype=torch.float64)
+    b = torch.tensor([-5.0, 1, 1, 1, 1, 1], dtype=torch.float64) / 150
+    G = torch.outer(q, a) + torch.outer(r, b)
+    p = nn.Parameter(torch.zeros(9, 6, dtype=torch.float64))
+    optimizer = SOAP([p], lr=0.01, rank=1, weight_decay=0.0, choices={"9x6": "left"}, start=2)
+    for _ in range(60):
+        before, p.grad = p.detach().clone(), G.clone()
+        optimizer.step()
+        assert ((p.detach() - before) * G).sum() < 0
+
+
+def test_groups_may_have_different_ranks():
+    def steps(groups, count=8):
+        optimizer = SOAP(groups, start=3)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(count):
+            for group in optimizer.param_groups:
+                group["params"][0].grad = torch.randn(3, 50, generator=generator, dtype=torch.float64)
+            optimizer.step()
+        return optimizer
+
+    for ranks in ((4, None), (None, 4)):
+        groups = [{"params": [p], "rank": rank} for p, rank in zip(parameters([(3, 50)] * 2), ranks, strict=True)]
+        optimizer = steps(groups)
+        found = {group["rank"]: optimizer.state[group["params"][0]] for group in optimizer.param_groups}
+        assert [found[4]["choice"], found[None]["choice"]] == ["both", "left"]
+    with pytest.raises(ValueError, match="rank is a number of directions"):
+        SOAP([{"params": parameters([(3, 50)]), "rank": 0}])
+
+
+def test_a_state_without_a_rank_is_of_all_directions():
+    one, two = parameters([(5, 40)]), parameters([(5, 40)])
+    first, second = SOAP(one, rank=None, start=4), SOAP(two)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(8):
+        if step == 2:
+            saved = first.state_dict()
+            for group in saved["param_groups"]:
+                del group["rank"]
+            two[0].data.copy_(one[0])
+            second.load_state_dict(saved)
+        for p in (one[0], two[0]):
+            p.grad = torch.randn(5, 40, generator=generator, dtype=torch.float64) if p is one[0] else one[0].grad
+        first.step()
+        if step >= 2:
+            second.step()
+    assert torch.equal(one[0], two[0])
 
 
 def test_a_stack_with_leading_directions_is_the_loop_over_its_matrices():
@@ -397,12 +457,14 @@ def train(model, optimizer, steps, first=0):
             optimizer.step()
 
 
-def test_what_was_decided_by_clock_can_be_told_again():
+@pytest.mark.parametrize("rank", [None, 3])
+def test_what_was_decided_by_clock_can_be_told_again(rank, monkeypatch):
+    monkeypatch.setattr("thalweg.optim.budget.bfloat16_may_pay", lambda device: True)  # on every processor alike
     one, two = network(), network()
-    first = SOAP(one, budget=0.25)
+    first = SOAP(one, rank=rank, budget=0.25)
     train(one, first, 30)
     assert set(first.choices) == {"16x8", "12x16", "5x12"}
-    second = SOAP(two, choices=first.choices, budget=None)
+    second = SOAP(two, rank=rank, choices=first.choices)
     train(two, second, 30)
     assert second.choices == first.choices
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
@@ -427,10 +489,12 @@ def test_a_closure_is_part_of_the_time_between_two_steps(monkeypatch):
     assert list(optimizer._gaps) == [6.0] * 8
 
 
+@pytest.mark.parametrize("rank", [None, 3])
 @pytest.mark.parametrize("share", [0.0, 1e9])
-def test_a_budget_of_nothing_buys_nothing_and_one_of_everything_all(share):
+def test_a_budget_of_nothing_buys_nothing_and_one_of_everything_all(share, rank, monkeypatch):
+    monkeypatch.setattr("thalweg.optim.budget.bfloat16_may_pay", lambda device: True)
     model = network()
-    optimizer = SOAP(model, budget=share)
+    optimizer = SOAP(model, rank=rank, budget=share)
     train(model, optimizer, 12)
     words = {choice.removesuffix(" bfloat16") for choice in optimizer.choices.values()}
     assert words == ({"none"} if share == 0.0 else {"both"})
@@ -449,11 +513,12 @@ def test_no_clock_decides_where_all_is_to_repeat():
     assert set(optimizer.choices.values()) == {"both"}
 
 
-def test_bfloat16_projections_are_nearly_the_exact_ones():
+@pytest.mark.parametrize("rank", [None, 3])
+def test_bfloat16_projections_are_nearly_the_exact_ones(rank):
     one, two = network(), network()
-    train(one, SOAP(one, lr=0.01, budget=None), 60)
+    train(one, SOAP(one, lr=0.01, rank=rank), 60)
     low = dict.fromkeys(("16x8", "12x16", "5x12"), "both bfloat16")
-    train(two, SOAP(two, lr=0.01, budget=None, choices=low), 60)
+    train(two, SOAP(two, lr=0.01, rank=rank, choices=low), 60)
     start = network()
     moved = [torch.cat([(p - q).flatten() for p, q in zip(m.parameters(), start.parameters(), strict=True)])
              for m in (one, two)]  # fmt: skip
@@ -492,9 +557,10 @@ def test_a_choice_that_a_shape_cannot_have():
         optimizer.step()
 
 
-def test_a_copy_goes_on_alike():
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_copy_goes_on_alike(rank):
     model = network()
-    optimizer = SOAP(model, budget=None)
+    optimizer = SOAP(model, rank=rank)
     train(model, optimizer, 15)
     twin_model, twin = copy.deepcopy((model, optimizer))
     with warnings.catch_warnings():

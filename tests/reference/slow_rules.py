@@ -107,7 +107,7 @@ class SlowLeadingSOAP(SlowAdamW):
             F = β * Q @ np.diag(self.values[side]) @ Q.T + (1 - β) * g @ g.T
             values = np.diag(Q.T @ F @ Q)
             order = np.argsort(-values, kind="stable")
-            self.Q[side] = np.linalg.qr((F @ Q + self.shift * values.max() * Q)[:, order])[0]
+            self.Q[side] = np.linalg.qr((F @ Q / values.max() + self.shift * Q)[:, order])[0]
             self.values[side] = values[order]
             if self.t > self.start:
                 lead = order.tolist()
@@ -135,8 +135,7 @@ class SlowLeadingSOAP(SlowAdamW):
         root = np.sqrt(self.s / (1 - β2**self.t))
         scale = root + self.eps + self.floor * np.sqrt((root**2).mean())
         U = self.into(self.m / (1 - β1**self.t)) / scale
-        left, right = (np.hstack([Q, np.eye(len(Q))]) for Q in (self.Q["left"], self.Q["right"]))
-        self.move(left @ U @ right.T)
+        self.move(self.frame("left") @ U @ self.frame("right").T)
         if self.t % self.statistics_period == 0:
             self.follow(G, β2**self.statistics_period)
 

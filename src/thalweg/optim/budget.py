@@ -58,6 +58,8 @@ class Choice:
 
 
 Matrices = list[tuple[dict[str, Any], nn.Parameter]]
+Shape = tuple[str, int | None]
+"""A size in words, and how many leading directions its group has."""
 
 
 def decided(
@@ -71,15 +73,15 @@ def decided(
         limit: seconds that a step of all may cost; None: no clock decides, each shape gets what it can have.
         given: choices that are made already, by shape.
     """
-    shapes: dict[str, list[int]] = {}
-    for i, (_, p) in enumerate(matrices):
-        shapes.setdefault(words(p), []).append(i)
-    found = {shape: choice for shape, choice in given.items() if shape in shapes}
+    shapes: dict[Shape, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        shapes.setdefault(_shape(matrix), []).append(i)
+    found = {shape: given[shape[0]] for shape in shapes if shape[0] in given}
     for shape, choice in found.items():
         allowed = _sides(matrices[shapes[shape][0]])
         if not set(choice.sides) <= set(allowed):
             raise ValueError(
-                f"{shape} cannot have {choice.words!r}: its sides are {' and '.join(allowed) or 'too long'}"
+                f"{shape[0]} cannot have {choice.words!r}: its sides are {' and '.join(allowed) or 'too long'}"
             )
     left = {shape: members for shape, members in shapes.items() if shape not in found}
     if limit is None:
@@ -87,7 +89,12 @@ def decided(
     else:
         parts = {shape: ([matrices[i] for i in members], [kept[i] for i in members]) for shape, members in left.items()}
         found |= _within(limit, {shape: _Shape(*part) for shape, part in parts.items()})
-    return [found[words(p)] for _, p in matrices]
+    return [found[_shape(matrix)] for matrix in matrices]
+
+
+def _shape(matrix: tuple[dict[str, Any], nn.Parameter]) -> Shape:
+    group, p = matrix
+    return words(p), group["rank"]
 
 
 def _sides(matrix: tuple[dict[str, Any], nn.Parameter]) -> tuple[str, ...]:
@@ -95,7 +102,7 @@ def _sides(matrix: tuple[dict[str, Any], nn.Parameter]) -> tuple[str, ...]:
     return sides(p, group["rank"])
 
 
-def _within(limit: float, shapes: Mapping[str, _Shape]) -> dict[str, Choice]:
+def _within(limit: float, shapes: Mapping[Any, _Shape]) -> dict[Any, Choice]:
     """The choices that a limit allows; bfloat16 is given up for a shape that it harms, and all is weighed again."""
     while True:
         levels, spent = dict.fromkeys(shapes, 0), 0.0
@@ -109,7 +116,7 @@ def _within(limit: float, shapes: Mapping[str, _Shape]) -> dict[str, Choice]:
             affordable = [upgrade for upgrade in upgrades if spent + upgrade[1] <= limit]
             if not affordable:
                 break
-            _, more, name = min(affordable)
+            _, more, name = min(affordable, key=lambda upgrade: upgrade[:2])
             levels[name], spent = levels[name] + 1, spent + more
         found = {name: shape.offers()[levels[name]] for name, shape in shapes.items()}
         harmed = [name for name, choice in found.items() if choice.bfloat16 and not shapes[name].is_harmless(choice)]

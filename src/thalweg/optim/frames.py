@@ -49,20 +49,26 @@ def split(G: Tensor, Q: Tensor, dim: int) -> Tensor:
 
 
 def joined(U: Tensor, Q: Tensor, dim: int) -> Tensor:
-    """Back from the frame, in the memory of U: exactly the inverse of `split` for what came out of it."""
+    """T U, back from the frame, in the memory of U: the inverse of `split` for what came out of it.
+
+    For anything else too: what the rest has along the leading directions is left out, so that to go there, scale each
+    coordinate by a positive number and come back never leads uphill.
+    """
     lead, rest = U.split([Q.shape[-1], Q.shape[-2]], dim)
-    return _multiply(rest, Q, lead, 1, 1) if dim == -2 else _multiply(rest, lead, Q.mT, 1, 1)
+    if dim == -2:
+        return _multiply(rest, Q, _multiply(lead, Q.mT, rest, beta=1, alpha=-1), beta=1, alpha=1)
+    return _multiply(rest, _multiply(lead, rest, Q, beta=1, alpha=-1), Q.mT, beta=1, alpha=1)
 
 
-def first(G: Tensor, rank: int, share: float) -> tuple[Tensor, Tensor]:
-    """Λ `[matrices, k]` and Q of share · GGᵀ, from directions drawn alike each time."""
+def first(G: Tensor, rank: int, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Λ `[matrices, k]` and Q of share · GGᵀ, from directions drawn alike each time; for which nothing failed."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(G.shape[-2], rank, generator=generator, dtype=G.dtype)
+    drawn = torch.randn(G.shape[-2], rank, generator=generator, dtype=G.dtype, device="cpu")
     Q = torch.linalg.qr(drawn)[0].to(G.device).expand(len(G), -1, -1).contiguous()
     values = torch.zeros_like(Q[:, 0])
     for _ in range(ITERATIONS):
-        values, Q, _, _ = followed(values, Q, G, 0.0)
-    return values * share, Q
+        values, Q, _, well = followed(values, Q, G, 0.0)
+    return values * share, Q, well
 
 
 def followed(values: Tensor, Q: Tensor, G: Tensor, β: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,14 +82,14 @@ def followed(values: Tensor, Q: Tensor, G: Tensor, β: float) -> tuple[Tensor, T
     """
     FQ = (G @ (G.mT @ Q)).mul_(1 - β).add_(Q * values.unsqueeze(-2), alpha=β)
     found, order = (Q * FQ).sum(-2).sort(descending=True)
-    FQ += Q * (SHIFT * found[:, :1]).unsqueeze(-1)
+    largest = found[:, :1].unsqueeze(-1)
+    FQ = FQ / largest.clamp_min(torch.finfo(FQ.dtype).tiny) + SHIFT * Q
     try:
         turned = torch.linalg.householder_product(*torch.geqrf(FQ.gather(-1, order.unsqueeze(-2).expand_as(FQ))))
     except RuntimeError:  # torch.linalg.LinAlgError is one
         turned = torch.full_like(Q, torch.nan)
-    size = FQ.abs().sum((-2, -1))
-    well = size.isfinite() & turned.isfinite().all(-1).all(-1)
-    is_new = (well & (size > 0)).unsqueeze(-1)
+    well = found.isfinite().all(-1) & turned.isfinite().all(-1).all(-1)
+    is_new = well.unsqueeze(-1) & (found[:, :1] > 0)
     order = torch.where(is_new, order, torch.arange(Q.shape[-1], device=Q.device))
     return torch.where(is_new, found, values), torch.where(is_new.unsqueeze(-1), turned, Q), order, well
 

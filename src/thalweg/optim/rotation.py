@@ -48,8 +48,13 @@ def refreshed(stack: Stack) -> list[str]:
     return [side for side in used(stack) if not is_leading(stack.tensors[f"{side}_basis"])]
 
 
-def begun(kept: dict[str, Any], G: Tensor, β: float, rank: int | None, chosen: Iterable[str]) -> None:
-    """Take a gradient `[m, n]` into the statistics of some sides, which have no basis of all directions yet."""
+def begun(kept: dict[str, Any], G: Tensor, β: float, rank: int | None, chosen: Iterable[str]) -> bool:
+    """Take a gradient `[m, n]` into the statistics of some sides, which have no basis of all directions yet.
+
+    Returns:
+        Whether a decomposition failed.
+    """
+    failed = False
     for side in chosen:
         g = G if side == "left" else G.mT
         k = directions(len(g), rank)
@@ -59,10 +64,13 @@ def begun(kept: dict[str, Any], G: Tensor, β: float, rank: int | None, chosen: 
             kept[side].addmm_(g, g.mT, beta=β, alpha=1 - β)
             continue
         if side in kept:
-            values, Q, _, _ = followed(kept[side].unsqueeze(0), kept[f"{side}_basis"].unsqueeze(0), g.unsqueeze(0), β)
+            old = kept[side].unsqueeze(0), kept[f"{side}_basis"].unsqueeze(0)
+            values, Q, _, well = followed(*old, g.unsqueeze(0), β)
         else:
-            values, Q = first(g.unsqueeze(0), k, 1 - β)
+            values, Q, well = first(g.unsqueeze(0), k, 1 - β)
         kept[side], kept[f"{side}_basis"] = values[0], Q[0]
+        failed |= not well
+    return failed
 
 
 def settled(kept: Mapping[str, Any], chosen: Sequence[str]) -> tuple[dict[str, Tensor], bool]:
@@ -145,18 +153,18 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def learn(stack: Stack, G: Tensor) -> bool:
     """Statistics of rows and columns, and new leading directions; whether a decomposition failed."""
-    β, failed = stack.group["betas"][1] ** stack.group["statistics_period"], False
+    β, well = stack.group["betas"][1] ** stack.group["statistics_period"], []
     for side in used(stack):
         g = G if side == "left" else G.mT
         if is_leading(stack.tensors[f"{side}_basis"]):
-            failed |= not _follow(stack, side, g, β)
+            well.append(_follow(stack, side, g, β))
         else:
             stack.tensors[side].baddbmm_(g, g.mT, beta=β, alpha=1 - β)
-    return failed
+    return bool(well) and not bool(torch.stack(well).all())
 
 
-def _follow(stack: Stack, side: str, g: Tensor, β: float) -> bool:
-    """Leading directions after a gradient, and what lies in their frame; whether they could be found."""
+def _follow(stack: Stack, side: str, g: Tensor, β: float) -> Tensor:
+    """Leading directions after a gradient, and what lies in their frame; for which matrices they could be found."""
     values, Q, M, V = (stack.tensors[name] for name in (side, f"{side}_basis", "momentum", "variance"))
     found, basis, order, well = followed(values, Q, g, β)
     M.copy_(split(joined(M, Q, DIM[side]), basis, DIM[side]))
@@ -165,7 +173,7 @@ def _follow(stack: Stack, side: str, g: Tensor, β: float) -> bool:
     lead.copy_(lead.gather(DIM[side], order))
     values.copy_(found)
     Q.copy_(basis)
-    return bool(well.all())
+    return well
 
 
 def refresh(stack: Stack, due: Mapping[str, slice]) -> bool:

@@ -7,8 +7,7 @@
     every f steps: Qₗ ← qr(L Qₗ), columns sorted by diag QₗᵀLQₗ, V sorted with them, M ← (new Qₗ)ᵀ(old Qₗ) M; so Qᵣ
 
     a side longer than 1.5 k: L ≈ QₗΛQₗᵀ with Qₗ `[m, k]`, and Tₗ = [Qₗ, I − QₗQₗᵀ] `[m, k + m]` in the place of Qₗ
-    above ([Qₗ, I] on the way back to U, for M̂/√V̂ need not lie in the frame as M does); every k_s steps:
-    Qₗ ← qr((β₂^k_s QₗΛQₗᵀ + (1−β₂^k_s) GGᵀ) Qₗ), Λ ← diag QₗᵀLQₗ, M ← (new Tₗ)ᵀ(old Tₗ) M
+    above; every k_s steps: Qₗ ← qr((β₂^k_s QₗΛQₗᵀ + (1−β₂^k_s) GGᵀ) Qₗ), Λ ← diag QₗᵀLQₗ, M ← (new Tₗ)ᵀ(old Tₗ) M
 
 W weight `[m, n]`, G its gradient, M and V `[m, n]` in the basis, L, Qₗ `[m, m]`, R, Qᵣ `[n, n]`; α learning rate, λ
 weight decay, t steps. Vyas et al. 2024, "SOAP", algorithm 3 (β 0.95, f 10). What is different, and why:
@@ -53,9 +52,10 @@ class SOAP(MatrixRule):
     steps of AdamW or less where directions of very different curvature are mixed, and takes AdamW's learning rate. When
     not: batches of fewer rows than a few times k, whose steps cost several of AdamW's; few steps.
 
-    Cost of a step beside AdamW's, for a matrix `[m, n]` with k leading directions on both sides: 12mnk multiplications
-    and additions for the projections, or 2k/R of a forward and backward pass over R rows; 16mnk/k_s to follow them.
-    Memory in float32 numbers: 2(m+k)(n+k) + k(m+n), little more than AdamW's. With all directions: 4mn(m+n), or
+    Cost of a step beside AdamW's, for a matrix `[m, n]` with k leading directions on both sides: 16mnk multiplications
+    and additions for the projections, or 8k/3R of a forward and backward pass over R rows; 24mnk/k_s to follow them;
+    and some ten passes over what is kept, which on a CPU take as long again. Memory in float32 numbers:
+    2(m+k)(n+k) + k(m+n), of wide layers little more than AdamW's. With all directions: 4mn(m+n), or
     2(m+n)/3R of a pass; 2mn(m+n)/k_s for the statistics; about 7(m³+n³)/f for new bases, the larger part of them in
     decompositions, several times as slow as products; memory 2mn + 2m² + 2n² (square: 3 times AdamW's).
 
@@ -110,8 +110,6 @@ class SOAP(MatrixRule):
         for name, value in {"period": period, "statistics_period": statistics_period, "start": start}.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is a number of steps, 1 or more, got {value!r}")
-        if rank is not None and (not isinstance(rank, int) or rank < 1):
-            raise ValueError(f"rank is a number of directions, 1 or more, or None for all, got {rank!r}")
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance lies in 0 to below 1, got {tolerance!r}")
         if budget is not None and (budget < 0 or start < FEWEST):
@@ -134,8 +132,16 @@ class SOAP(MatrixRule):
         """What each shape has got so far, as the argument of that name takes it."""
         return {words(p): kept["choice"] for p, kept in self.state.items() if "choice" in kept}
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: D102
+        rank = param_group.get("rank", self.defaults["rank"])
+        if rank is not None and (not isinstance(rank, int) or rank < 1):
+            raise ValueError(f"rank is a number of directions, 1 or more, or None for all, got {rank!r}")
+        super().add_param_group(param_group)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("rank", None)  # as it was where it is not said
         self.__dict__.setdefault("_has_warned", False)
         self._gaps, self._left_at, self._young = deque(maxlen=32), None, []
 
@@ -168,7 +174,7 @@ class SOAP(MatrixRule):
         for group, p in self._young:
             kept, rank = self.state[p], group["rank"]
             G = gradient(p).flatten(1).to(wide(p.dtype))
-            begun(kept, G, group["betas"][1], rank, sides(p, rank))
+            self._warn(begun(kept, G, group["betas"][1], rank, sides(p, rank)))
             if kept["step"] >= group["start"]:
                 grown.append((group, p))
         if grown and (not self._by_clock or len(self._gaps) >= FEWEST - 1):
