@@ -98,8 +98,8 @@ def write(tables: dict[str, Any]) -> None:
     )
     for name in VARIANTS:
         found = [tables[problem][name] for problem in tables]
-        shown = [f"{one['seconds']:.2f}, {one['steps']:,}" if one["steps"] else "–" for one in found]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+        words = [f"{cell['seconds']:.2f}, {cell['steps']:,}" if cell["steps"] else "–" for cell in found]
+        lines.append(f"| {name} | " + " | ".join(words) + " |")
     before, after = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text("\n".join([before + BEGIN, "", *lines, "", END + after.split(END)[1]]), encoding="utf-8")
 

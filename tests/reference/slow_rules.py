@@ -24,7 +24,19 @@ class SlowAdamW:
         self.move(self.m / (1 - β1**self.t) / (np.sqrt(self.s / (1 - β2**self.t)) + self.eps))
 
 
-class SlowSOAP(SlowAdamW):
+class Turned(SlowAdamW):
+    """AdamW in other coordinates, `into` which a matrix is brought; momentum stays outside."""
+
+    def quotient(self, G):
+        β1, β2 = self.betas
+        self.t += 1
+        self.m = β1 * self.m + (1 - β1) * G
+        self.s = β2 * self.s + (1 - β2) * self.into(G) ** 2
+        root = np.sqrt(self.s / (1 - β2**self.t))
+        return self.into(self.m / (1 - β1**self.t)) / (root + self.eps + self.floor * np.sqrt((root**2).mean()))
+
+
+class SlowSOAP(Turned):
     """`sides` has the number of each side that gets a basis, by which its turn among all is told."""
 
     def __init__(self, W, sides, floor=1e-3, start=10, period=10, statistics_period=5, tolerance=0.1, **adamw):
@@ -44,19 +56,14 @@ class SlowSOAP(SlowAdamW):
         self.F["right"] = β * self.F["right"] + (1 - β) * G.T @ G
 
     def step(self, G):
-        β1, β2 = self.betas
+        β2 = self.betas[1]
         if self.t < self.start:
             super().step(G)
             self.learn(G, β2)
             if self.t == self.start:
                 self.begin()
             return
-        self.t += 1
-        self.m = β1 * self.m + (1 - β1) * G
-        self.s = β2 * self.s + (1 - β2) * self.into(G) ** 2
-        root = np.sqrt(self.s / (1 - β2**self.t))
-        scale = root + self.eps + self.floor * np.sqrt((root**2).mean())
-        U = self.into(self.m / (1 - β1**self.t)) / scale
+        U = self.quotient(G)
         self.move(self.Q["left"] @ U @ self.Q["right"].T)
         if self.t % self.statistics_period == 0:
             self.learn(G, β2**self.statistics_period)
@@ -82,7 +89,7 @@ class SlowSOAP(SlowAdamW):
         self.s = self.s[order] if side == "left" else self.s[:, order]
 
 
-class SlowLeadingSOAP(SlowAdamW):
+class SlowLeadingSOAP(Turned):
     """SOAP with leading directions; `drawn` has the first ones of each side, whose statistics are made in full.
 
     What is left of a statistic beside its leading directions is left out of it.
@@ -117,7 +124,7 @@ class SlowLeadingSOAP(SlowAdamW):
                     self.s[:, : len(lead)] = self.s[:, lead]
 
     def step(self, G):
-        β1, β2 = self.betas
+        β2 = self.betas[1]
         if self.t < self.start:
             super().step(G)
             if self.t == 1:
@@ -129,12 +136,7 @@ class SlowLeadingSOAP(SlowAdamW):
             if self.t == self.start:
                 self.begin()
             return
-        self.t += 1
-        self.m = β1 * self.m + (1 - β1) * G
-        self.s = β2 * self.s + (1 - β2) * self.into(G) ** 2
-        root = np.sqrt(self.s / (1 - β2**self.t))
-        scale = root + self.eps + self.floor * np.sqrt((root**2).mean())
-        U = self.into(self.m / (1 - β1**self.t)) / scale
+        U = self.quotient(G)
         self.move(self.frame("left") @ U @ self.frame("right").T)
         if self.t % self.statistics_period == 0:
             self.follow(G, β2**self.statistics_period)
