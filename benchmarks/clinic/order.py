@@ -27,6 +27,7 @@ import arms
 import recording
 import repair
 import split
+import truth
 from configurations import by_name, every
 from data import CACHE, DATA
 from record import prepare
@@ -93,7 +94,7 @@ def counted(runs: list[repair.Judged], seeds: list[int]) -> dict[str, dict[str, 
         for seed in seeds:
             for one in known(run.of.name, seed) or []:
                 outcome = one["outcome"]
-                good = bool(outcome["scores"]) and repair.score(run, outcome) >= run.goal - run.spread
+                good = bool(outcome["scores"]) and truth.final(outcome, outcome["chance"]) >= run.goal - run.spread
                 counts[one["finding"]][one["name"]][0] += good
                 counts[one["finding"]][one["name"]][1] += 1
     return {code: dict(sorted(of.items())) for code, of in sorted(counts.items())}
@@ -110,8 +111,8 @@ def main() -> None:
     part_of = split.parts(every())
     chosen = [c for c in every() if part_of[c.name] == "tuning" and any(text in c.name for text in options.only)]
     runs = [
-        run for run in repair.judged(chosen, options.data, options.truth_seeds)
-        if run.truth.kind == "sick" and not any(title in run.of.title for title in repair.APART)
+        run for run in repair.judged(chosen, options.truth_seeds)
+        if run.kind == "sick" and not any(title in run.of.title for title in repair.APART)
     ]  # fmt: skip
     missing = [(run.of.name, seed) for seed in options.seeds for run in runs if known(run.of.name, seed) is None]
     print(f"{len(runs)} configurations, {len(missing)} trainings to make, each with every prescription", flush=True)

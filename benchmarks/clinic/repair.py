@@ -16,13 +16,16 @@ inputs standardised), `random` makes one change of ours, drawn at random, at the
                  reference
     cost         updates, those of trials included, beside the reference's
 
-Seeds are others than those that truth and diagnosis are of. Outcomes are kept in CACHE/repairs and made again where the
-configuration has changed, or `VERSION`.
+Seeds are others than those that truth and diagnosis are of. What each run came to stands in
+benchmarks/results/clinic-repair-runs.json and is made again where the configuration has changed, or `VERSION`: a run of
+this program that was cut off, or moved to another machine, goes on where it stopped. What the references came to stands
+in clinic-truths.json beside it, and is taken from there where they are not recorded here.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -41,14 +44,15 @@ import split
 import truth
 from arms import ARMS, treated
 from configurations import Configuration, by_name, every
-from data import CACHE, DATA
+from data import DATA
 from families import chance
 from record import prepare
 
-sys.path.append(str(Path(__file__).parents[1] / "step"))  # for what the benchmarks share
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("step", "search")]  # for what the benchmarks share
+from cells import RESULTS, Cell, Table
 from tables import machine, ours, save
 
-FILE = Path(__file__).parents[1] / "results" / "clinic-repair.json"
+FILE, RUNS, TRUTHS = (RESULTS / f"clinic-{name}.json" for name in ("repair", "repair-runs", "truths"))
 VERSION = 20
 APART = (
     "12-few-examples", "12-noise-learned", "16-labels-shuffled", "16-too-few-epochs", "16-detached",
@@ -60,39 +64,44 @@ SETTINGS = {"fit", "rate", "rate_factor", "options", "small_batches", "certified
 """Changes of the clinic that make a training sick by its settings alone: what `safe` may touch."""
 
 
-def kept_in(name: str, arm: str, seed: int) -> Path:
-    return CACHE / "repairs" / arm / name / f"{seed}.json"
+def runs_of_now(file: Path = RUNS) -> Table:
+    """The runs that are known."""
+    return Table(file, ("configuration", "arm", "seed"), {"version": VERSION})
 
 
-def made(name: str, arm: str, seed: int, data: Path) -> tuple[str, str, int, float, str]:
-    """One training, kept; which, seconds, and what went wrong."""
-    found = by_name()[name]
-    started = time.perf_counter()
-    wrong = ""
+def cell(c: Configuration, arm: str, seed: int, outcome: dict[str, Any]) -> Cell:
+    """What is kept of a run: its final score, its updates and what was done to it."""
+    scores = hashlib.sha256(json.dumps(outcome["scores"]).encode()).hexdigest()[:12]
+    return {
+        "configuration": c.name, "arm": arm, "seed": seed, "fingerprint": c.fingerprint(),
+        "score": truth.final(outcome, outcome["chance"]), "scores": scores,
+        "updates": outcome["updates"] + outcome.get("tried_steps", 0),
+        "actions": [action[:3] for action in outcome.get("actions", ())], "findings": outcome.get("findings", []),
+    }  # fmt: skip
+
+
+def made(name: str, arm: str, seed: int, data: Path) -> Cell:
+    """One training; one that fails has learned nothing, and is made again by the next run of this program."""
+    found, wrong = by_name()[name], ""
     try:
         with recording.scratch() as folder:
             outcome = treated(found.case(data), seed, arm, folder)
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
-        outcome = {"scores": [], "losses": [], "steps": [], "updates": 0, "planned": 1, "stopped_because": "failed",
-                   "chance": round(chance(found.case(data)), 4), "actions": [],
-                   "findings": [], "tried_steps": 0}  # fmt: skip
-    outcome |= {"fingerprint": found.fingerprint(), "version": VERSION, "wrong": wrong}
-    file = kept_in(name, arm, seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(outcome, separators=(",", ":")))
-    return name, arm, seed, time.perf_counter() - started, wrong
+        level = round(chance(found.case(data)), 4)
+        outcome = {"scores": [], "chance": level, "updates": 0, "stopped_because": "failed"}
+    return cell(found, arm, seed, outcome) | ({"wrong": wrong} if wrong else {})
 
 
-def known(c: Configuration, arm: str, seed: int) -> dict[str, Any] | None:
+def known(runs: Table, c: Configuration, arm: str, seed: int) -> Cell | None:
+    """A run that was made by the configuration as it is; one that was let go may have been recorded."""
+    found = runs.cells.get((c.name, arm, seed))
+    if found is not None and found["fingerprint"] == c.fingerprint():
+        return found
     if arm == "off" and (recorded := recording.outcome(c.name, seed, c.fingerprint())) is not None:
-        return recorded | {"tried_steps": 0, "actions": [], "findings": []}
-    file = kept_in(c.name, arm, seed)
-    if not file.exists():
-        return None
-    found: dict[str, Any] = json.loads(file.read_text())
-    is_of_now = (found["fingerprint"], found["version"]) == (c.fingerprint(), VERSION) and not found["wrong"]
-    return found if is_of_now else None
+        runs.add(cell(c, arm, seed, recorded))
+        return runs.cells[c.name, arm, seed]
+    return None
 
 
 @dataclass
@@ -100,7 +109,8 @@ class Judged:
     """What is needed of a configuration to judge its runs."""
 
     of: Configuration
-    truth: truth.Truth
+    kind: str
+    """As `truth.Truth` has it."""
     goal: float
     spread: float
     steps: int
@@ -108,12 +118,32 @@ class Judged:
     """The reference's own scores, a seed each."""
 
 
-def judged(configurations: list[Configuration], data: Path, truth_seeds: int) -> list[Judged]:
+def judged(configurations: list[Configuration], truth_seeds: int) -> list[Judged]:
     """Configurations with their truth, the reference's score, and its updates."""
-    outcomes = scores.outcomes(every(), truth_seeds)
-    truths = scores.truths(every(), outcomes)
+    rows = json.loads(TRUTHS.read_text())["rows"] if TRUTHS.exists() else {}
+    if of_now := truths_of_now(truth_seeds):
+        rows |= of_now
+        TRUTHS.write_text(told(truth_seeds, rows))
     found = []
     for c in configurations:
+        if c.name in rows and rows[c.name][0] == c.fingerprint():
+            _, kind, goal, spread, steps, own = rows[c.name]
+            found.append(Judged(c, kind, goal, spread, steps, tuple(own)))
+    return found
+
+
+def told(truth_seeds: int, rows: dict[str, list[Any]]) -> str:
+    """A configuration a line: fingerprint, kind, the reference's mean and deviation, its updates, its own scores."""
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
+    return f'{{\n "truth_seeds": {truth_seeds},\n "rows": {{\n{lines}\n }}\n}}\n'
+
+
+def truths_of_now(truth_seeds: int) -> dict[str, list[Any]]:
+    """The rows of what is recorded here."""
+    outcomes = scores.outcomes(every(), truth_seeds)
+    truths = scores.truths(every(), outcomes)
+    rows = {}
+    for c in every():
         if c.name not in truths:
             continue
         of = outcomes[f"{c.family}/{c.rule}/reference"]
@@ -122,34 +152,31 @@ def judged(configurations: list[Configuration], data: Path, truth_seeds: int) ->
         goal, spread = statistics.fmean(values), statistics.stdev(values)
         if c.reach is not None:
             goal, spread = level + truth.GAIN * (c.reach - level), 0.0
-        found.append(Judged(c, truths[c.name], goal, spread, next(iter(of.values()))["planned"], tuple(values)))
-    return found
+        steps = next(iter(of.values()))["planned"]
+        rows[c.name] = [c.fingerprint(), truths[c.name].kind, goal, spread, steps, values]
+    return rows
 
 
-def score(run: Judged, outcome: dict[str, Any]) -> float:
-    return truth.final(outcome, outcome["chance"])
-
-
-def summary(runs: list[Judged], arm: str, seeds: list[int]) -> dict[str, Any]:
+def summary(runs: list[Judged], table: Table, arm: str, seeds: list[int]) -> dict[str, Any]:
     """What an arm came to."""
     sick, apart, well = [], [], []
     failed = []
     for run in runs:
         for seed in seeds:
-            off, here = known(run.of, "off", seed), known(run.of, arm, seed)
+            off, here = known(table, run.of, "off", seed), known(table, run.of, arm, seed)
             if off is None or here is None:
                 continue
-            bar, before, after = run.goal - run.spread, score(run, off), score(run, here)
-            cost = (here["updates"] + here["tried_steps"]) / max(1, run.steps)
-            if run.truth.kind == "sick":
+            bar, before, after = run.goal - run.spread, off["score"], here["score"]
+            cost = here["updates"] / max(1, run.steps)
+            if run.kind == "sick":
                 if before < run.goal - (2 * run.spread if run.of.reach is None else 0):
                     group = apart if any(t in run.of.title for t in APART) else sick
                     part = min(max((after - before) / (bar - before), 0.0), 1.0) if before < bar else 1.0
                     group.append((run, seed, after >= bar, cost, part))
                     if group is sick and after < bar:
                         failed.append((run.of.name, seed, round(before, 3), round(after, 3), round(bar, 3),
-                                       [[a[0], a[1], a[2]] for a in here["actions"]], here["findings"]))  # fmt: skip
-            elif run.truth.kind != "excluded":
+                                       here["actions"], here["findings"]))  # fmt: skip
+            elif run.kind != "excluded":
                 same = here["scores"] == off["scores"]
                 well.append((run, seed, after < before - max(run.spread, 1e-9), cost, same, bool(here["actions"])))
     by_sickness = defaultdict(list)
@@ -173,7 +200,7 @@ def summary(runs: list[Judged], arm: str, seeds: list[int]) -> dict[str, Any]:
 
 def by_itself(runs: list[Judged]) -> float:
     """The share of the references' own runs that reach the bar: what a training that was never sick comes to."""
-    bars = {(run.of.family, run.of.rule): run for run in runs if run.of.reach is None and run.truth.kind == "sick"}
+    bars = {(run.of.family, run.of.rule): run for run in runs if run.of.reach is None and run.kind == "sick"}
     reached = [value >= run.goal - run.spread for run in bars.values() for value in run.own]
     return sum(reached) / len(reached) if reached else float("nan")
 
@@ -213,17 +240,18 @@ def write(found: dict[str, Any], references: float) -> None:
     page.write_text(text[:first] + "\n\n" + "\n".join(lines) + "\n\n" + text[last:], encoding="utf-8")
 
 
-def record(runs: list[tuple[str, str, int]], jobs: int, data: Path) -> None:
+def record(runs: list[tuple[str, str, int]], table: Table, jobs: int, data: Path) -> None:
     """Make what is missing."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.perf_counter()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=prepare) as pool:
         waiting = [pool.submit(made, *run, data) for run in runs]
         for done, future in enumerate(as_completed(waiting), 1):
-            name, arm, seed, _, wrong = future.result()
-            if wrong:
-                print(f"{name} {arm} seed {seed}: {wrong}", flush=True)
+            table.add(found := future.result())
+            if "wrong" in found:
+                print(found["configuration"], found["arm"], f"seed {found['seed']}: {found['wrong']}", flush=True)
             if done % 50 == 0 or done == len(runs):
+                table.save()
                 left = (time.perf_counter() - started) / done * (len(runs) - done) / 60
                 print(f"{done:5} of {len(runs)}, {left:5.1f} min left", flush=True)
 
@@ -246,21 +274,22 @@ def main() -> None:
         c for c in every()
         if options.part in ("all", part_of[c.name]) and any(text in c.name for text in options.only)
     ][:: options.every]  # fmt: skip
-    runs = judged(chosen, options.data, options.truth_seeds)
+    runs, table = judged(chosen, options.truth_seeds), runs_of_now()
     if options.sick:
-        runs = [run for run in runs if run.truth.kind == "sick"]
+        runs = [run for run in runs if run.kind == "sick"]
     if not runs:
         raise SystemExit("nothing is recorded whose truth is known: run benchmarks/clinic/run.py first")
     arms = list(dict.fromkeys(["off", *options.arms]))
     missing = [
         (run.of.name, arm, seed) for seed in options.seeds for run in runs for arm in arms
-        if run.truth.kind != "excluded" and not (arm in OTHERS and run.truth.kind != "sick")
-        and known(run.of, arm, seed) is None
+        if run.kind != "excluded" and not (arm in OTHERS and run.kind != "sick")
+        and ((kept := known(table, run.of, arm, seed)) is None or "wrong" in kept)
     ]  # fmt: skip
     print(f"{len(runs)} configurations, {len(missing)} runs to make", flush=True)
     if missing:
-        record(missing, options.jobs, options.data.resolve())
-    found = {arm: summary(runs, arm, options.seeds) for arm in arms}
+        record(missing, table, options.jobs, options.data.resolve())
+    found = {arm: summary(runs, table, arm, options.seeds) for arm in arms}
+    table.save()
     for arm, of in found.items():
         told = {
             k: round(v, 3) if isinstance(v, float) else v

@@ -1,19 +1,22 @@
-"""How many leading directions SOAP is to have, from which step on, and what they may cost.
+"""How many leading directions SOAP is to have, on how long sides, from which step on, and what they may cost.
 
     python benchmarks/rules/ranks.py [--data ../shared/data] [--jobs 2] [--seeds 3]
 
-Defaults are not to be chosen on the problems by which rules are judged (run.py), so these three are in no other table:
-spoken digits by a convolutional network, an autoencoder and a dense network on Fashion-MNIST (the last by the loss of
-the data it is trained on: that of others is at its least after a tenth of the time). The target is the best
-loss of fused AdamW in the problem's time, at the best of three rates, seed 0. Each variant is trained at two rates, up
-to one and a half times the problem's time; shown is the rate with the least median seconds. A miss counts as all of the
-time. One thread each. Results go to benchmarks/results/rules-ranks.json, and the table into docs/optim.md (--table
-alone: of the results there are).
+Defaults are not to be chosen on the problems by which rules are judged (run.py), so these five are in no table of
+rules: spoken digits by a convolutional network, an autoencoder and a dense network on Fashion-MNIST, the quality of
+wines from numbers, and captions by a Transformer, character by character (MLP and wines by the loss of the data they
+are trained on: that of others is at its least after a tenth of the time). The target is the best loss of fused AdamW
+in the problem's time, at the best of three rates, seed 0. Each variant is trained at two rates, up to one and a half
+times the problem's time; shown is the rate with the least median seconds. A miss counts as all of the time. One thread
+each. Results go to benchmarks/results/rules-ranks.json, and the table into docs/optim.md (--table alone: of the
+results there are).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import json
 import math
 import statistics
@@ -23,11 +26,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from entrants import ENTRANTS, Entrant
 from problems import CACHE, DATA, PROBLEMS, Problem, autoencoder, dense, images, own
 from worker import trained
-from workloads import over_speech, speech
+from workloads import CHARACTERS, Data, Transformer, over_speech, speech
+from workloads import _split as split
+from workloads import _windows as windows
 
 sys.path.append(str(Path(__file__).parents[1]))  # for what the benchmarks share
 from machine import machine
@@ -36,21 +42,50 @@ RESULTS = Path(__file__).parents[1] / "results" / "rules-ranks.json"
 RATES, ADAMW_RATES = (3e-3, 1e-2), (1e-3, 3e-3, 1e-2)
 LONGEST = 1.5
 PAGE, BEGIN, END = Path(__file__).parents[2] / "docs" / "optim.md", "<!-- ranks -->", "<!-- end of ranks -->"
+LENGTH = 32
+"""Characters of an example."""
+
+
+def wines(folder: Path, cache: Path) -> Data:
+    """White ones: 11 numbers of each, and what it was given, all standardised."""
+    with (folder / "tabular" / "winequality-white.csv").open() as file:
+        rows = [[float(word) for word in row] for row in list(csv.reader(file))[1:]]
+    table = torch.tensor(rows)
+    table = (table - table.mean(0)) / table.std(0)
+    return split(table[:, :-1].contiguous(), table[:, -1:].contiguous(), held_out=900)
+
+
+def captions(folder: Path, cache: Path) -> Data:
+    """Windows of what is seen in pictures, in English; what is not among the commonest characters is one of them."""
+    with gzip.open(folder / "text" / "multi30k" / "train.en.gz", "rt", encoding="utf-8") as file:
+        symbols, coded, counts = np.unique(list(file.read(200_000)), return_inverse=True, return_counts=True)
+    by_count = np.empty(len(symbols), np.int64)
+    by_count[np.argsort(-counts)] = np.arange(len(symbols))
+    text = torch.from_numpy(by_count[coded]).clamp_max(CHARACTERS - 1)
+    return windows(text[: 2000 * LENGTH + 1], LENGTH), windows(text[-100 * LENGTH - 1 :], LENGTH)
+
+
 fashion = images("fashion-mnist", 6000, 1000, (784,))
 OURS = {
     "speech": Problem(over_speech, speech, "cross_entropy", 64, 8.0),
     "fashion autoencoder": Problem(lambda: autoencoder(784, 256, 64), own(fashion), "mse", 128, 5.0),
     "fashion MLP": Problem(lambda: dense(784, 256, 128, 10), fashion, "cross_entropy", 128, 4.0, held_out=False),
+    "wines": Problem(lambda: dense(11, 64, 64, 64, 1), wines, "mse", 128, 4.0, held_out=False),
+    "captions": Problem(Transformer, captions, "cross_entropy", 32, 8.0),
 }
-USUAL: dict[str, Any] = {"rank": 16, "start": 5, "budget": None}
+USUAL: dict[str, Any] = {"rank": 16, "up_to": 128, "start": 5, "gentle": 0.1, "budget": None}
+"""`up_to`: the longest side of all directions, where there are leading ones at all; `gentle`: `soap.GENTLE`."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "all directions": USUAL | {"rank": None},
-    "all directions, start 10": USUAL | {"rank": None, "start": 10},
-    **{f"{rank} directions": USUAL | {"rank": rank} for rank in (8, 16, 32, 64)},
-    "16, start 3": USUAL | {"start": 3},
-    "16, start 10": USUAL | {"start": 10},
-    "16, followed every 10th step": USUAL | {"statistics_period": 10},
-    **{f"16, budget {budget}": USUAL | {"budget": budget} for budget in (0.25, 1.0, math.inf)},
+    **{f"16 directions, all up to {longest}": USUAL | {"up_to": longest} for longest in (24, 64, 128, 256)},
+    "8 directions, all up to 128": USUAL | {"rank": 8},
+    "32 directions, all up to 128": USUAL | {"rank": 32},
+    "16 and 128, start 3": USUAL | {"start": 3},
+    "16 and 128, start 10": USUAL | {"start": 10},
+    "16 and 128, start at the whole rate": USUAL | {"gentle": 1.0},
+    "16 and 128, start without a move": USUAL | {"gentle": 0.0},
+    "16 and 128, followed every 10th step": USUAL | {"statistics_period": 10},
+    "16 and 128, budget 0.25": USUAL | {"budget": 0.25},
 }
 
 
@@ -68,9 +103,12 @@ def one(problem: str, name: str, rate: float, seed: int, target: float | None, d
     PROBLEMS.update(OURS)
     seconds = OURS[problem].seconds
     if name != "adamw":
-        from thalweg.optim import SOAP
+        from thalweg.optim import SOAP, frames, soap
 
-        ENTRANTS[name] = Entrant(name, lambda model, loss, rate: SOAP(model, rate, **VARIANTS[name]), rate, ours=True)
+        options = dict(VARIANTS[name])
+        soap.GENTLE = options.pop("gentle")
+        frames.SLACK = options.pop("up_to") / (options["rank"] or 1)
+        ENTRANTS[name] = Entrant(name, lambda model, loss, rate: SOAP(model, rate, **options), rate, ours=True)
     asked = {"problem": problem, "entrant": name, "seed": seed, "target": target, "seconds": seconds, "rate": rate}
     found = trained(asked, parts(problem, data), seconds * (LONGEST if target is not None else 1.0))
     del found["curve"]

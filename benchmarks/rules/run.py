@@ -65,8 +65,19 @@ PASSED = "passed over"
 SOURCE = Path(find_spec("thalweg").origin).parents[1]
 
 
+def hashed(*sources: str) -> str:
+    """Of code alone: comments, docstrings and the way it is set may change."""
+    trees = [ast.parse(source) for source in sources]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        for name, body in ast.iter_fields(node):
+            if name == "body" and isinstance(body, list):
+                said = [isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) for part in body]
+                node.body = [part for part, is_said in zip(body, said, strict=True) if not is_said]
+    return hashlib.sha256("\n".join(map(ast.unparse, trees)).encode()).hexdigest()[:12]
+
+
 def code_of(rule: str) -> str:
-    """A hash of the files that a rule of ours is made of: a change to another leaves its cells standing."""
+    """A hash of what a rule of ours is made of: a change to another leaves its cells standing."""
     from thalweg.optim.catalogue import RULES
 
     files: dict[str, str] = {}
@@ -81,13 +92,13 @@ def code_of(rule: str) -> str:
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith(ROOMS):
                 inside = [f"{node.module}.{alias.name}" for alias in node.names if node.module in ROOMS]
                 left += inside or [str(node.module)]
-    return hashlib.sha256("".join(files[module] for module in sorted(files)).encode()).hexdigest()[:12]
+    return hashed(*(files[module] for module in sorted(files)))
 
 
 def made_with(name: str) -> dict[str, Any]:
     """What a cell of a rule holds for; nothing where the rule's package is absent."""
     entrant = ENTRANTS[name]
-    bench = {"bench": hashlib.sha256(b"".join((OWN / file).read_bytes() for file in BENCH)).hexdigest()[:12]}
+    bench = {"bench": hashed(*((OWN / file).read_text(encoding="utf-8") for file in BENCH))}
     if entrant.package is None:
         ours = {"thalweg": code_of(name.partition("-")[0])} if entrant.ours else {}
         return {"torch": version("torch")} | ours | bench

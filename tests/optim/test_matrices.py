@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.optim import SOAP, Muon
+from thalweg.optim import SOAP, Muon, frames
 from thalweg.optim.catalogue import build
 
 RULES = {
@@ -14,6 +14,12 @@ RULES = {
     "soap-leading": lambda params: SOAP(params, lr=0.01, rank=3, budget=None, start=3, statistics_period=2),
     "muon": lambda params: Muon(params, lr=0.01, arithmetic="exact"),
 }
+
+
+@pytest.fixture(autouse=True)
+def short_sides(monkeypatch):
+    """Sides of this network have leading directions, where they are asked for."""
+    monkeypatch.setattr(frames, "SLACK", 1.5)
 
 
 @pytest.fixture(params=RULES)

@@ -30,6 +30,12 @@ SHAPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def short_sides(monkeypatch):
+    """Sides so short that a test is quick have leading directions, too."""
+    monkeypatch.setattr(frames, "SLACK", 1.5)
+
+
 def parameters(shapes, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in shapes]
@@ -271,6 +277,18 @@ def test_a_step_along_leading_directions_never_leads_uphill():
         before, p.grad = p.detach().clone(), G.clone()
         optimizer.step()
         assert ((p.detach() - before) * G).sum() < 0
+
+
+def test_a_side_up_to_eight_times_the_rank_has_all_directions(monkeypatch):
+    monkeypatch.undo()
+    ps = parameters([(128, 3), (129, 16), (3, 4, 8, 4)], torch.float32)
+    optimizer = SOAP(ps, start=2)
+    for _ in range(3):
+        for p in ps:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    bases = [[tuple(optimizer.state[p][f"{side}_basis"].shape) for side in ("left", "right")] for p in ps]
+    assert bases == [[(128, 128), (3, 3)], [(129, 16), (16, 16)], [(3, 3), (128, 128)]]
 
 
 def test_groups_may_have_different_ranks():

@@ -13,15 +13,16 @@ class SlowAdamW:
         self.W, self.lr, self.betas, self.eps, self.weight_decay = W.copy(), lr, betas, eps, weight_decay
         self.m, self.s, self.t = np.zeros_like(W), np.zeros_like(W), 0
 
-    def move(self, U):
-        self.W = (1 - self.lr * self.weight_decay) * self.W - self.lr * U
+    def move(self, U, share=1.0):
+        rate = share * self.lr
+        self.W = (1 - rate * self.weight_decay) * self.W - rate * U
 
-    def step(self, G):
+    def step(self, G, share=1.0):
         self.t += 1
         β1, β2 = self.betas
         self.m = β1 * self.m + (1 - β1) * G
         self.s = β2 * self.s + (1 - β2) * G**2
-        self.move(self.m / (1 - β1**self.t) / (np.sqrt(self.s / (1 - β2**self.t)) + self.eps))
+        self.move(self.m / (1 - β1**self.t) / (np.sqrt(self.s / (1 - β2**self.t)) + self.eps), share)
 
 
 class Turned(SlowAdamW):
@@ -58,7 +59,7 @@ class SlowSOAP(Turned):
     def step(self, G):
         β2 = self.betas[1]
         if self.t < self.start:
-            super().step(G)
+            super().step(G, share=0.1)
             self.learn(G, β2)
             if self.t == self.start:
                 self.begin()
@@ -126,7 +127,7 @@ class SlowLeadingSOAP(Turned):
     def step(self, G):
         β2 = self.betas[1]
         if self.t < self.start:
-            super().step(G)
+            super().step(G, share=0.1)
             if self.t == 1:
                 for _ in range(self.iterations):
                     self.follow(G, 0.0)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SLACK = 1.5
-"""A side up to so many times as long as its leading directions are many has all directions instead."""
+SLACK = 8
+"""A side up to so many times as long as its leading directions are many has all directions instead: there they cost
+little, and a gradient tells of most of them.
+"""
 SHIFT = 1e-5
 """Of the largest eigenvalue, what is added to all for an iteration. In its null space, of which a gradient of few rows
 leaves much, directions thus stay what they were; else rounding would pick them.

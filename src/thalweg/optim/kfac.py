@@ -89,7 +89,7 @@ class KFAC(Optimizer):
             (0.3: ours, docs/decisions/0017).
         weight_decay: w in θ ← θ − α w θ, of matrices, apart from the gradient; of what AdamW moves, too, at its rate
             (0: ours; the length is the best for the loss alone).
-        budget: what factors and inverses may cost (0.25: ours, as SOAP's).
+        budget: what factors and inverses may cost (0.25: ours).
         fisher: "monte_carlo", "true" or "empirical", as in `gradients.kronecker_factors`; "auto" is the first where it
             is known of the loss (`cross_entropy`, `mse`, `binary_cross_entropy`), else the last.
         sharing: "expand" takes each position that a weight is applied to as a row, "reduce" their mean.

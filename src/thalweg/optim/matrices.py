@@ -118,9 +118,9 @@ class MatrixRule(Optimizer):
                 stacks.setdefault(key, (group, []))[1].append(p)
             else:
                 self._begin(p, {"exp_avg": p, "exp_avg_sq": p})
-                fused.setdefault(key, (group, []))[1].append(p)
+                fused.setdefault((*key, self._share(p)), (group, []))[1].append(p)
         self._stacks = [Stack.of(g, ps, [self.state[p] for p in ps], names[ps[0]]) for g, ps in stacks.values()]
-        self._fused = [Fused(g, ps, [self.state[p] for p in ps]) for g, ps in fused.values()]
+        self._fused = [Fused(g, ps, [self.state[p] for p in ps], self._share(ps[0])) for g, ps in fused.values()]
         self._active = list(map(id, active))
 
     def _begin(self, p: nn.Parameter, like: dict[str, Any]) -> None:
@@ -140,6 +140,10 @@ class MatrixRule(Optimizer):
     def _names(self, p: nn.Parameter) -> list[str] | None:
         """What is kept of a matrix, in `state[p]` from now on; None where AdamW moves it."""
         raise NotImplementedError
+
+    def _share(self, p: nn.Parameter) -> float:
+        """Of the rate, what AdamW moves a parameter at."""
+        return 1.0
 
     def _shared(self, p: nn.Parameter) -> Hashable:
         """What matrices of a stack have in common beside their shape."""

@@ -6,7 +6,7 @@
 
     every f steps: Qₗ ← qr(L Qₗ), columns sorted by diag QₗᵀLQₗ, V sorted with them, M ← (new Qₗ)ᵀ(old Qₗ) M; so Qᵣ
 
-    a side longer than 1.5 k: L ≈ QₗΛQₗᵀ with Qₗ `[m, k]`, and Tₗ = [Qₗ, I − QₗQₗᵀ] `[m, k + m]` in the place of Qₗ
+    a side longer than 8 k: L ≈ QₗΛQₗᵀ with Qₗ `[m, k]`, and Tₗ = [Qₗ, I − QₗQₗᵀ] `[m, k + m]` in the place of Qₗ
     above; every k_s steps: Qₗ ← qr((β₂^k_s QₗΛQₗᵀ + (1−β₂^k_s) GGᵀ) Qₗ), Λ ← diag QₗᵀLQₗ, M ← (new Tₗ)ᵀ(old Tₗ) M
 
 W weight `[m, n]`, G its gradient, M and V `[m, n]` in the basis, L, Qₗ `[m, m]`, R, Qᵣ `[n, n]`; α learning rate, λ
@@ -18,8 +18,10 @@ weight decay, t steps. Vyas et al. 2024, "SOAP", algorithm 3 (β 0.95, f 10). Wh
 - M lives in the basis and is turned with it: three products a step where the paper has four. It is the same M.
 - Statistics every k_s steps, since two products go into them; their memory stays as long in steps.
 - A basis that still fits (`bases.turned`) is left as it is; bases are turned in turns, no step does all of them.
-- For the first `start` steps all is plain AdamW; then an eigendecomposition. V starts there as λᵢcⱼ/Σc, with λ the
-  eigenvalues of rows and c those of columns: the sums that V must have, and no more than is known.
+- For the first `start` steps matrices are moved by AdamW at a tenth of the rate; then an eigendecomposition. Adam's
+  first steps move every weight alike, which along the leading direction adds up to α√(mn): at a rate that is right for
+  what follows they do damage that hundreds of steps do not mend (the paper leaves its first step out). V starts there
+  as λᵢcⱼ/Σc, with λ the eigenvalues of rows and c those of columns: the sums that V must have, no more than is known.
 - r = 10⁻³: where a gradient has no part at all, √V̂ is rounding noise, which ε alone would blow up to full steps.
 - With all directions, one side only where the other is long (`ASPECT` times as long or more, or above `LONGEST`).
 """
@@ -40,6 +42,9 @@ from thalweg.optim.matrices import MatrixRule
 from thalweg.optim.rotation import begun, direction, learn, refresh, refreshed, settled, sides
 from thalweg.optim.stacks import Stack, gradient, words
 from thalweg.tensors.timing import now
+
+GENTLE = 0.1
+"""Of the rate, what AdamW moves a matrix at while it has no basis yet."""
 
 
 class SOAP(MatrixRule):
@@ -66,14 +71,15 @@ class SOAP(MatrixRule):
         eps: ε.
         weight_decay: λ. From a module, of matrices and embeddings only.
         adamw: leave a group's matrices to AdamW.
-        rank: k, the leading directions of a side longer than 1.5 k (None: all directions, of every side).
+        rank: k, the leading directions of a side longer than 8 k; a shorter one has all. None: all directions, of every
+            side that is not long.
         period: f, steps from one look at a basis of all directions to the next.
         statistics_period: k_s.
         tolerance: a basis of all directions is turned where it is off by more than this (0: always).
-        start: steps of plain AdamW.
+        start: steps of AdamW at a tenth of the rate, while statistics are gathered.
         budget: what all that AdamW does not do may cost, as a share of the time between two steps (forward, backward,
             data) in which this thread computes. After `start` steps the products and decompositions are timed once,
-            for about a second, and each shape gets both sides, one, or none. None, or
+            and each shape gets both sides, one, or none. None, or
             `torch.use_deterministic_algorithms(True)`: no clock decides, every shape gets what it can have, in its own
             dtype. `inf`: the same, in the faster arithmetic.
         choices: what a shape gets, by words, instead of a decision: {"512x784": "both bfloat16", "512x512": "left",
@@ -218,6 +224,9 @@ class SOAP(MatrixRule):
         if not choice.sides:
             return None
         return ["momentum", "variance", *choice.sides, *(f"{side}_basis" for side in choice.sides)]
+
+    def _share(self, p: nn.Parameter) -> float:
+        return GENTLE if any(p is young for _, young in self._young) else 1.0
 
     def _shared(self, p: nn.Parameter) -> Hashable:
         return self.state[p]["choice"]

@@ -131,6 +131,8 @@ class Fused:
     group: dict[str, Any]
     parameters: list[nn.Parameter]
     kept: list[dict[str, Any]]
+    share: float = 1.0
+    """Of the group's rate, what they are moved at."""
 
     def is_live(self, state: dict[Any, dict[str, Any]]) -> bool:
         """Whether this is what is kept of its parameters."""
@@ -153,7 +155,7 @@ class Fused:
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
+            lr=self.share * group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
