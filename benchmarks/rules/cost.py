@@ -8,9 +8,9 @@ timed, in processor time of one thread, ten steps a block so that work done ever
 steps, which each has to itself, contenders take turns step by step. A figure is the median over blocks of contender ÷
 reference; the spread is the middle half of the ratios.
 
-- SOAP with its leading directions on every side (`budget=inf`), and with all directions, which is the same rule at the
-  same settings: at most 0.33 of pytorch_optimizer's SOAP at the same rate, betas, period (10). Beside them: all
-  directions, all in the weights' dtype, statistics in every step, no basis left as it is (`exact`).
+- SOAP as it comes, with leading directions of long sides, on every side (`budget=inf`), and with all directions, which
+  is the same rule at the same settings: at most 0.33 of pytorch_optimizer's SOAP at the same rate, betas, period (10).
+  Beside them: all directions, all in the weights' dtype, statistics in every step, no basis left as it is (`exact`).
 - Muon: at most 0.5 of torch's with AdamW (fused) for what torch's does not take. torch's has five iterations, ours four
   of other coefficients.
 - What SOAP adds to AdamW's step with a budget of 0.25, as a share of forward and backward: at most that, and 0.05.
