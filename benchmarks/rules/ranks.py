@@ -128,6 +128,13 @@ def shown(cells: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rate": rate, "seconds": round(seconds, 2), "steps": int(steps) if steps < math.inf else None}
 
 
+def told(cell: dict[str, Any] | None) -> str:
+    """Seconds and steps; nothing where a problem was measured before there was the variant."""
+    if cell is None:
+        return ""
+    return f"{cell['seconds']:.2f}, {cell['steps']:,}" if cell["steps"] else "–"
+
+
 def write(tables: dict[str, Any]) -> None:
     """Put the table into the page."""
     lines = ["| | " + " | ".join(tables) + " |", "|---|" + "---|" * len(tables)]
@@ -135,9 +142,7 @@ def write(tables: dict[str, Any]) -> None:
         "| AdamW | " + " | ".join(f"{OURS[p].seconds:.2f}, {tables[p]['adamw_steps']:,}" for p in tables) + " |"
     )
     for name in VARIANTS:
-        found = [tables[problem][name] for problem in tables]
-        words = [f"{cell['seconds']:.2f}, {cell['steps']:,}" if cell["steps"] else "–" for cell in found]
-        lines.append(f"| {name} | " + " | ".join(words) + " |")
+        lines.append(f"| {name} | " + " | ".join(told(tables[problem].get(name)) for problem in tables) + " |")
     before, after = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text("\n".join([before + BEGIN, "", *lines, "", END + after.split(END)[1]]), encoding="utf-8")
 
