@@ -48,7 +48,7 @@ from data import DATA
 from families import chance
 from record import prepare
 
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("step", "search")]  # for what the benchmarks share
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("search", "step")]  # for what the benchmarks share
 from cells import RESULTS, Cell, Table
 from tables import machine, ours, save
 
@@ -81,7 +81,7 @@ def cell(c: Configuration, arm: str, seed: int, outcome: dict[str, Any]) -> Cell
 
 
 def made(name: str, arm: str, seed: int, data: Path) -> Cell:
-    """One training; one that fails has learned nothing, and is made again by the next run of this program."""
+    """One training; one that fails is told, is in no figure, and is made again by the next run of this program."""
     found, wrong = by_name()[name], ""
     try:
         with recording.scratch() as folder:
@@ -122,8 +122,11 @@ def judged(configurations: list[Configuration], truth_seeds: int) -> list[Judged
     """Configurations with their truth, the reference's score, and its updates."""
     rows = json.loads(TRUTHS.read_text())["rows"] if TRUTHS.exists() else {}
     if of_now := truths_of_now(truth_seeds):
-        rows |= of_now
-        TRUTHS.write_text(told(truth_seeds, rows))
+        fewer = [name for name, row in of_now.items() if name in rows and len(rows[name][-1]) > len(row[-1])]
+        rows |= {name: row for name, row in of_now.items() if name not in fewer or rows[name][0] != row[0]}
+        written = TRUTHS.with_suffix(".tmp")
+        written.write_text(told(rows))
+        written.replace(TRUTHS)
     found = []
     for c in configurations:
         if c.name in rows and rows[c.name][0] == c.fingerprint():
@@ -132,10 +135,10 @@ def judged(configurations: list[Configuration], truth_seeds: int) -> list[Judged
     return found
 
 
-def told(truth_seeds: int, rows: dict[str, list[Any]]) -> str:
+def told(rows: dict[str, list[Any]]) -> str:
     """A configuration a line: fingerprint, kind, the reference's mean and deviation, its updates, its own scores."""
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
-    return f'{{\n "truth_seeds": {truth_seeds},\n "rows": {{\n{lines}\n }}\n}}\n'
+    return f'{{\n "rows": {{\n{lines}\n }}\n}}\n'
 
 
 def truths_of_now(truth_seeds: int) -> dict[str, list[Any]]:
@@ -164,7 +167,7 @@ def summary(runs: list[Judged], table: Table, arm: str, seeds: list[int]) -> dic
     for run in runs:
         for seed in seeds:
             off, here = known(table, run.of, "off", seed), known(table, run.of, arm, seed)
-            if off is None or here is None:
+            if off is None or here is None or "wrong" in off | here:
                 continue
             bar, before, after = run.goal - run.spread, off["score"], here["score"]
             cost = here["updates"] / max(1, run.steps)
@@ -250,8 +253,8 @@ def record(runs: list[tuple[str, str, int]], table: Table, jobs: int, data: Path
             table.add(found := future.result())
             if "wrong" in found:
                 print(found["configuration"], found["arm"], f"seed {found['seed']}: {found['wrong']}", flush=True)
+            table.save()
             if done % 50 == 0 or done == len(runs):
-                table.save()
                 left = (time.perf_counter() - started) / done * (len(runs) - done) / 60
                 print(f"{done:5} of {len(runs)}, {left:5.1f} min left", flush=True)
 
