@@ -122,8 +122,8 @@ def judged(configurations: list[Configuration], truth_seeds: int) -> list[Judged
     """Configurations with their truth, the reference's score, and its updates."""
     rows = json.loads(TRUTHS.read_text())["rows"] if TRUTHS.exists() else {}
     if of_now := truths_of_now(truth_seeds):
-        fewer = [name for name, row in of_now.items() if name in rows and len(rows[name][-1]) > len(row[-1])]
-        rows |= {name: row for name, row in of_now.items() if name not in fewer or rows[name][0] != row[0]}
+        better = {name for name, row in of_now.items() if name in rows and _is_of_more(rows[name], row)}
+        rows |= {name: row for name, row in of_now.items() if name not in better}
         written = TRUTHS.with_suffix(".tmp")
         written.write_text(told(rows))
         written.replace(TRUTHS)
@@ -133,6 +133,11 @@ def judged(configurations: list[Configuration], truth_seeds: int) -> list[Judged
             _, kind, goal, spread, steps, own = rows[c.name]
             found.append(Judged(c, kind, goal, spread, steps, tuple(own)))
     return found
+
+
+def _is_of_more(known: list[Any], now: list[Any]) -> bool:
+    """Whether a row is of the same configuration and of more seeds: what is recorded here may be a part."""
+    return known[0] == now[0] and len(known[-1]) > len(now[-1])
 
 
 def told(rows: dict[str, list[Any]]) -> str:

@@ -26,7 +26,7 @@ DIM = {"left": -2, "right": -1}
 
 
 def sides(p: nn.Parameter, rank: int | None) -> tuple[str, ...]:
-    """The sides of a matrix that may have a basis: both, where it has no more than `rank` directions."""
+    """The sides of a matrix that may have a basis: both, unless all are to have all directions (`rank` None)."""
     m, n = size(p)
     if rank is not None:
         return SIDES

@@ -20,8 +20,8 @@ weight decay, t steps. Vyas et al. 2024, "SOAP", algorithm 3 (β 0.95, f 10). Wh
 - A basis that still fits (`bases.turned`) is left as it is; bases are turned in turns, no step does all of them.
 - For the first `start` steps matrices are moved by AdamW at a tenth of the rate; then an eigendecomposition. Adam's
   first steps move every weight alike, which along the leading direction adds up to α√(mn): at a rate that is right for
-  what follows they do damage that hundreds of steps do not mend (the paper leaves its first step out). V starts there
-  as λᵢcⱼ/Σc, with λ the eigenvalues of rows and c those of columns: the sums that V must have, no more than is known.
+  what follows they do damage that hundreds of steps do not mend (the authors' code leaves its first step out). V starts
+  there as λᵢcⱼ/Σc, with λ the eigenvalues of rows and c those of columns: the sums that V must have, and no more.
 - r = 10⁻³: where a gradient has no part at all, √V̂ is rounding noise, which ε alone would blow up to full steps.
 - With all directions, one side only where the other is long (`ASPECT` times as long or more, or above `LONGEST`).
 """
@@ -76,12 +76,13 @@ class SOAP(MatrixRule):
         period: f, steps from one look at a basis of all directions to the next.
         statistics_period: k_s.
         tolerance: a basis of all directions is turned where it is off by more than this (0: always).
-        start: steps of AdamW at a tenth of the rate, while statistics are gathered.
+        start: steps in which statistics are gathered and AdamW moves all matrices, decay included, at a tenth of the
+            rate; with a budget some more, where there are too few times yet to judge by.
         budget: what all that AdamW does not do may cost, as a share of the time between two steps (forward, backward,
             data) in which this thread computes. After `start` steps the products and decompositions are timed once,
-            and each shape gets both sides, one, or none. None, or
-            `torch.use_deterministic_algorithms(True)`: no clock decides, every shape gets what it can have, in its own
-            dtype. `inf`: the same, in the faster arithmetic.
+            and each shape gets both sides, one, or none. `None`, or `torch.use_deterministic_algorithms(True)`: no
+            clock decides, every shape gets what it can have, in its own dtype. `inf`: the same, in the faster
+            arithmetic.
         choices: what a shape gets, by words, instead of a decision: {"512x784": "both bfloat16", "512x512": "left",
             "10x512": "none"}. What was decided stands in `choices` of the optimizer and in `state[p]["choice"]`, so
             that a resumed run goes on with it and another can be told the same.
