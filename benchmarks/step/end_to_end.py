@@ -1,15 +1,18 @@
 """Three epochs of the CNN on MNIST, from arrays in memory to a trained model: `fit` and what else people use.
 
     python benchmarks/step/end_to_end.py --data FOLDER [--images 60000] [--rounds 3] [--only thalweg …] [--quick]
+    STEP_DEVICE=cuda python benchmarks/step/end_to_end.py --data FOLDER
 
 FOLDER holds MNIST's four IDX files, gzipped. Every training is a fresh process; a round is one training of each
 contender, every second round the other way round. Timed is what a person waits for: making the trainer, planning or
 compiling, gathering batches, three epochs at batch 64 with Adam at 1e-3. Not timed: imports, reading files, making the
 model. `fit` keeps its history and checkpoints, Lightning its log and checkpoints; nobody shows progress.
 
-Results go to benchmarks/results/step-end-to-end.json, a round at a time: rounds with the same versions and machine are
-kept and counted, unless --again. Lines: 0.6 × the best of Keras fit, Lightning and a hand-written loop with a
-DataLoader; 0.8 × a hand-written loop over tensors. The hand-written loops and Lightning have the fused rule.
+Results go to benchmarks/results/step-end-to-end.json (of a GPU: step-end-to-end-cuda.json), a round at a time: rounds
+with the same versions and machine are kept and counted, unless --again. Lines: 0.6 × the best of Keras fit, Lightning
+and a hand-written loop with a DataLoader; 0.8 × a hand-written loop over tensors. The hand-written loops and Lightning
+have the fused rule. On a GPU the tensors of that loop lie there, and a first small product is made before anything is
+timed.
 """
 
 from __future__ import annotations
@@ -31,10 +34,11 @@ from contenders import CONTENDERS, Contender
 from images import Part, read
 from load import Others
 from pairs import clean, quartiles, undisturbed, versions
-from tables import machine, ours, save
+from tables import gpu, machine, ours, save
 from workloads import LEARNING_RATE
 
-RESULTS = Path(__file__).parents[1] / "results" / "step-end-to-end.json"
+DEVICE = os.environ.get("STEP_DEVICE", "cpu")
+RESULTS = Path(__file__).parents[1] / "results" / f"step-end-to-end{'' if DEVICE == 'cpu' else f'-{DEVICE}'}.json"
 BATCH, EPOCHS = 64, 3
 LIMIT = 1200.0
 
@@ -43,11 +47,14 @@ Train = Callable[[Part], tuple[float, Callable[[np.ndarray], np.ndarray]]]
 
 
 def _torch(part: Part) -> tuple[Any, Any, Any, Any]:
+    """Model and rule where they train, images and labels as they were read."""
     import torch
     import torch_models
 
     x, y = (torch.from_numpy(array) for array in part)
     model = torch_models.model("cnn")
+    torch.ones(8, 8, device=DEVICE) @ torch.ones(8, 8, device=DEVICE)
+    torch_models.wait()
     return model, torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True), x, y
 
 
@@ -56,7 +63,7 @@ def _scores(model: Any) -> Callable[[np.ndarray], np.ndarray]:
 
     def scores(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return torch.cat([model(rows) for rows in torch.from_numpy(x).split(1000)]).numpy()
+            return torch.cat([model(rows.to(DEVICE)).cpu() for rows in torch.from_numpy(x).split(1000)]).numpy()
 
     return scores
 
@@ -71,7 +78,7 @@ def by_fit(part: Part) -> tuple[float, Any]:
         started = time.perf_counter()
         fit(
             model, (x, y), "cross_entropy", optimizer="adam", learning_rate=LEARNING_RATE, batch_size=BATCH,
-            epochs=EPOCHS, patience=None, device="cpu", run_dir=folder, verbose=False,
+            epochs=EPOCHS, patience=None, device=DEVICE, run_dir=folder, verbose=False,
         )  # fmt: skip
         return time.perf_counter() - started, _scores(model.eval())
 
@@ -83,11 +90,13 @@ def by_loop_over_tensors(part: Part) -> tuple[float, Any]:
 
     model, optimizer, x, y = _torch(part)
     started = time.perf_counter()
+    x, y = x.to(DEVICE), y.to(DEVICE)
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(x)).split(BATCH):
+        for rows in torch.randperm(len(x), device=DEVICE).split(BATCH):
             optimizer.zero_grad()
             torch_models.loss(model(x[rows]), y[rows]).backward()
             optimizer.step()
+    torch_models.wait()
     return time.perf_counter() - started, _scores(model.eval())
 
 
@@ -98,12 +107,15 @@ def by_loop_with_loader(part: Part) -> tuple[float, Any]:
 
     model, optimizer, x, y = _torch(part)
     started = time.perf_counter()
-    loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
+    is_away = DEVICE != "cpu"
+    loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True, pin_memory=is_away)
     for _ in range(EPOCHS):
         for inputs, labels in loader:
             optimizer.zero_grad()
-            torch_models.loss(model(inputs), labels).backward()
+            scores = model(inputs.to(DEVICE, non_blocking=is_away))
+            torch_models.loss(scores, labels.to(DEVICE, non_blocking=is_away)).backward()
             optimizer.step()
+    torch_models.wait()
     return time.perf_counter() - started, _scores(model.eval())
 
 
@@ -117,13 +129,14 @@ def by_lightning(part: Part) -> tuple[float, Any]:
     module = Module("cnn")
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
+        loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True, pin_memory=DEVICE != "cpu")
         trainer = lightning.Trainer(
-            max_epochs=EPOCHS, accelerator="cpu", default_root_dir=folder,
+            max_epochs=EPOCHS, accelerator="gpu" if DEVICE == "cuda" else DEVICE, default_root_dir=folder,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(module, loader)
-        return time.perf_counter() - started, _scores(module.model.eval())
+        seconds = time.perf_counter() - started
+        return seconds, _scores(module.model.to(DEVICE).eval())
 
 
 def by_keras(part: Part) -> tuple[float, Any]:
@@ -211,7 +224,7 @@ def main() -> None:
         options.images, options.rounds = 2000, 1
     holds = {
         "versions": {name: versions(contender) for name, (_, _, contender) in TRAININGS.items()} | {"package": ours()},
-        "machine": machine(), "images": options.images, "epochs": EPOCHS, "batch": BATCH,
+        "machine": machine() if DEVICE == "cpu" else gpu(), "images": options.images, "epochs": EPOCHS, "batch": BATCH,
     }  # fmt: skip
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     same = not (options.again or options.quick) and all(known.get(key) == value for key, value in holds.items())

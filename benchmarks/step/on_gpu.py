@@ -22,7 +22,7 @@ from typing import Any
 
 from contenders import EVERYONE, REFERENCE
 from pairs import COMPARED, Failed, Worker, quartiles, versions
-from tables import machine, ours, save
+from tables import gpu, ours, save
 from workloads import WORKLOADS
 
 RESULTS = Path(__file__).parents[1] / "results" / "step-gpu.json"
@@ -71,12 +71,6 @@ def cells(known: dict[str, dict[str, Any]], times: dict[str, list[float]]) -> di
             cell |= {"us": round(statistics.median(times[name]) * 1e6, 1), "ratio": round(median, 4)}
             cell["middle_half"] = [round(low, 4), round(high, 4)]
     return known
-
-
-def gpu() -> dict[str, Any]:
-    import torch
-
-    return {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, **machine()}
 
 
 def main() -> None:

@@ -23,6 +23,13 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def gpu() -> dict[str, Any]:
+    """The machine with its GPU."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, **machine()}
+
+
 def _family() -> str | None:
     if not Path("/proc/cpuinfo").exists():
         return None

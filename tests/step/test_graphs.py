@@ -28,6 +28,7 @@ from thalweg.tensors.named import leaves, mapped
 Rule = Callable[[Any], Optimizer]
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if HAS_GPU else torch.device("cpu")
+pytestmark = pytest.mark.gpu
 on_gpu = pytest.mark.skipif(not HAS_GPU, reason="there is no GPU that runs CUDA")
 
 

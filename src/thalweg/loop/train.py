@@ -190,6 +190,11 @@ class Training:
         first = first_line(error)
         if "does not require grad" in first:
             first = "the loss does not depend on the model's weights; do not detach it, or compute it under no_grad"
+        if "device-side assert" in first:  # the GPU says no more, and is of no use to this process from here on
+            first = (
+                "an index is out of its range on the GPU (a label without a class, a token that the model does not "
+                "know?); run it once with device='cpu', which says which one"
+            )
         where = f"batch {self.at.position + 1} of epoch {self.at.epoch + 1}"
         return BatchFailed(f"{where} cannot be trained on: {first}")
 

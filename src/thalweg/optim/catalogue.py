@@ -39,8 +39,8 @@ class Rule:
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     """What differs from torch's own defaults."""
-    has_fused: bool = False
-    """A fused kernel exists on cpu, cuda and mps."""
+    fused_on: frozenset[str] = frozenset()
+    """Devices with a fused kernel."""
     of_model: bool = False
     """Made of (model, loss, …) instead of parameters."""
     is_searched: bool = True
@@ -49,10 +49,11 @@ class Rule:
     """Examples in all → what `batch_size="auto"` means; None is all of them."""
 
 
+_EVERYWHERE = frozenset({"cpu", "cuda", "mps"})
 _SGD, _ROBBINS = torch.optim.SGD, "Robbins & Monro 1951"
 
 RULES: dict[str, Rule] = {
-    "sgd": Rule(_SGD, 0.1, (1e-3, 10.0), "θ ← θ − αg.", _ROBBINS, has_fused=True),
+    "sgd": Rule(_SGD, 0.1, (1e-3, 10.0), "θ ← θ − αg.", _ROBBINS, fused_on=_EVERYWHERE),
     "momentum": Rule(
         _SGD,
         0.01,
@@ -60,7 +61,7 @@ RULES: dict[str, Rule] = {
         "v ← 0.9 v + g; θ ← θ − αv.",
         "Polyak 1964; without the damping of g, as Sutskever et al. 2013",
         {"momentum": 0.9},
-        True,
+        _EVERYWHERE,
     ),
     "nesterov": Rule(
         _SGD,
@@ -69,7 +70,7 @@ RULES: dict[str, Rule] = {
         "v ← 0.9 v + g; θ ← θ − α(g + 0.9 v).",
         "Nesterov 1983; Sutskever et al. 2013, section 2",
         {"momentum": 0.9, "nesterov": True},
-        True,
+        _EVERYWHERE,
     ),
     "adagrad": Rule(
         torch.optim.Adagrad,
@@ -77,7 +78,7 @@ RULES: dict[str, Rule] = {
         (1e-3, 0.3),
         "s ← s + g²; θ ← θ − αg/√s.",
         "Duchi, Hazan & Singer 2011",
-        has_fused=True,
+        fused_on=frozenset({"cpu"}),
     ),
     "rmsprop": Rule(
         torch.optim.RMSprop,
@@ -99,7 +100,7 @@ RULES: dict[str, Rule] = {
         (1e-5, 3e-2),
         "m ← β₁m + (1−β₁)g; s ← β₂s + (1−β₂)g²; θ ← θ − α m̂/√ŝ, with m̂ = m/(1−β₁ᵗ), ŝ = s/(1−β₂ᵗ).",
         "Kingma & Ba 2015, algorithm 1",
-        has_fused=True,
+        fused_on=_EVERYWHERE,
     ),
     "adamw": Rule(
         torch.optim.AdamW,
@@ -107,7 +108,7 @@ RULES: dict[str, Rule] = {
         (1e-5, 3e-2),
         "Adam, and θ ← θ − αλθ apart from it, on tensors of two dimensions or more.",
         "Loshchilov & Hutter 2019, algorithm 2",
-        has_fused=True,
+        fused_on=_EVERYWHERE,
     ),
     "adamax": Rule(
         torch.optim.Adamax,
@@ -198,8 +199,6 @@ RULES: dict[str, Rule] = {
 
 AUTO = "adamw"
 """The rule that `"auto"` means."""
-
-_FUSED_DEVICES = ("cpu", "cuda", "mps")
 
 
 def build(
@@ -308,7 +307,7 @@ def _kernel(rule: Rule, parameters: dict[str, Tensor], given: Mapping[str, Any])
         return {}
     devices = {parameter.device.type for parameter in parameters.values()}
     is_floating = all(parameter.is_floating_point() for parameter in parameters.values())
-    if rule.has_fused and is_floating and devices <= set(_FUSED_DEVICES):
+    if is_floating and devices <= rule.fused_on:
         return {"fused": True}
     return {"foreach": True} if devices == {"cuda"} and rule.make.__module__.startswith("torch.") else {}
 

@@ -101,7 +101,8 @@ def _halved(candidates: list[Candidate], best: Candidate, depth: int, total: int
     ratio = next((c.choice.learning_rate / rate for c in beside[::-1] if c), 1.0)
     ratio = max(ratio, 1 / ratio)
     moved = rate * ratio ** bottom(low, best.scores[known], high) * min(1.0, depth / total) ** HORIZON
+    moved = float(f"{moved:.3g}")
     ends = [c.choice.learning_rate if c else moved for c in beside]
     interval = (min(ends[0], moved), max(ends[1], moved))
     cost = spent(candidates, price) / total
-    return Halved(float(f"{moved:.3g}"), best, interval, cost, tuple(candidates))
+    return Halved(moved, best, interval, cost, tuple(candidates))

@@ -80,9 +80,10 @@ class Activations:
         """What later samples build on."""
         return {"samples": self._samples, "last_active": dict(self._last_active)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._samples, self._last_active = state["samples"], dict(state["last_active"])
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from there, on the device of the outputs that are to come."""
+        self._samples = state["samples"]
+        self._last_active = {layer: last.to(device) for layer, last in state["last_active"].items()}
 
     def _add(self, name: str, value: Tensor) -> None:
         self._numbers.setdefault(name, []).append(value)

@@ -151,7 +151,7 @@ class Signals:
         Raises:
             ValueError: weights that were kept are not those of this model.
         """
-        self._activations.load_state_dict(state)
+        self._activations.load_state_dict(state, self._parameters[0].device)
         earlier = state.get("earlier") or None
         if earlier is not None:
             if [t.shape for t in earlier] != [p.shape for p in self._parameters]:

@@ -62,7 +62,8 @@ def as_found() -> Callable[[], None]:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
         if of_cuda is not None:
-            torch.cuda.set_rng_state_all(of_cuda)
+            with contextlib.suppress(torch.AcceleratorError):  # a GPU that an error has broken tells of that one
+                torch.cuda.set_rng_state_all(of_cuda)
 
     return put_back
 
