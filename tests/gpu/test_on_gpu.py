@@ -121,6 +121,49 @@ def test_further_settings_are_resumed_to_the_last_bit(words: dict[str, Any], tmp
     same_when_resumed(tmp_path, at, **given)
 
 
+def test_sums_of_metrics_are_gone_on_with(tmp_path: Path) -> None:
+    """In the midst of an epoch: ours of several columns, and those of another package."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    def training(folder: str, **more: Any) -> dict[str, Any]:
+        x = points()[0]
+        torch.manual_seed(1)
+        return {
+            "model": nn.Linear(2, 2), "data": (x, x @ torch.tensor([[1.0, 2.0], [3.0, 4.0]])), "loss": "mse",
+            "metrics": ["r2", torchmetrics.R2Score()], "epochs": 4, "batch_size": 16,
+            "plan": "eager", "repair": "off", "run_dir": tmp_path / folder, **more,
+        }  # fmt: skip
+
+    whole = quiet(**training("whole"))
+    with pytest.raises(Stop):
+        quiet(**training("part", callbacks=[Stops(50)]))
+    again = training("part")
+    found = thalweg.resume(
+        tmp_path / "part", model=again["model"], data=again["data"], loss="mse", metrics=again["metrics"],
+        callbacks=(), verbose=False,
+    )  # fmt: skip
+    assert found.metrics == whole.metrics
+
+
+def test_what_is_the_users_own_goes_where_the_model_goes() -> None:
+    model = network()
+    optimizer = torch.optim.Adagrad(model.parameters(), 0.1)  # its state is made at once, where the model was
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 1.0]))
+    run = quiet(model, points(), loss, optimizer=optimizer, epochs=20, metrics=["accuracy"])
+    assert run.metrics["accuracy"] > 0.9
+    fresh = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 1.0]))
+    assert thalweg.evaluate(run.model, points(), fresh)["loss"] == pytest.approx(
+        thalweg.evaluate(run.model, points(), loss)["loss"]
+    )
+    quiet(nn.Linear(2, 1), (points()[0], points()[0][:, :1]), "mae", deterministic=True, epochs=2)
+
+
+def test_random_states_are_as_they_were_found() -> None:
+    before = torch.cuda.get_rng_state()
+    quiet(nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 3)), points(), "cross_entropy", epochs=2)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
 class Rows(Dataset[tuple[Tensor, Tensor]]):
     """Examples one by one."""
 
@@ -160,7 +203,7 @@ def test_data_in_any_form_is_learned_by_whatever_step_is_fastest(form: str) -> N
 
 
 def test_a_long_training_is_captured_and_its_plan_repeats(tmp_path: Path) -> None:
-    words = {"epochs": 60, "batch_size": 16, "repair": "off"}
+    words = {"epochs": 200, "batch_size": 16, "repair": "off"}  # a second of eager steps, on any host
     run = quiet(network(), points(), "cross_entropy", validation_split=0.2, run_dir=tmp_path / "first", **words)
     assert run.plan.captured_after is not None, run.plan.notes
     plan = thalweg.Plan.of(run.plan.to_dict())
@@ -194,10 +237,12 @@ def test_sequences_of_several_lengths() -> None:
             return self.head(self.cell(self.embedding(tokens))[0].mean(1))
 
     generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(1, 9, (int(n),), generator=generator) for n in torch.randint(3, 12, (300,))]
+    lengths = torch.randint(3, 12, (300,), generator=generator).tolist()
+    rows = [torch.randint(1, 9, (n,), generator=generator) for n in lengths]
     y = torch.tensor([int(row.float().mean() > 4.5) for row in rows])
-    run = quiet(Tagger(), (thalweg.Sequences(rows), y), "cross_entropy", epochs=15, learning_rate=0.02)
-    assert run.history.series("loss")[1][-1] < 0.5
+    for given in (rows, [row.cuda() for row in rows]):
+        run = quiet(Tagger(), (thalweg.Sequences(given), y), "cross_entropy", epochs=15, learning_rate=0.02)
+        assert run.history.series("loss")[1][-1] < 0.5
 
 
 # ── rates, mending ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -267,7 +312,7 @@ def test_the_report_the_landscape_and_the_weights(tmp_path: Path) -> None:
     assert "<html" in run.report().read_text()
     assert thalweg.landscape(run.model, points(), "cross_entropy") is not None
     assert isinstance(thalweg.diagnose(run.directory), list)
-    loaded = thalweg.load(run.directory, "last", model=network())
+    loaded = thalweg.load(run.directory, model=network())
     kept = {name: t.cpu() for name, t in run.model.state_dict().items()}
     assert all(torch.equal(t.cpu(), kept[name]) for name, t in loaded.state_dict().items())
 
@@ -292,7 +337,7 @@ def test_a_label_without_a_class_is_said_in_one_sentence(tmp_path: Path) -> None
         [sys.executable, "-c", OUT_OF_RANGE], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ)
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "said: batch 3 of epoch 1 cannot be trained on" in done.stdout
+    assert "cannot be trained on: an index is out of its range" in done.stdout
     assert "device='cpu'" in done.stdout
 
 

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from slow_rules import SlowAdamW, SlowLeadingSOAP, SlowSOAP
+from slow_rules import SlowAdamW, SlowLeadingSOAP, SlowMixedSOAP, SlowSOAP
 from torch import nn
 
 from thalweg.optim import SOAP, bases, budget, frames
@@ -201,6 +201,72 @@ def test_leading_directions_follow_the_slow_twin(shape, mine):
     assert kept["momentum"].shape == tuple(d + rank for d in twin.W.shape)
 
 
+@pytest.mark.parametrize("shape", [(3, 20), (20, 3), (4, 3, 3)], ids=str)
+def test_a_side_in_full_beside_leading_directions_follows_the_slow_twin(shape):
+    """Up to one and a half times the rank a side has all its directions here."""
+    rank, mine = 3, {"statistics_period": 2, "start": 6, "period": 4, "tolerance": 0.01}
+    (p,) = ps = parameters([shape])
+    side, d = max(zip(("left", "right"), matrix(p).shape, strict=True), key=lambda of: of[1])
+    drawn = torch.randn(d, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    twin = SlowMixedSOAP(matrix(p), {side: drawn}, **OPTIONS, **mine)
+    optimizer = SOAP(ps, **OPTIONS, **mine, rank=rank, budget=None)
+    assert follow(optimizer, ps, [twin], 60) < 1e-8
+    assert twin.turns > 1
+    assert optimizer.state[p][side].shape == (rank,)
+
+
+def first_moves(optimizer, ps, steps):
+    """How far each parameter is moved in each step, by gradients of ones: AdamW's whole rate is a move of lr."""
+    moves = []
+    for _ in range(steps):
+        before = [p.detach().clone() for p in ps]
+        for p in ps:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        moves.append([float((p.detach() - b).abs().mean()) for p, b in zip(ps, before, strict=True)])
+    return np.array(moves)
+
+
+PLAIN = {"lr": 0.01, "weight_decay": 0.0}
+
+
+def test_matrices_move_by_a_tenth_at_first_and_vectors_by_all():
+    ps = parameters([(5, 7), (6,)])
+    moves = first_moves(SOAP(ps, **PLAIN, start=3), ps, 3)
+    assert moves == pytest.approx(np.tile([0.001, 0.01], (3, 1)), rel=1e-4)
+
+
+def test_the_tenth_goes_on_where_a_training_is_resumed_in_it():
+    whole, part = parameters([(5, 7), (4, 9)]), parameters([(5, 7), (4, 9)])
+    optimizer, first = SOAP(whole, **PLAIN, start=4), SOAP(part, **PLAIN, start=4)
+    expected = first_moves(optimizer, whole, 7)
+    found = first_moves(first, part, 2)
+    again = SOAP(part, **PLAIN, start=4)
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    found = np.concatenate([found, first_moves(again, part, 5)])
+    assert np.array_equal(found, expected)
+    assert all(torch.equal(p, q) for p, q in zip(whole, part, strict=True))
+    assert found[3] == pytest.approx([0.001, 0.001], rel=1e-4)
+    assert found[4] == pytest.approx([0.01 / 35**0.5, 0.01 / 6], rel=1e-2)
+
+
+def test_a_group_that_comes_later_begins_gently_by_its_own_steps():
+    early, late = parameters([(5, 7)]), parameters([(4, 9)])
+    optimizer = SOAP(early, **PLAIN, start=2)
+    first_moves(optimizer, early, 5)
+    optimizer.add_param_group({"params": late, "start": 3})
+    moves = first_moves(optimizer, [*early, *late], 5)
+    assert moves[:3, 1] == pytest.approx([0.001] * 3, rel=1e-4)
+    assert moves[3:, 1] == pytest.approx([0.01 / 6] * 2, rel=1e-2), "along one direction of 36 entries"
+    assert moves[:, 0] == pytest.approx([0.01 / 35**0.5] * 5, rel=1e-2)
+
+
+def test_a_matrix_that_is_to_have_no_basis_moves_at_the_whole_rate_after_the_start():
+    ps = parameters([(5, 7)])
+    moves = first_moves(SOAP(ps, **PLAIN, start=3, choices={"5x7": "none"}), ps, 6)
+    assert moves[:, 0] == pytest.approx([0.001] * 3 + [0.01] * 3, rel=1e-3)
+
+
 def stack(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -289,6 +355,25 @@ def test_a_side_up_to_eight_times_the_rank_has_all_directions(monkeypatch):
         optimizer.step()
     bases = [[tuple(optimizer.state[p][f"{side}_basis"].shape) for side in ("left", "right")] for p in ps]
     assert bases == [[(128, 128), (3, 3)], [(129, 16), (16, 16)], [(3, 3), (128, 128)]]
+
+
+def test_no_long_side_has_all_directions_however_high_the_rank(monkeypatch):
+    monkeypatch.undo()
+    assert [frames.directions(d, 200) for d in (150, 1024, 1025, 1600)] == [150, 1024, 200, 200]
+    assert [frames.directions(d, 2000) for d in (1500, 2000, 2001)] == [1500, 2000, 2000]
+
+
+def test_statistics_of_all_directions_are_gone_on_with_where_leading_ones_would_begin():
+    """A state of a version, or of a rank, by which the side had all."""
+    (p,), (q,) = parameters([(5, 40)]), parameters([(5, 40)])
+    first, second = SOAP([p], rank=None, start=4), SOAP([q], rank=3, start=4)
+    first_moves(first, [p], 2)
+    saved = copy.deepcopy(first.state_dict())
+    saved["param_groups"][0]["rank"] = 3
+    second.load_state_dict(saved)
+    first_moves(second, [q], 6)
+    assert torch.isfinite(q).all()
+    assert second.state[q]["left_basis"].shape == (5, 5) and second.state[q]["choice"] == "both"
 
 
 def test_groups_may_have_different_ranks():

@@ -110,8 +110,8 @@ class SlowLeadingSOAP(Turned):
         return self.frame("left").T @ A @ self.frame("right")
 
     def follow(self, G, β):
-        for side, g in {"left": G, "right": G.T}.items():
-            Q = self.Q[side]
+        for side in self.values:
+            g, Q = G if side == "left" else G.T, self.Q[side]
             F = β * Q @ np.diag(self.values[side]) @ Q.T + (1 - β) * g @ g.T
             values = np.diag(Q.T @ F @ Q)
             order = np.argsort(-values, kind="stable")
@@ -143,11 +143,55 @@ class SlowLeadingSOAP(Turned):
             self.follow(G, β2**self.statistics_period)
 
     def begin(self):
-        sums = {}
-        for side, total in {"left": self.s.sum(1), "right": self.s.sum(0)}.items():
-            rest = total - (self.Q[side] ** 2) @ self.values[side]
-            sums[side] = np.concatenate([self.values[side], rest]).clip(0)
-        self.s = np.outer(sums["left"], sums["right"]) / sums["left"].sum()
+        left, right = self.sums("left", self.s.sum(1)), self.sums("right", self.s.sum(0))
+        self.s = np.outer(left, right) / left.sum()
+
+    def sums(self, side, total):
+        rest = total - (self.Q[side] ** 2) @ self.values[side]
+        return np.concatenate([self.values[side], rest]).clip(0)
+
+
+class SlowMixedSOAP(SlowLeadingSOAP):
+    """Leading directions on the side that `drawn` names, all of them on the other."""
+
+    def __init__(self, W, drawn, period, tolerance, **others):
+        super().__init__(W, drawn, **others)
+        self.period, self.tolerance, self.turns = period, tolerance, 0
+        (self.whole,) = {"left", "right"} - set(drawn)
+        d = W.shape[self.whole == "right"]
+        self.F, self.Q[self.whole] = np.zeros((d, d)), np.eye(d)
+
+    def frame(self, side):
+        return self.Q[side] if side == self.whole else super().frame(side)
+
+    def step(self, G):
+        g, β2, begins = G if self.whole == "left" else G.T, self.betas[1], self.t < self.start
+        if begins:
+            self.F = β2 * self.F + (1 - β2) * g @ g.T
+        super().step(G)
+        if begins:
+            return
+        if self.t % self.statistics_period == 0:
+            self.F = β2**self.statistics_period * self.F + (1 - β2**self.statistics_period) * g @ g.T
+        if self.t % self.period == 0:
+            self.turn()
+
+    def sums(self, side, total):
+        if side != self.whole:
+            return super().sums(side, total)
+        values, vectors = np.linalg.eigh(self.F)
+        self.Q[side] = vectors[:, ::-1]
+        return values[::-1].clip(0)
+
+    def turn(self):
+        Q = self.Q[self.whole]
+        D = Q.T @ self.F @ Q
+        if np.linalg.norm(D - np.diag(np.diag(D))) <= self.tolerance * np.linalg.norm(self.F):
+            return
+        self.turns += 1
+        order = np.argsort(-np.diag(D), kind="stable")
+        self.Q[self.whole] = np.linalg.qr((self.F @ Q)[:, order])[0]
+        self.s = self.s[order] if self.whole == "left" else self.s[:, order]
 
 
 class SlowMuon(SlowAdamW):

@@ -270,7 +270,7 @@ class Flow:
 
     def rows(self) -> tuple[LayerFlow, ...]:
         """All layers in the order of the sweep. Here the numbers are read, all at once."""
-        norms = iter(torch.stack(self._norms).tolist() if self._norms else [])
+        norms = iter(_together(self._norms).tolist() if self._norms else [])
         return tuple(self._row(passed, next(norms), next(norms), next(norms), next(norms)) for passed in self._layers)
 
     def _row(self, passed: _Passed, x: float, g: float, dx: float, dw: float) -> LayerFlow:
@@ -286,6 +286,12 @@ class Flow:
             input_shape=passed.input_shape,
             output_shape=passed.output_shape,
         )
+
+
+def _together(norms: list[Tensor]) -> Tensor:
+    """In one tensor, on the accelerator where there is one: the norm of no tensors at all lies on the CPU."""
+    like = next((norm for norm in norms if norm.device.type != "cpu"), norms[0])
+    return torch.stack([norm.to(like) for norm in norms])
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

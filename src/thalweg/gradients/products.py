@@ -140,7 +140,7 @@ class Curvature:
         """The matrix times a vector `[size]`, a new vector `[size]`; parameters in the order of the layout."""
         self.num_products += 1
         parts = self.layout.unflatten(v.detach()).values()
-        tangents = [part.to(p.dtype) for part, p in zip(parts, self.parameters, strict=True)]
+        tangents = [part.to(p) for part, p in zip(parts, self.parameters, strict=True)]
         is_mean = self.loss is None or self.loss.reduction == "mean"
         total: Tensor | None = None
         terms: int | Tensor = 0

@@ -30,6 +30,7 @@ from thalweg.gradients.uses import Graph
 from thalweg.step.data import Batch, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import resolve
+from thalweg.tensors.named import mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ class Sweep:
         self.forward = Forward(eager(model))
         check_independent(self.forward.model)
         self.loss = None if loss is None else resolve(loss)
-        self.data = data
         self.parameters = self.forward.parameters()
+        device = next((p.device for p in self.parameters.values()), None)
+        self.data = data if device is None else mapped(lambda t: t.to(device), data)
         self.with_mean = with_mean
         self.mean: dict[str, Tensor] = {}
         """The mean of g_i by name, once measured, where it was asked for."""

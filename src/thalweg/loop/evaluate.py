@@ -46,6 +46,8 @@ def evaluate(
     forward = Forward(model)
     makes_loss = rule is None and not counted.names
     dtype, device = model_dtype(model), model_device(model)
+    if isinstance(loss, nn.Module):  # which may have weights of its own
+        loss.to(device)
     batches = Batches(read(data, dtype), Order(BATCH_SIZE, shuffle=False, by_length=True), dtype, device)
     with _explained(forward, batches, "own loss" if makes_loss else "measured", rule) as followed:
         return measure(forward, rule, followed, counted, rule is not None or makes_loss)

@@ -19,7 +19,7 @@ from thalweg.loop.statistics import averaged_model
 from thalweg.loop.tree import require_like
 from thalweg.step.batches import Batches
 from thalweg.tensors import seeds
-from thalweg.tensors.named import assign, copied, num_bytes
+from thalweg.tensors.named import assign, copied, mapped, num_bytes
 
 #: Bytes of batches of a stream that are held for the arms of a trial; beyond it each arm reads them by itself.
 AHEAD_BYTES = 256 << 20
@@ -55,6 +55,10 @@ class Opened:
             if count * num_bytes(tuple(batch)) > AHEAD_BYTES:
                 return None
         return list(itertools.islice(self._ahead, count))
+
+
+#: Of a rule's group, which of torch's kernels it has; by these torch decides, too, where counts of steps lie.
+KERNELS = ("fused", "foreach", "capturable")
 
 
 class Memory:
@@ -179,7 +183,7 @@ class Memory:
         assign(self.forward.state(), saved.get("live", checkpoint.model))
         _restore_optimizer(setup.optimizer, saved["optimizer"])
         setup.schedule.load_state_dict(saved["schedule"])
-        setup.metrics.load_state_dict(saved["metrics"])
+        setup.metrics.load_state_dict(mapped(lambda t: t.to(setup.step.device), saved["metrics"]))
         setup.signals.load_state_dict(saved["signals"])
         if setup.average is not None and "average" in saved:
             setup.average.load_state_dict(saved["average"])
@@ -233,9 +237,16 @@ def untouched(batches: Batches) -> Iterator[None]:
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Load an optimizer's state in the dtype it was saved in: torch casts floating state to the parameter's."""
+    """Load an optimizer's state in the dtype it was saved in: torch casts floating state to the parameter's.
+
+    Which kernels it has is as it is here: it may have been saved on another device, whose kernels are others.
+    """
+    groups = saved["param_groups"]
+    if len(groups) == len(optimizer.param_groups):
+        kernels = [{word: group[word] for word in KERNELS if word in group} for group in optimizer.param_groups]
+        groups = [{**group, **kernel} for group, kernel in zip(groups, kernels, strict=True)]
     try:
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict({**saved, "param_groups": groups})
     except ValueError as error:
         raise ValueError(f"the saved optimizer state is of another optimizer: {error}") from error
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

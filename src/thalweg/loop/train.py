@@ -76,7 +76,17 @@ class Training:
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> str:
-        """Train; returns why it stopped."""
+        """Train; returns why it stopped.
+
+        Raises:
+            BatchFailed: model or loss cannot take a batch.
+        """
+        try:
+            return self._run()
+        except torch.AcceleratorError as error:  # seen when something was read that a step had left
+            raise self._failed_on_batch(error) from error
+
+    def _run(self) -> str:
         self._started = time.perf_counter() - self.at.seconds
         self._saved = time.perf_counter()
         reason = self._limit_reached() or self._decided_before()
@@ -190,12 +200,14 @@ class Training:
         first = first_line(error)
         if "does not require grad" in first:
             first = "the loss does not depend on the model's weights; do not detach it, or compute it under no_grad"
-        if "device-side assert" in first:  # the GPU says no more, and is of no use to this process from here on
+        where = f"batch {self.at.position + 1} of epoch {self.at.epoch + 1}"
+        if isinstance(error, torch.AcceleratorError):  # the host was ahead, and this process can use the GPU no more
+            where += ", or one before it,"
+        if "device-side assert" in first:
             first = (
                 "an index is out of its range on the GPU (a label without a class, a token that the model does not "
                 "know?); run it once with device='cpu', which says which one"
             )
-        where = f"batch {self.at.position + 1} of epoch {self.at.epoch + 1}"
         return BatchFailed(f"{where} cannot be trained on: {first}")
 
     def _end_of_epoch(self, reason: str | None) -> str | None:

@@ -19,6 +19,8 @@ SHIFT = 1e-5
 """Of the largest eigenvalue, what is added to all for an iteration. In its null space, of which a gradient of few rows
 leaves much, directions thus stay what they were; else rounding would pick them.
 """
+WHOLE = 1024
+"""And none longer than this, however many directions it is to have: its statistics would be of the side squared."""
 ITERATIONS = 3
 """Orthogonal iterations on the first gradient."""
 
@@ -30,7 +32,7 @@ def is_leading(Q: Tensor) -> bool:
 
 def directions(d: int, rank: int | None) -> int:
     """How many directions the basis of a side has."""
-    return d if rank is None or d <= SLACK * rank else rank
+    return d if rank is None or d <= min(SLACK * rank, max(rank, WHOLE)) else rank
 
 
 def split(G: Tensor, Q: Tensor, dim: int) -> Tensor:

@@ -30,6 +30,7 @@ from thalweg.step.batches import Parts
 from thalweg.step.data import Batch, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import resolve
+from thalweg.tensors import seeds
 from thalweg.tensors.vector import Layout, flat
 
 #: The factor of λ (Martens 2010, section 4.1), and the share of the last d that conjugate gradients begin at (4.8).
@@ -170,7 +171,7 @@ class GaussNewton(Optimizer):
         if whole["is_suited"] is False or self._too_many(batch):
             return None
         space = SampleSpace(self.model, self._parameters)
-        drawn = torch.get_rng_state()
+        put_back = seeds.as_found()
         buffers = [b.clone() for b in self.model.buffers()]
         with space.taps:
             value, output = objective(self.forward, self.loss, batch)
@@ -179,7 +180,7 @@ class GaussNewton(Optimizer):
             found = None if self._too_many(batch) else self._suited(space, output, batch, value)
         if found is None:
             whole["is_suited"] = whole["is_suited"] if self._too_many(batch) else False
-            torch.set_rng_state(drawn)
+            put_back()
             for b, kept in zip(self.model.buffers(), buffers, strict=True):
                 b.detach().copy_(kept)
             return None

@@ -58,7 +58,7 @@ def begun(kept: dict[str, Any], G: Tensor, β: float, rank: int | None, chosen: 
     for side in chosen:
         g = G if side == "left" else G.mT
         k = directions(len(g), rank)
-        if k == len(g):
+        if kept[side].ndim == 2 if side in kept else k == len(g):  # as it was begun, maybe by an older version
             if side not in kept:
                 kept[side] = torch.zeros(k, k, dtype=g.dtype, device=g.device)
             kept[side].addmm_(g, g.mT, beta=β, alpha=1 - β)

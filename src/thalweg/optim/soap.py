@@ -71,8 +71,8 @@ class SOAP(MatrixRule):
         eps: ε.
         weight_decay: λ. From a module, of matrices and embeddings only.
         adamw: leave a group's matrices to AdamW.
-        rank: k, the leading directions of a side longer than 8 k; a shorter one has all. None: all directions, of every
-            side that is not long.
+        rank: k, the leading directions of a side longer than 8 k, or than 1024; a shorter one has all. None: all
+            directions, of every side that is not long.
         period: f, steps from one look at a basis of all directions to the next.
         statistics_period: k_s.
         tolerance: a basis of all directions is turned where it is off by more than this (0: always).

@@ -222,31 +222,42 @@ def _counts(body: Body, y: Tensor) -> Tensor | None:
     return torch.bincount(labels.flatten(), minlength=scores.shape[1]).double()
 
 
+class _Held:
+    """Numbers of a loss, brought to where the outputs are once: a step that does so each time is not captured."""
+
+    def __init__(self, numbers: Any) -> None:
+        self._numbers = torch.tensor(numbers)
+
+    def beside(self, output: Tensor) -> Tensor:
+        if self._numbers.device != output.device or self._numbers.dtype != output.dtype:
+            self._numbers = self._numbers.to(output)
+        return self._numbers
+
+
 def _weighted(loss: Loss, weights: list[float]) -> Loss:
     """Σ w_y (−log softmax(z)_y) / Σ w_y; probabilities as targets: Σ_c w_c y_c (−log softmax(z)_c) / n, as torch."""
-    classes = Classes()
-    held = torch.tensor(weights)
+    classes, held = Classes(), _Held(weights)
 
     def value(output: Any, target: Any) -> Tensor:
         output, target = classes(output, target)
-        return F.cross_entropy(output, target, weight=held.to(output))
+        return F.cross_entropy(output, target, weight=held.beside(output))
 
     def count(output: Any, target: Any) -> int | Tensor:
         output, target = classes(output, target)
         if target.is_floating_point():
             return output.numel() // output.shape[1] if output.ndim > 1 else 1
         kept = target != IGNORED
-        return (held.to(output)[target.where(kept, 0)] * kept).sum()
+        return (held.beside(output)[target.where(kept, 0)] * kept).sum()
 
     return replace(loss, name="CrossEntropyLoss", value=value, count=count, weighs=True)
 
 
 def _weighted_binary(loss: Loss, positive: float) -> Loss:
     """−w y log σ(z) − (1−y) log(1−σ(z)), mean over elements."""
-    held = torch.tensor(positive)
+    held = _Held(positive)
 
     def value(output: Any, target: Any) -> Tensor:
         output, target = matched(output, target)
-        return F.binary_cross_entropy_with_logits(output, target, pos_weight=held.to(output))
+        return F.binary_cross_entropy_with_logits(output, target, pos_weight=held.beside(output))
 
     return replace(loss, name="BCEWithLogitsLoss", value=value, weighs=True)

@@ -26,6 +26,7 @@ from thalweg.repairs.change import Body, Undo
 from thalweg.repairs.prescriptions import CHANGES, Prescription
 from thalweg.repairs.trial import Measured, cool_down
 from thalweg.run.choices import Chosen, again
+from thalweg.run.placing import follow_parameters
 from thalweg.search.candidate import endless
 from thalweg.step.batches import Batches, Order
 from thalweg.step.data import Batch, Stream
@@ -124,6 +125,7 @@ def _carry(old: Optimizer, new: Optimizer, forgets: bool) -> None:
                 if kept and all(not isinstance(v, torch.Tensor) or _fits(v, p) for v in kept.values()):
                     new.state[p] = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in kept.items()}
         _completed(new)
+        follow_parameters(new)
 
 
 def _completed(new: Optimizer) -> None:

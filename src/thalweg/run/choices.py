@@ -20,6 +20,7 @@ from thalweg.repairs.rows import finite_rows
 from thalweg.run.agreement import check_classes, check_clipping, check_measured
 from thalweg.run.inputs import check_model, check_values, has_batch_norm, trial
 from thalweg.run.lazy import materialise
+from thalweg.run.placing import follow_parameters
 from thalweg.step import keras
 from thalweg.step.batches import Batches, Order, automatic_size
 from thalweg.step.data import Arrays, Data, Stream, cast, num_examples, read
@@ -269,6 +270,7 @@ def _own_optimizer(given: Optimizer, forward: Forward, settings: Settings) -> Op
         raise ValueError("the optimizer holds none of the model's parameters; make it from model.parameters()")
     for group in given.param_groups:
         group.setdefault("initial_lr", group["lr"])
+    follow_parameters(given)
     return given
 
 

@@ -106,8 +106,7 @@ def find_lr(
         plan="eager",
         verbose=False,
     )
-    if devices.choose(device).type == "cuda":
-        torch.cuda.init()  # or its generators could not be put back
+    devices.begin(devices.choose(device))
     with ExitStack() as stack:
         stack.enter_context(untouched(model, data, validation_data))
         prepared = prepare(stack, model, data, loss, settings)

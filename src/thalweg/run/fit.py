@@ -19,6 +19,7 @@ from thalweg.records.settings import Settings, expanded, instead, plain_number
 from thalweg.run import directory as directories
 from thalweg.run.choices import choose
 from thalweg.run.course import Course, Prepared
+from thalweg.run.placing import place, told_once
 from thalweg.run.recipe import Recipe
 from thalweg.run.run import Run
 from thalweg.step import keras
@@ -64,7 +65,7 @@ def start(arguments: Mapping[str, Any], recipe: Recipe | None = None) -> Run:
     given = expanded(arguments)
     model, data, loss = given.pop("model"), given.pop("data"), given.pop("loss", None)
     settings, hints = Settings.of(given)
-    with ExitStack() as stack:
+    with told_once(), ExitStack() as stack:
         prepared = prepare(stack, model, data, loss, settings)
         directory = directories.make(settings.run_dir, run_name(model, source))
         stack.enter_context(directories.locked(directory))
@@ -88,11 +89,13 @@ def prepare(stack: ExitStack, model: Any, data: Any, loss: Any, settings: Settin
         )
     rule = resolve(loss) if loss is not None else None
     device = devices.choose(settings.device)
+    devices.begin(device)
     stack.enter_context(seeds.seeded(settings.seed))
     stack.enter_context(_modes(model))
     if settings.deterministic:
         stack.enter_context(_deterministic())
     model.to(device)
+    place(loss, device)
     forward = Forward(model)
     if forward.is_keras:
         stack.enter_context(keras.seeded(settings.seed))

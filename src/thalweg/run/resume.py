@@ -16,6 +16,7 @@ from thalweg.records.settings import OTHER_WORDS, Settings, expanded
 from thalweg.run import directory as directories
 from thalweg.run.course import Course
 from thalweg.run.fit import plain, prepare
+from thalweg.run.placing import told_once
 from thalweg.run.recipe import listed, recipe_of
 from thalweg.run.run import Run
 from thalweg.step.plan import Plan
@@ -60,7 +61,7 @@ def resume(
         changed["callbacks"] = [*listed(own), *listed(changed.get("callbacks", ()))]
     given = {**_asked(record, arguments, changed), **changed}
     settings, _ = Settings.of({**given, "run_dir": directory, "resume": True})
-    with ExitStack() as stack:
+    with told_once(), ExitStack() as stack:
         prepared = prepare(
             stack,
             arguments.get("model") if model is None else model,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from thalweg.loop.checkpoint import Checkpoint, Checkpoints
-from thalweg.loop.evaluate import evaluating
+from thalweg.loop.evaluate import evaluating, model_device
 from thalweg.loop.failures import first_line
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import unknown
@@ -23,7 +23,7 @@ from thalweg.run.mending import rebuilt
 from thalweg.run.recipe import model_of
 from thalweg.run.run import Run
 from thalweg.step.forward import Forward
-from thalweg.tensors.named import assign
+from thalweg.tensors.named import assign, mapped
 
 FORMATS = ("onnx", "safetensors")
 
@@ -121,7 +121,8 @@ def export(
         raise ImportError('an ONNX export needs two more packages: pip install "thalweg[export]"') from error
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    inputs = example if isinstance(example, tuple) else (example,)
+    given = example if isinstance(example, tuple) else (example,)
+    inputs = tuple(mapped(lambda t: t.to(model_device(model)), part) for part in given)
     rows = torch.export.Dim("rows")
     axes = [{0: rows, **({1: torch.export.Dim(f"length_{n}")} if any_length else {})} for n in range(len(inputs))]
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():

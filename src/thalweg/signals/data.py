@@ -68,10 +68,15 @@ def expected_loss(target: Any, kind: Kind | None) -> float | None:
     if kind.name == "mse":
         return float(middle.var(0, correction=0).mean())
     if kind.name == "mae":
-        return float((middle - middle.median(0).values).abs().mean())
+        return float((middle - _median(middle)).abs().mean())
     if kind.name == "huber":
-        return float(torch.nn.functional.huber_loss(middle, middle.median(0).values.expand_as(middle)))
+        return float(torch.nn.functional.huber_loss(middle, _median(middle).expand_as(middle)))
     return None
+
+
+def _median(columns: Tensor) -> Tensor:
+    """Of each column; computed on the CPU, since a GPU has no deterministic one."""
+    return columns.cpu().median(0).values.to(columns.device)
 
 
 def sample(batches: Batches, most: int = EXAMPLES) -> Batch:

@@ -98,4 +98,4 @@ def _tensor(row: Any, number: int) -> Tensor:
         row = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else array.dtype, order="C"))
     if row.ndim < 1:
         raise ValueError(f"sequence {number} is a single number: give one with an axis of its own")
-    return row.detach()
+    return row.detach().cpu()  # where batches are cut from them

@@ -24,6 +24,12 @@ def free_bytes(device: torch.device) -> int | None:
         return None
 
 
+def begin(device: torch.device) -> None:
+    """Have the device's generators there, so that they can be put back to what they were before it was used."""
+    if device.type == "cuda":
+        torch.cuda.init()
+
+
 def wait(device: torch.device) -> None:
     """Until what was asked of a device is computed: a CPU has done so when it returns."""
     if device.type == "cuda":

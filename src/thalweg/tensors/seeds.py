@@ -44,8 +44,8 @@ def restore(states: dict[str, Any]) -> None:
     random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
     numpy = states["numpy"]
     np.random.set_state({**numpy, "state": {name: _freed(value) for name, value in numpy["state"].items()}})
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if "cuda" in states and torch.cuda.is_available():  # it may come from a machine with more of them
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
 
 
 def as_found() -> Callable[[], None]:
@@ -62,8 +62,7 @@ def as_found() -> Callable[[], None]:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
         if of_cuda is not None:
-            with contextlib.suppress(torch.AcceleratorError):  # a GPU that an error has broken tells of that one
-                torch.cuda.set_rng_state_all(of_cuda)
+            torch.cuda.set_rng_state_all(of_cuda)
 
     return put_back
 
