@@ -1,4 +1,7 @@
-"""What every test shares: a folder of its own to work in, and the names that examples in docstrings use."""
+"""What every test shares: a folder of its own to work in, the names that examples in docstrings use, and the CPU.
+
+On a machine with a GPU the tests are of the CPU all the same, but for those that are marked `gpu`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+#: Asked for once, before any test hides GPUs: this process sees them from here on.
+HAS_GPU = torch.cuda.is_available()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """What tests compare with lies on the CPU. Fixtures of whole modules, doctests and processes see no GPU either."""
+    with pytest.MonkeyPatch.context() as patch:
+        if HAS_GPU and item.get_closest_marker("gpu") is None:
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+            patch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

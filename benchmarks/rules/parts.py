@@ -1,10 +1,11 @@
-"""What a step of Muon and of K-FAC consists of, on the problems of this bench: where the time of a rule goes.
+"""What a step of Muon, SOAP and K-FAC consists of, on the problems of this bench: where the time of a rule goes.
 
     taskset -c 0 python benchmarks/rules/parts.py [--data ../shared/data] [--steps 60]
 
 One thread; milliseconds of a step, and the share of each part, means over the steps. For Muon: the gradient, the
 products that make momentum orthogonal, and the rest of the update; and what the products come to, 4 (2m²n + m³)
-multiplications for each matrix [m, n]. Results go to benchmarks/results/rules-parts.json.
+multiplications for each matrix [m, n]. For SOAP: the gradient, the step in the basis and back, statistics with leading
+directions, bases of all directions, and the rest. Results go to benchmarks/results/rules-parts.json.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from entrants import ENTRANTS
 from problems import CACHE, DATA, PROBLEMS
 from worker import batches, step
 
-from thalweg.optim import muon
+from thalweg.optim import muon, soap
 
 sys.path.append(str(Path(__file__).parents[1]))  # for what the benchmarks share
 from machine import machine
@@ -33,6 +34,15 @@ FILE = Path(__file__).parents[1] / "results" / "rules-parts.json"
 OF_KFAC = {
     "gradient": "_gradient", "factors": "_take_factors", "inverses": "_invert", "direction": "_direction",
     "length": "_length", "moving": "_move",
+}  # fmt: skip
+OF_UPDATE = {
+    "muon": {"products": (muon, "orthogonal")},
+    "soap": {"direction": (soap, "direction"), "statistics": (soap, "learn"), "bases": (soap, "refresh")},
+}
+ASKED = {
+    "autoencoder": ("muon", "soap", "kfac"), "digits_autoencoder": ("muon", "soap", "kfac"),
+    "housing": ("muon", "soap", "kfac"), "cnn": ("muon", "soap", "kfac"), "transformer": ("muon", "soap"),
+    "lstm": ("muon", "soap"),
 }  # fmt: skip
 WARM = 10
 """Steps before the first that counts."""
@@ -64,8 +74,8 @@ def shares(problem_name: str, rule: str, folder: Path, cache: Path, steps: int) 
     optimizer = entrant.make(model, problem.loss, entrant.rate)
     spent: dict[str, float] = defaultdict(float)
     parts = [(optimizer, name, word) for word, name in OF_KFAC.items()] if rule == "kfac" else []
-    if rule == "muon":
-        parts = [(muon, "orthogonal", "products"), (optimizer, "step", "update")]
+    if rule in OF_UPDATE:
+        parts = [(*of, word) for word, of in OF_UPDATE[rule].items()] + [(optimizer, "step", "update")]
     total = 0.0
     with ExitStack() as stack:
         for where, name, word in parts:
@@ -80,9 +90,10 @@ def shares(problem_name: str, rule: str, folder: Path, cache: Path, steps: int) 
             step(entrant, optimizer, model, problem, batch)
             total += time.perf_counter() - begun
     found: dict[str, float] = {}
-    if rule == "muon":
+    if rule in OF_UPDATE:
         spent["gradient"] = total - spent["update"]
-        spent["rest"] = spent.pop("update") - spent["products"]
+        spent["rest"] = spent.pop("update") - sum(spent[word] for word in OF_UPDATE[rule])
+    if rule == "muon":
         sizes = [
             sorted((p.shape[0], p.numel() // p.shape[0])) for p in optimizer.state if "momentum" in optimizer.state[p]
         ]
@@ -98,8 +109,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, dict[str, Any]] = {}
-    for problem in ("autoencoder", "digits_autoencoder", "housing", "cnn"):
-        for rule in ("muon", "kfac"):
+    for problem, rules in ASKED.items():
+        for rule in rules:
             found.setdefault(problem, {})[rule] = shares(problem, rule, options.data, options.cache, options.steps)
             print(problem, rule, found[problem][rule], flush=True)
     told = {"command": "benchmarks/rules/parts.py", "machine": machine("torch", "thalweg"), "steps": options.steps}

@@ -200,7 +200,7 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_the_step_is_planned_before_the_race(ready: Counter[str]) -> None:
     run, weights = trained("runs/a", **RACED)
     assert run.plan.compiled_after == 1 and not run.plan.notes
-    assert ready["AdamW"] > 1.2 * run.steps, "by the program, in the race too"
+    assert ready["AdamW"] > run.steps, "by the program, those of the other candidates too"
     again, same = trained("runs/b", plan=run.plan, **RACED)
     assert again.record.decided["search"] == run.record.decided["search"]
     assert equal(weights, same), "a race under a given plan repeats to the last bit"

@@ -30,7 +30,7 @@ from thalweg.gradients.uses import Graph
 from thalweg.step.data import Batch, num_examples
 from thalweg.step.forward import Forward
 from thalweg.step.losses import resolve
-from thalweg.tensors.named import mapped
+from thalweg.tensors.named import leaves, mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class Sweep:
         self.loss = None if loss is None else resolve(loss)
         self.parameters = self.forward.parameters()
         device = next((p.device for p in self.parameters.values()), None)
-        self.data = data if device is None else mapped(lambda t: t.to(device), data)
+        is_away = device is not None and any(t.device != device for t in leaves(data))
+        self.data = mapped(lambda t: t.to(device), data) if is_away else data
         self.with_mean = with_mean
         self.mean: dict[str, Tensor] = {}
         """The mean of g_i by name, once measured, where it was asked for."""

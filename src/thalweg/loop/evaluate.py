@@ -46,8 +46,7 @@ def evaluate(
     forward = Forward(model)
     makes_loss = rule is None and not counted.names
     dtype, device = model_dtype(model), model_device(model)
-    if isinstance(loss, nn.Module):  # which may have weights of its own
-        loss.to(device)
+    place(loss, device)
     batches = Batches(read(data, dtype), Order(BATCH_SIZE, shuffle=False, by_length=True), dtype, device)
     with _explained(forward, batches, "own loss" if makes_loss else "measured", rule) as followed:
         return measure(forward, rule, followed, counted, rule is not None or makes_loss)
@@ -160,6 +159,12 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     """The dtype that a model computes in: that of its first floating parameter or buffer."""
     tensors = leaves((dict(model.named_parameters()), dict(model.named_buffers())))
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+
+
+def place(loss: Any, device: torch.device) -> None:
+    """Bring a loss that is a module, and may have weights of classes, to where its model is."""
+    if isinstance(loss, nn.Module):
+        loss.to(device)
 
 
 def model_device(model: nn.Module) -> torch.device:

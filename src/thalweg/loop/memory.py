@@ -23,6 +23,8 @@ from thalweg.tensors.named import assign, copied, mapped, num_bytes
 
 #: Bytes of batches of a stream that are held for the arms of a trial; beyond it each arm reads them by itself.
 AHEAD_BYTES = 256 << 20
+#: Of a rule's group, which of torch's kernels it has; by these torch decides, too, where counts of steps lie.
+KERNELS = ("fused", "foreach", "capturable")
 
 
 class Opened:
@@ -55,10 +57,6 @@ class Opened:
             if count * num_bytes(tuple(batch)) > AHEAD_BYTES:
                 return None
         return list(itertools.islice(self._ahead, count))
-
-
-#: Of a rule's group, which of torch's kernels it has; by these torch decides, too, where counts of steps lie.
-KERNELS = ("fused", "foreach", "capturable")
 
 
 class Memory:

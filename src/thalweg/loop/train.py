@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -48,6 +49,25 @@ class BatchFailed(ValueError):
     """An update that could not be made, of which a part may have been."""
 
 
+@contextmanager
+def _broken_told(what: Callable[[], str]) -> Iterator[None]:
+    """An error of a GPU, which is seen when something is read that it should have computed, as one sentence."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise BatchFailed(f"{what()}: {_of_gpu(error)}") from error
+
+
+def _of_gpu(error: Exception) -> str:
+    first = first_line(error)
+    if "device-side assert" not in first:
+        return first
+    return (
+        "an index is out of its range on the GPU (a label without a class, a token that the model does not know?); "
+        "run it once with device='cpu', which says which one"
+    )
+
+
 class Training:
     """Runs a setup until a limit is reached. `interrupt` may be set at any time, by a signal's handler."""
 
@@ -81,10 +101,8 @@ class Training:
         Raises:
             BatchFailed: model or loss cannot take a batch.
         """
-        try:
+        with _broken_told(lambda: f"update {self.at.step}, or one before it, failed"):
             return self._run()
-        except torch.AcceleratorError as error:  # seen when something was read that a step had left
-            raise self._failed_on_batch(error) from error
 
     def _run(self) -> str:
         self._started = time.perf_counter() - self.at.seconds
@@ -126,7 +144,15 @@ class Training:
         return self.limits.seconds is not None and time.perf_counter() - self._started >= self.limits.seconds
 
     def advance(self, to: int) -> str | None:
-        """Train up to an update, as a part of a training that goes on from there; why it ended before, or None."""
+        """Train up to an update, as a part of a training that goes on from there; why it ended before, or None.
+
+        Raises:
+            BatchFailed: model or loss cannot take a batch.
+        """
+        with _broken_told(lambda: f"update {self.at.step}, or one before it, failed"):
+            return self._advance(to)
+
+    def _advance(self, to: int) -> str | None:
         self._started = time.perf_counter() - self.at.seconds
         self._saved = time.perf_counter()
         self._pause = to
@@ -201,13 +227,8 @@ class Training:
         if "does not require grad" in first:
             first = "the loss does not depend on the model's weights; do not detach it, or compute it under no_grad"
         where = f"batch {self.at.position + 1} of epoch {self.at.epoch + 1}"
-        if isinstance(error, torch.AcceleratorError):  # the host was ahead, and this process can use the GPU no more
-            where += ", or one before it,"
-        if "device-side assert" in first:
-            first = (
-                "an index is out of its range on the GPU (a label without a class, a token that the model does not "
-                "know?); run it once with device='cpu', which says which one"
-            )
+        if isinstance(error, torch.AcceleratorError):  # the host was ahead of it
+            where, first = f"{where}, or one before it,", _of_gpu(error)
         return BatchFailed(f"{where} cannot be trained on: {first}")
 
     def _end_of_epoch(self, reason: str | None) -> str | None:
@@ -350,7 +371,8 @@ class Training:
         at, setup = self.at, self.setup
         assert setup.validation is not None
         with averaged_model(setup.average, self.forward, setup.batches, setup.has_norm):
-            measured = measure(self.forward, setup.step.loss, setup.validation.epoch(0), setup.held_out_metrics)
+            with _broken_told(lambda: "the held-out data cannot be measured"):
+                measured = measure(self.forward, setup.step.loss, setup.validation.epoch(0), setup.held_out_metrics)
             value = measured["loss"]
             is_best = value == value and (at.best_value is None or value < at.best_value)
             if is_best:

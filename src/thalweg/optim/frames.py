@@ -15,12 +15,12 @@ SLACK = 8
 """A side up to so many times as long as its leading directions are many has all directions instead: there they cost
 little, and a gradient tells of most of them.
 """
+WHOLE = 1024
+"""And none longer than this, unless it is to have as many directions: its statistics would be of the side squared."""
 SHIFT = 1e-5
 """Of the largest eigenvalue, what is added to all for an iteration. In its null space, of which a gradient of few rows
 leaves much, directions thus stay what they were; else rounding would pick them.
 """
-WHOLE = 1024
-"""And none longer than this, however many directions it is to have: its statistics would be of the side squared."""
 ITERATIONS = 3
 """Orthogonal iterations on the first gradient."""
 

@@ -39,7 +39,7 @@ from torch import nn
 from thalweg.optim.averages import wide
 from thalweg.optim.budget import FEWEST, Choice, decided
 from thalweg.optim.matrices import MatrixRule
-from thalweg.optim.rotation import begun, direction, learn, refresh, refreshed, settled, sides
+from thalweg.optim.rotation import SIDES, begun, direction, learn, refresh, refreshed, settled, sides
 from thalweg.optim.stacks import Stack, gradient, words
 from thalweg.tensors.timing import now
 
@@ -71,7 +71,7 @@ class SOAP(MatrixRule):
         eps: ε.
         weight_decay: λ. From a module, of matrices and embeddings only.
         adamw: leave a group's matrices to AdamW.
-        rank: k, the leading directions of a side longer than 8 k, or than 1024; a shorter one has all. None: all
+        rank: k, the leading directions of a side longer than 8 k, or than k and 1024; a shorter one has all. None: all
             directions, of every side that is not long.
         period: f, steps from one look at a basis of all directions to the next.
         statistics_period: k_s.
@@ -230,7 +230,9 @@ class SOAP(MatrixRule):
         return GENTLE if any(p is young for _, young in self._young) else 1.0
 
     def _shared(self, p: nn.Parameter) -> Hashable:
-        return self.state[p]["choice"]
+        kept = self.state[p]
+        shapes = [kept[side].shape for side in SIDES if side in kept]  # in full, or of leading directions
+        return kept["choice"], *shapes
 
     def _move(self, stack: Stack, number: int) -> None:
         G = stack.gradients()

@@ -223,15 +223,18 @@ def _counts(body: Body, y: Tensor) -> Tensor | None:
 
 
 class _Held:
-    """Numbers of a loss, brought to where the outputs are once: a step that does so each time is not captured."""
+    """Numbers of a loss, brought to where the outputs are once: a step that does so each time is not captured.
+
+    They keep their digits, and their place while outputs are of another type.
+    """
 
     def __init__(self, numbers: Any) -> None:
         self._numbers = torch.tensor(numbers)
 
     def beside(self, output: Tensor) -> Tensor:
-        if self._numbers.device != output.device or self._numbers.dtype != output.dtype:
-            self._numbers = self._numbers.to(output)
-        return self._numbers
+        if self._numbers.device != output.device:
+            self._numbers = self._numbers.to(output.device)
+        return self._numbers.to(output.dtype)
 
 
 def _weighted(loss: Loss, weights: list[float]) -> Loss:

@@ -21,6 +21,7 @@ from thalweg.records.settings import Settings
 from thalweg.run.course import Prepared
 from thalweg.run.facts import facts
 from thalweg.run.fit import prepare
+from thalweg.run.placing import told_once
 from thalweg.signals.data import holds_repeated, sample
 from thalweg.step.backward import objective
 from thalweg.step.data import Batch, cast, num_examples
@@ -89,7 +90,7 @@ def check(
             "learning_rate": RATES[0],
         }
     )
-    with ExitStack() as stack:
+    with told_once(), ExitStack() as stack:
         stack.enter_context(untouched())
         try:
             prepared = prepare(stack, model, data, loss, settings)

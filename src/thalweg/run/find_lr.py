@@ -8,11 +8,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from thalweg.records.learning_rate import LearningRate
 from thalweg.records.settings import Settings
 from thalweg.run.fit import prepare
+from thalweg.run.placing import told_once
 from thalweg.run.race import LIKELY_EPOCHS
 from thalweg.run.searches import METHODS, Search
 from thalweg.run.trainings import REPLAYABLE, Display, Trainings
@@ -107,8 +109,10 @@ def find_lr(
         verbose=False,
     )
     devices.begin(devices.choose(device))
-    with ExitStack() as stack:
+    with told_once(), ExitStack() as stack:
         stack.enter_context(untouched(model, data, validation_data))
+        if isinstance(loss, nn.Module):
+            stack.enter_context(untouched(loss))
         prepared = prepare(stack, model, data, loss, settings)
         display = Display(stack, verbose)
         return METHODS[method](search, Trainings(prepared, settings, display))

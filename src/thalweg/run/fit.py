@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from thalweg.loop.evaluate import place
 from thalweg.records import facts as kept_facts
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings, expanded, instead, plain_number
 from thalweg.run import directory as directories
 from thalweg.run.choices import choose
 from thalweg.run.course import Course, Prepared
-from thalweg.run.placing import place, told_once
+from thalweg.run.placing import told_once
 from thalweg.run.recipe import Recipe
 from thalweg.run.run import Run
 from thalweg.step import keras

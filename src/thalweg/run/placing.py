@@ -7,16 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from thalweg.loop.train import BatchFailed
-
-
-def place(loss: Any, device: torch.device) -> None:
-    """A loss that is a module has tensors, too: the weights of classes."""
-    if isinstance(loss, nn.Module):
-        loss.to(device)
 
 
 def follow_parameters(optimizer: Optimizer) -> None:
