@@ -68,9 +68,14 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """What any comparison of two times comes to."""
+    """What any comparison of two times comes to; whatever else runs here, a step is a short one."""
+
+    def seconds(self: Planner, call: Callable[[], object]) -> float:
+        call()
+        return 1e-3
 
     def are(gain: float) -> None:
+        monkeypatch.setattr(Planner, "_seconds", seconds)
         monkeypatch.setattr(planner, "ratio", lambda *_: gain)
 
     return are
@@ -110,6 +115,62 @@ def test_a_short_training_stays_eager() -> None:
     assert (step.plan.compiled_after, step.plan.is_settled) == (None, True)
     assert told[-1] == step.plan
     step.close()
+
+
+#: threads' gain, updates that follow → whether one thread is taken for a step of 1 ms. A core to compile on is worth
+#: a slower step only where compiling may follow.
+THREADS = [(0.9, 1_000_000, True), (0.75, 1_000_000, False), (0.9, 20, False), (1.1, 20, True)]
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize(("gain", "steps", "is_taken"), THREADS)
+def test_one_thread_leaves_a_core_to_compile_on(
+    gain: float, steps: int, is_taken: bool, times: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times(gain)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    step = planned(case("dense"), budget=Budget(steps))
+    step.open()
+    trained(step, case("dense").batches, 1)
+    assert step.plan.threads == (1 if is_taken else None)
+    step.close()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_short_training_takes_a_program_that_is_at_hand(
+    is_known: bool, ready: Any, times: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whether one is at hand is known, before the step is recorded, where a training like it has taken it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ready(Faithful), times(2.0)
+    if is_known:
+        before = planned(case("dense"))
+        before.open()
+        trained(before, case("dense").batches)
+        before.close()
+    monkeypatch.setattr(planner, "RECORDING", 2 * planner.SHARE)
+    step = planned(case("dense"), budget=Budget(None, seconds=1.0))
+    step.open()
+    trained(step, case("dense").batches)
+    assert (step.plan.compiled_after is not None) is is_known
+    assert (TOO_SHORT in step.plan.notes) is not is_known
+    step.close()
+
+
+def test_a_step_in_other_words_is_not_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    of, other = case("dense"), case("dropout")
+    words = planned(of).in_words(of.batches[0])
+    compiler.remember(words)
+    assert compiler.is_remembered(words)
+    assert compiler.is_remembered(planned(case("dense")).in_words(of.batches[0])), "of another model of the kind"
+    assert not compiler.is_remembered(planned(other).in_words(other.batches[0]))
+    half = tuple(t[:8] for t in of.batches[0])
+    assert not compiler.is_remembered(planned(of).in_words(half))
+    (tmp_path / "thalweg" / "programs").chmod(0o777)
+    compiler.remember(words)
+    assert not compiler.is_remembered(words), "others may have written it"
 
 
 @pytest.mark.usefixtures("no_process")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import pickle
+import pickletools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -738,6 +741,16 @@ def test_a_program_that_does_not_fit_the_rule_any_more_is_not_the_end(monkeypatc
     (note,) = found.plan.notes
     assert "what was made does not fit the rule any more (counts of steps have come to differ)" in note
     found.close()
+
+
+@pytest.mark.parametrize("word", [torch.preserve_format, torch.channels_last, torch.strided], ids=str)
+def test_what_is_handed_over_names_no_module_of_the_users(word: Any) -> None:
+    """By itself pickle finds `torch.preserve_format` in the first module that has an attribute `torch`."""
+    written = io.BytesIO()
+    compiler._Pickler(written).dump({"memory_format": word})
+    assert pickle.loads(written.getvalue()) == {"memory_format": word}
+    words = [argument for _, argument, _ in pickletools.genops(written.getvalue()) if isinstance(argument, str)]
+    assert [name for name in words if name in sys.modules] == ["thalweg.step.compiler"]
 
 
 @pytest.mark.skipif(not hasattr(os, "getsid"), reason="there are no sessions")

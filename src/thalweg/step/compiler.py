@@ -8,6 +8,8 @@ same model finds it ready.
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import hashlib
 import json
 import operator
@@ -38,6 +40,8 @@ FORMAT = 1
 _PROGRAM = "import sys; from thalweg.step.compiler import main; main(sys.argv[1])"
 #: A process that has not ended by then is given up [s].
 TIMEOUT = 900.0
+#: Programs after which torch's headers are compiled ahead: that takes as long as three programs are the sooner made.
+HEADERS_AFTER = 3
 #: Politeness of the process towards the training that it serves.
 NICENESS = 5
 
@@ -92,7 +96,7 @@ class Compilation:
         try:
             folder = tempfile.mkdtemp(prefix="thalweg-")
             with open(Path(folder) / "request", "wb") as file:
-                pickle.dump((_written(graph), shapes, threads, choices, str(path)), file)
+                _Pickler(file).dump((_written(graph), shapes, threads, choices, str(path)))
             return cls(path, _process(folder), folder)
         except (OSError, pickle.PicklingError, AttributeError, TypeError) as error:  # the last two: of pickle as well
             if folder is not None:
@@ -185,15 +189,39 @@ def cache_directory() -> Path:
 
 def small_library() -> Path:
     """The file of the small product kernel, on which programs that use it depend."""
-    name = hashlib.sha256(repr((operators.KERNEL, products.FLAGS, _processor())).encode()).hexdigest()[:32]
-    return cache_directory() / f"small-{name}.so"
+    return cache_directory() / f"small-{_hash((operators.KERNEL, products.FLAGS, _processor()))}.so"
 
 
 def _cached(graph: GraphModule, shapes: list[Shape], threads: int, choices: Mapping[str, str] | None) -> Path:
     """The file a program's library has: by all that decides what it will be."""
     pinned = sorted(choices.items()) if choices is not None else None
-    what = (FORMAT, graph.code, shapes, threads, pinned, torch.__version__, _processor(), operators.SOURCE)
-    return cache_directory() / f"{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.so"
+    ours = (operators.SOURCE, operators.KERNEL)
+    what = (FORMAT, graph.code, shapes, threads, pinned, torch.__version__, _processor(), ours)
+    return cache_directory() / f"{_hash(what)}.so"
+
+
+def _hash(what: Any) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+
+def remember(step: Any) -> None:
+    """Note that a compiled step was taken for what `step` says in words: the next training of it knows so before it
+    records its own.
+    """
+    with contextlib.suppress(CompileFailed, OSError):
+        _mark(step).touch(mode=0o600)
+
+
+def is_remembered(step: Any) -> bool:
+    """Whether a compiled step was taken for such a one before, and so most likely is at hand."""
+    try:
+        return _mark(step).exists()
+    except (CompileFailed, OSError):
+        return False
+
+
+def _mark(step: Any) -> Path:
+    return cache_directory() / f"taken-{_hash((FORMAT, step, torch.__version__, _processor()))}"
 
 
 def _processor() -> str:
@@ -237,6 +265,20 @@ def _put(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_bytes(content)
     os.replace(partial, path)
+
+
+def _of_torch(name: str) -> Any:
+    return getattr(torch, name)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes words of torch's as such. Without it `torch.preserve_format` becomes the attribute `torch` of the first
+    module in this process that has one, which the other process would import: a part of the user's program.
+    """
+
+    dispatch_table = copyreg.dispatch_table.copy()
+    for kind in (torch.memory_format, torch.layout):
+        dispatch_table[kind] = lambda word: (_of_torch, (str(word).removeprefix("torch."),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +343,7 @@ def _compiled(graph: GraphModule, arguments: list[Tensor], threads: int, folder:
         "cpp.threads": threads,
         "aot_inductor.output_path": str(folder / "step.so"),
         "aot_inductor.custom_ops_to_c_shims": operators.sources(),
+        "aot_inductor.precompile_headers": len(list(cache_directory().glob("*.json"))) >= HEADERS_AFTER,
         "compile_threads": 1,
     }
     with torch.no_grad():

@@ -22,7 +22,7 @@ from thalweg.step.graphs import Graph, fused, live, placed
 from thalweg.step.kernels import allocator, layout
 from thalweg.step.plan import Plan
 from thalweg.step.planner import Budget, Planner
-from thalweg.step.program import Program, loaded
+from thalweg.step.program import Program, loaded, options_of
 from thalweg.step.refusals import DEVICES, Untraceable
 from thalweg.step.snapshot import Snapshot
 from thalweg.step.trace import Traced, trace
@@ -384,6 +384,15 @@ class PlannedStep(Step):
         except (OSError, RuntimeError) as error:
             library.unlink(missing_ok=True)  # the next one makes it anew
             raise CompileFailed(f"what was made cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+
+    def in_words(self, batch: Batch) -> tuple[Any, ...]:
+        """What is known of a step without recording it: most steps of the same description have the same program."""
+        rule, loss = self.update.optimizer, self.loss
+        sizes = [(tuple(p.shape), p.dtype, p.requires_grad) for p in self.update.parameters]
+        return (
+            str(self.forward.model), sizes, type(rule).__qualname__, options_of(rule), getattr(loss, "name", None),
+            shapes(batch), torch.get_num_threads(), self.plan.layout, str(self.arithmetic), self.asked.outputs,
+        )  # fmt: skip
 
     @property
     def num_operations(self) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.step.batches import Parts
-from thalweg.step.compiler import CompileFailed
+from thalweg.step.compiler import CompileFailed, is_remembered, remember
 from thalweg.step.data import Batch, shapes
 from thalweg.step.kernels import layout
 from thalweg.step.plan import Plan
@@ -49,9 +49,16 @@ WAITING = 0.08
 WORTH = 0.97
 #: Steps below this many seconds are tried with one thread: they do not fill several.
 SMALL = 2e-3
-#: Channels last and one thread are taken also where the eager step is slower by this factor: by the first the compiled
-#: step gains more than an eager one, and the second leaves a core to compile on.
+#: Channels last is taken also where the eager step is slower by this factor: the compiled step gains more by it.
 LEANING = 1.1
+#: The same of one thread where compiling may follow: it leaves a core to compile on.
+LEANING_TO_ONE = 1.25
+#: Of a training that lasts this many times as long as its compiling, a compiled step that was worked out beside it
+#: serves half.
+TWICE = 0.5
+#: What recording a step and trying what was made of it takes [s]; and the share of a training that it may take where
+#: the program is most likely at hand: half of the rest is gained.
+RECORDING, AT_HAND = 0.3, 0.15
 #: What capturing a step on a GPU and trying it takes [s]; it is worth twice as much training (docs/plan.md).
 CAPTURING = 0.5
 #: Updates between two looks at whether the other process is done.
@@ -132,14 +139,15 @@ class Planner:
             plain = min(self._seconds(lambda: step.plainly(batch)) for _ in range(2))
             plan = step.plan
             can_lie = layout.has_images(step.forward.model) and not step.forward.is_keras
-            ways: list[tuple[str, dict[str, Any], float]] = []
+            ways: list[tuple[str, dict[str, Any], float, float]] = []
             if can_lie and self.budget.allows(10 * plain, 0, plain):
-                ways.append(("channels last", {"layout": "channels_last"}, 0.0))
+                ways.append(("channels last", {"layout": "channels_last"}, 0.0, LEANING))
             if plain < SMALL and torch.get_num_threads() > 1 and self._is_cpu:
-                ways.append(("one thread", {"threads": 1}, 5 * plain))
-            for name, changed, seconds in ways:
+                may_follow = self.budget.allows(compile_seconds(0), 0, plain, share=TWICE)
+                ways.append(("one thread", {"threads": 1}, 10 * plain, LEANING_TO_ONE if may_follow else WORTH))
+            for name, changed, seconds, worth in ways:
                 try:
-                    plan = self._faster(plan, replace(plan, **changed), batch, seconds, LEANING)
+                    plan = self._faster(plan, replace(plan, **changed), batch, seconds, worth)
                 except Exception as error:  # whatever a model does in this way: there are others
                     snapshot.restore()
                     step.follow(plan)
@@ -187,7 +195,8 @@ class Planner:
         if not self._is_cpu:
             self._capture_and_compile(batch, eager)
             return
-        if not self.budget.allows(0.3, step.number, eager, least=0.0):  # recording it and trying it
+        share = AT_HAND if is_remembered(step.in_words(batch)) else SHARE
+        if not self.budget.allows(RECORDING, step.number, eager, least=0.0, share=share):
             step.settle(note=TOO_SHORT)
             return
         if not self._is_usual(batch):
@@ -359,6 +368,8 @@ class Planner:
             step.settle(note=f"The compiled step was not taken: {reason}.")
             return
         step.program, step.captured = program, None
+        if self._is_cpu:
+            remember(step.in_words(batch))
         now = replace(
             step.plan,
             compiled_after=step.number,

@@ -3,14 +3,15 @@
 
 // A product of two small matrices: o [M, N] = a [M, K] · b [K, N], each read by its strides, o row by row.
 //
-// Blocks of 5 rows of a by 2 vectors of b, or of 4 by 5 scalar products where both are read along k: as many sums as the
-// registers hold, so that each number that is read serves several of them. One thread, no packing, nothing allocated.
+// Blocks of 5 rows of a by 2 vectors of b, or of DOTS by 5 scalar products where both are read along k: as many sums as the
+// registers hold (32 with AVX-512, else 16), so that each number that is read serves several of them. One thread, no
+// packing, nothing allocated.
 extern "C" void thalweg_product_small(const float* a, int64_t am, int64_t ak, const float* b, int64_t bk, int64_t bn, float* o,
                                       int64_t M, int64_t N, int64_t K) {
 #if defined(__AVX512F__)
-  constexpr int W = 16;
+  constexpr int W = 16, DOTS = 4;
 #else
-  constexpr int W = 8;
+  constexpr int W = 8, DOTS = 2;
 #endif
   typedef float vec __attribute__((vector_size(W * 4), aligned(4), may_alias));
   auto one = [=](int64_t m, int64_t n) {
@@ -52,7 +53,7 @@ extern "C" void thalweg_product_small(const float* a, int64_t am, int64_t ak, co
   };
   std::integral_constant<int, 1> i1;
   std::integral_constant<int, 2> i2;
-  std::integral_constant<int, 4> i4;
+  std::integral_constant<int, DOTS> idots;
   std::integral_constant<int, 5> i5;
   int64_t m, n = 0;
   if (bn == 1 && N >= W) {
@@ -67,9 +68,9 @@ extern "C" void thalweg_product_small(const float* a, int64_t am, int64_t ak, co
     for (; n < N; n++)
       for (m = 0; m < M; m++) one(m, n);
   } else if (ak == 1 && bk == 1) {
-    for (m = 0; m + 4 <= M; m += 4) {
-      for (n = 0; n + 5 <= N; n += 5) dots(i4, i5, m, n);
-      for (; n < N; n++) dots(i4, i1, m, n);
+    for (m = 0; m + DOTS <= M; m += DOTS) {
+      for (n = 0; n + 5 <= N; n += 5) dots(idots, i5, m, n);
+      for (; n < N; n++) dots(idots, i1, m, n);
     }
     for (; m < M; m++)
       for (n = 0; n < N; n++) dots(i1, i1, m, n);
