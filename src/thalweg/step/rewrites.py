@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from thalweg.step.kernels import operators
 from thalweg.step.refusals import Untraceable
@@ -35,6 +36,7 @@ def fit_to_compile(graph: GraphModule, num_held: int) -> list[Tensor]:
         raise Untraceable(f"it is {len(graph.graph.nodes)} operations long")
     constants = _lifted(graph, num_held)
     _draw_masks(graph)
+    _share_scalars(graph)
     _hold_scalars(graph)
     graph.recompile()
     return constants
@@ -70,16 +72,71 @@ def _draw_masks(graph: GraphModule) -> None:
         graph.graph.erase_node(memory)
 
 
+def _is_number(node: Node) -> bool:
+    """Whether it stands for one number: a count, a rate, or what is computed of them."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and not value.ndim
+
+
+def _is_scalar(node: Node) -> bool:
+    """Whether it computes one number in double precision on the CPU."""
+    return (
+        node.op == "call_function"
+        and _is_number(node)
+        and node.meta["val"].dtype == torch.float64
+        and not _is_away(node)
+    )
+
+
+def _share_scalars(graph: GraphModule) -> None:
+    """What a rule computes of one count, once for each parameter, is computed once for all."""
+    _count_in_new_places(graph)
+    changed = {node for user in graph.graph.nodes for node in _written_over(user)}
+    known: dict[Any, Node] = {}
+    for node in list(graph.graph.nodes):
+        if any(map(_is_number, _written_over(node))):
+            known.clear()  # what was computed of it before is another number
+        elif _is_scalar(node) and node not in changed and _follows_from_numbers(node):
+            first = known.setdefault((node.target, node.args, tuple(node.kwargs.items())), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.graph.erase_node(node)
+
+
+def _written_over(node: Node) -> list[Node]:
+    """The arguments that an operation changes."""
+    found: list[Node] = []
+    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                map_arg(value, found.append)
+        map_arg([node.kwargs.get(a.name) for a in node.target._schema.arguments if a.kwarg_only], found.append)
+    return found
+
+
+def _follows_from_numbers(node: Node) -> bool:
+    """Whether the same operation on the same numbers gives the same."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
+        return False
+    return bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
+
+
+def _count_in_new_places(graph: GraphModule) -> None:
+    """A count that a rule raises where its copy lies becomes another number."""
+    aten = torch.ops.aten
+    apart = {aten.add_.Tensor: aten.add.Tensor, aten.mul_.Tensor: aten.mul.Tensor}
+    places = {node: place for place, node in enumerate(graph.graph.nodes)}
+    for node in places:
+        if node.target in apart and _is_scalar(node) and node.args[0].target is aten._to_copy.default:
+            node.target = apart[node.target]
+            node.args[0].replace_all_uses_with(node, lambda user: places[user] > places[node])  # noqa: B023 (called here)
+
+
 def _hold_scalars(graph: GraphModule) -> None:
     """What a rule computes of its counts and rate is computed once: a compiler would repeat it in the loop over each
     parameter, a power for every vector of numbers.
     """
-    for node in list(graph.graph.nodes):
-        value = node.meta.get("val")
-        if node.op != "call_function" or not isinstance(value, Tensor) or value.ndim or value.dtype != torch.float64:
-            continue
-        if _is_away(node):
-            continue
+    for node in filter(_is_scalar, list(graph.graph.nodes)):
         users = [user for user in node.users if getattr(user.meta.get("val"), "ndim", 0)]
         if users:
             with graph.graph.inserting_after(node):
