@@ -36,6 +36,9 @@ TF, TORCH = (("KERAS_BACKEND", "tensorflow"),), (("KERAS_BACKEND", "torch"),)
 
 CONTENDERS = {
     "thalweg": Contender("thalweg.fast_step", "in_thalweg", "exact", ours=True, same_weights=True),
+    "thalweg-several": Contender(
+        "thalweg.fast_step, 50 batches a call", "in_thalweg", "several", ours=True, same_weights=True
+    ),
     "thalweg-fast": Contender(
         'thalweg.fast_step, precision="fast"', "in_thalweg", "fast", ours=True, same_weights=True
     ),

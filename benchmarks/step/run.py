@@ -81,14 +81,14 @@ def lines(table: Table) -> list[str]:
     shown = [
         f"best peer on {w:12} {CONTENDERS[n].title}, {r:.3f} × stock" for w in table for r, n in [best_peer(table[w])]
     ]
-    for name, bound in (("thalweg", 0.50), ("thalweg-fast", 0.40)):
+    for name, bound in (("thalweg", 0.50), ("thalweg-several", 0.50), ("thalweg-fast", 0.40)):
         ratios = {w: ratio for w, cells in table.items() if (ratio := counted(cells.get(name, {})))}
         title = CONTENDERS[name].title
         if len(ratios) < len(WORKLOADS):
             shown.append(f"{title}: {len(ratios)} of {len(WORKLOADS)} workloads, no mean")
             continue
         shown.append(_verdict(f"{title} ÷ stock, geometric mean", geometric(list(ratios.values())), bound))
-        if name == "thalweg":
+        if name != "thalweg-fast":
             beside = {w: ratio / best_peer(table[w])[0] for w, ratio in ratios.items()}
             shown.append(_verdict(f"{title} ÷ best peer, geometric mean", geometric(list(beside.values())), 0.80))
             worst = max(beside, key=lambda w: beside[w])

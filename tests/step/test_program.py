@@ -597,6 +597,85 @@ def test_inputs_by_name_in_another_order() -> None:
     assert max(errors(found, trained(eager(other), other.batches))) <= 1e-10
 
 
+# ── several at once ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def one_by_one(step: Step, batches: list[Batch]) -> list[Tensor]:
+    return [step(batch) for batch in batches]
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """The batches before whose update model and rule were looked at."""
+    seen: list[Batch] = []
+    takes = Program.takes
+    monkeypatch.setattr(Program, "takes", lambda self, batch: seen.append(batch) or takes(self, batch))
+    return seen
+
+
+def test_several_updates_are_as_many_calls(step: PlannedStep, looks: list[Batch]) -> None:
+    of = odd()
+    twin = compiled(of, adamw)
+    twin.open()
+    trained(twin, of.batches[:4])
+    small = tuple(t[:5] for t in of.batches[0])
+    batches = [*of.batches[:3], small, *of.batches[:3]]
+    torch.manual_seed(1)
+    expected = one_by_one(twin, batches)
+    looks.clear()
+    torch.manual_seed(1)
+    found = step.several(batches)
+    assert all(map(torch.equal, found, expected))
+    assert all(
+        map(
+            torch.equal,
+            state(step.forward.model, step.update.optimizer),
+            state(of.model, twin.update.optimizer),
+        )
+    )
+    assert step.number == twin.number == 11
+    assert len(looks) == 3, "before the first, the smaller one, and the first after it"
+    twin.close()
+
+
+@pytest.mark.parametrize("change", [set_eval, set_decay], ids=lambda f: f.__name__)
+def test_what_changes_between_several_and_several_is_seen(
+    step: PlannedStep, plain: Step, change: Callable[[Step], None]
+) -> None:
+    batches = odd().batches[:3]
+    torch.manual_seed(1)
+    step.several(batches), change(step)
+    found = step.several(batches)
+    torch.manual_seed(1)
+    one_by_one(plain, batches), change(plain)
+    torch.testing.assert_close(found, one_by_one(plain, batches), rtol=1e-9, atol=0)
+
+
+class Moving(torch.optim.SGD):
+    """A rule that puts weights elsewhere; it counts in Python, and so is not recorded."""
+
+    calls = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            p.data = p.data.clone()
+
+
+def test_a_rule_beside_the_program_may_do_anything_between_two_of_several(looks: list[Batch]) -> None:
+    of, other = odd(), odd()
+    found, expected = compiled(of, lambda p: Moving(p, 0.1)), eager(other, lambda p: Moving(p, 0.1))
+    found.open()
+    torch.manual_seed(1)
+    losses = found.several(of.batches[:5])
+    assert found.program is not None and not found.program.has_update
+    torch.manual_seed(1)
+    torch.testing.assert_close(losses, one_by_one(expected, other.batches[:5]), rtol=1e-9, atol=0)
+    assert len(looks) == 4
+    found.close()
+
+
 # ── afterwards ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

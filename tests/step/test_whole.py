@@ -220,6 +220,27 @@ def test_what_a_fast_step_refuses() -> None:
             step(inputs, y)
 
 
+def test_several_updates_of_a_fast_step_and_what_they_refuse() -> None:
+    network, twin, (x, y) = model(), model(), problem()
+    step, other = (
+        fast_step(n, "cross_entropy", torch.optim.SGD(n.parameters(), lr=0.1), plan="eager") for n in (network, twin)
+    )
+    batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 12, 4)]
+    found = step.several(batch for batch in batches)
+    assert torch.equal(found, torch.stack([other(*batch) for batch in batches]))
+    assert found.shape == (3,) and not found.requires_grad
+    before = [p.clone() for p in network.parameters()]
+    for wrong, error, words in (
+        ([], ValueError, r"at least one batch \(x, y\), got none"),
+        ([batches[0], x], TypeError, r"takes batches \(x, y\), got a Tensor among them"),
+        ([(x, y, y)], TypeError, r"got a tuple of 3 among them"),
+        ([batches[0], (x.numpy(), y)], TypeError, "takes tensors.*NumPy array"),
+    ):
+        with pytest.raises(error, match=words):
+            step.several(wrong)  # type: ignore[arg-type]
+    assert all(map(torch.equal, network.parameters(), before)), "nothing is made of the first ones"
+
+
 class OfDict(nn.Module):
     """Takes its inputs as one dict."""
 

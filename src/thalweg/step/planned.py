@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +83,8 @@ class PlannedStep(Step):
         self.captured: Graph | None = None
         """On a GPU the step as one graph of kernels, until it is compiled."""
         self.compilation: Compilation | None = None
+        self._at_work: Program | None = None
+        """The program that has made the last update, all of it, where no other will follow it."""
         self._traced: Traced | None = None
         self._changed = changed
         self._layout: layout.Layout | None = None
@@ -198,6 +200,22 @@ class PlannedStep(Step):
             self._is_stepping = False
             self._multiply(False)
 
+    def several(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """An update from each of the batches, one right after the other; returns the loss on each before its update.
+
+        What a program depends on is looked at before the first that it makes: nobody else is at work until the last.
+        """
+        losses: list[Tensor] = []
+        for batch in batches:
+            laid = self.laid(batch, self.plan)
+            program = self._at_work if losses else None
+            if program is not None and program.has_shape(laid):
+                self.number += 1
+                losses.append(self.by_program(program, laid))
+            else:
+                losses.append(self(batch))
+        return losses
+
     def _update_once(self, batch: Batch | Parts, probe: Probe | None, watcher: Watcher | None) -> Tensor:
         batch = self.laid(batch, self.plan)
         planner = self._planner
@@ -211,7 +229,10 @@ class PlannedStep(Step):
             self._as_planned(batch, is_heard)
         self.number += 1
         program = self._due()
+        self._at_work = None
         if program is not None and not is_heard and type(batch) is tuple and program.takes(batch):
+            if program.has_update and planner is None and self._is_complete:
+                self._at_work = program
             return self.by_program(program, batch, probe, watcher)
         if planner is None or is_heard:
             return super().__call__(batch, probe, watcher)

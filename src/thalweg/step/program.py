@@ -129,8 +129,17 @@ class Program:
 
     def takes(self, batch: Batch) -> bool:
         """Whether this batch, and model and rule as they are now, are what the program was made for."""
-        if type(self._recorded.tensors.optimizer) is not self._rule:
+        if type(self._recorded.tensors.optimizer) is not self._rule or not self.has_shape(batch):
             return False
+        for p, is_trained in self._trained:
+            if p.requires_grad is not is_trained or p._backward_hooks or p._post_accumulate_grad_hooks:
+                return False
+        if nn.modules.module._has_any_global_hook() or torch.is_autocast_enabled(self._device):
+            return False
+        return self._is_as_recorded() and (not self.has_update or self._has_options()) and self._is_bound()
+
+    def has_shape(self, batch: Batch) -> bool:
+        """Whether it is a batch like that of which the step was recorded."""
         x, y = batch
         is_pair = type(x) is Tensor and type(y) is Tensor
         found = (x, y) if is_pair else list(leaves(batch))
@@ -139,12 +148,7 @@ class Program:
         for t, shape in zip(found, self._shapes, strict=True):
             if t.shape != shape.size or t.dtype is not shape.dtype or t.stride() != shape.stride:
                 return False
-        for p, is_trained in self._trained:
-            if p.requires_grad is not is_trained or p._backward_hooks or p._post_accumulate_grad_hooks:
-                return False
-        if nn.modules.module._has_any_global_hook() or torch.is_autocast_enabled(self._device):
-            return False
-        return self._is_as_recorded() and (not self.has_update or self._has_options()) and self._is_bound()
+        return True
 
     def _is_as_recorded(self) -> bool:
         """Whether modules and loss are those that were recorded, in their modes, without hooks, with the same
