@@ -26,7 +26,8 @@ from tables import gpu, ours, save
 from workloads import WORKLOADS
 
 RESULTS = Path(__file__).parents[1] / "results" / "step-gpu.json"
-NAMES = [REFERENCE, "torch-compile", "torch-reduce-overhead", "jax-jit", "jax-scan", "thalweg", "thalweg-fast"]
+PEERS = ["torch-compile", "torch-reduce-overhead", "jax-jit", "jax-scan"]
+NAMES = [REFERENCE, *PEERS, "thalweg", "thalweg-several", "thalweg-fast"]
 #: So many processes compile at once, each with as many threads; and JAX takes the GPU's memory as it needs it.
 AT_ONCE, SETTINGS = 48, (("TORCHINDUCTOR_COMPILE_THREADS", "1"), ("XLA_PYTHON_CLIENT_PREALLOCATE", "false"))
 

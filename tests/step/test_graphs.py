@@ -456,6 +456,20 @@ def test_arithmetic_of_fewer_digits_is_timed_as_it_will_run() -> None:
     assert torch.get_float32_matmul_precision() == before
 
 
+@on_gpu
+def test_several_updates_by_a_graph_are_as_many_calls() -> None:
+    batches = [(torch.randn(8, 4, device=DEVICE), torch.randint(3, (8,), device=DEVICE)) for _ in range(6)]
+    plan, made = Plan(captured_after=1, batch=((8, 4), (8,))), []
+    for is_at_once in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.Linear(16, 3)).to(DEVICE)
+        with thalweg.fast_step(model, "cross_entropy", adamw(model.parameters()), plan=plan) as step:
+            losses = step.several(batches) if is_at_once else torch.stack([step(*batch) for batch in batches])
+            assert step._step.captured is not None
+        made.append([losses, *(p.detach().clone() for p in model.parameters())])
+    assert all(map(torch.equal, *made))
+
+
 def test_between_steps_products_are_as_they_were() -> None:
     seen: list[str] = []
 

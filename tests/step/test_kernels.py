@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -314,3 +316,14 @@ def test_memory_that_is_kept_goes_back_in_the_end() -> None:
         del large
         kept = resident()
     assert kept - resident() > 128 << 20
+
+
+def test_a_process_that_does_not_close_its_step_ends_without_a_word() -> None:
+    script = """
+import torch, thalweg
+model = torch.nn.Linear(2, 1)
+step = thalweg.fast_step(model, "mse", torch.optim.SGD(model.parameters(), 0.1), plan=thalweg.Plan(keep_memory=True))
+step(torch.ones(4, 2), torch.ones(4, 1))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from thalweg.step.planned import Asked, PlannedStep
 from thalweg.step.planner import TOO_SHORT, Budget, Planner
 from thalweg.step.snapshot import Snapshot
 from thalweg.step.trace import Untraceable
-from thalweg.step.update import Update
+from thalweg.step.update import Clip, Update
 from thalweg.step.whole import Step
 
 KEPT = allocator.is_available()
@@ -117,24 +118,68 @@ def test_a_short_training_stays_eager() -> None:
     step.close()
 
 
-#: threads' gain, updates that follow → whether one thread is taken for a step of 1 ms. A core to compile on is worth
-#: a slower step only where compiling may follow.
-THREADS = [(0.9, 1_000_000, True), (0.75, 1_000_000, False), (0.9, 20, False), (1.1, 20, True)]
+#: gain of one thread, updates that follow, whether there is a compiler → whether it is taken for a step of 1 ms.
+#: A core to compile on is worth a slower step only where compiling may follow.
+THREADS = [
+    (0.95, 1_000_000, True, True),
+    (0.85, 1_000_000, True, False),
+    (0.95, 1_000_000, False, False),
+    (0.95, 20, True, False),
+    (1.1, 20, False, True),
+]
 
 
 @pytest.mark.usefixtures("no_process")
-@pytest.mark.parametrize(("gain", "steps", "is_taken"), THREADS)
+@pytest.mark.parametrize(("gain", "steps", "has_compiler", "is_taken"), THREADS)
 def test_one_thread_leaves_a_core_to_compile_on(
-    gain: float, steps: int, is_taken: bool, times: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+    gain: float,
+    steps: int,
+    has_compiler: bool,
+    is_taken: bool,
+    times: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     times(gain)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(planner, "has_compiler", lambda: has_compiler)
+    assert of_two_threads(monkeypatch, steps).threads == (1 if is_taken else None)
+
+
+def of_two_threads(monkeypatch: pytest.MonkeyPatch, steps: int) -> Plan:
+    """What is chosen before the first update, where torch has two threads."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     step = planned(case("dense"), budget=Budget(steps))
     step.open()
     trained(step, case("dense").batches, 1)
-    assert step.plan.threads == (1 if is_taken else None)
     step.close()
+    return step.plan
+
+
+@pytest.mark.usefixtures("no_process")
+def test_one_thread_is_taken_where_a_program_for_it_is_at_hand(
+    times: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    times(0.95)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(planner, "has_compiler", lambda: True)
+    assert of_two_threads(monkeypatch, 20).threads is None
+    of = case("dense")
+    trained(step := planned(of, by_clock=False), of.batches, 1)
+    library = compiler.cache_directory() / "made.so"
+    library.touch()
+    compiler.remember(step.in_words(of.batches[0], threads=1), library)
+    assert of_two_threads(monkeypatch, 20).threads == 1
+
+
+def taken(budget: Budget) -> PlannedStep:
+    """A step after sixteen updates."""
+    step = planned(case("dense"), budget=budget)
+    step.open()
+    trained(step, case("dense").batches)
+    step.close()
+    return step
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -145,32 +190,74 @@ def test_a_short_training_takes_a_program_that_is_at_hand(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ready(Faithful), times(2.0)
     if is_known:
-        before = planned(case("dense"))
-        before.open()
-        trained(before, case("dense").batches)
-        before.close()
+        assert taken(Budget()).plan.compiled_after is not None
     monkeypatch.setattr(planner, "RECORDING", 2 * planner.SHARE)
-    step = planned(case("dense"), budget=Budget(None, seconds=1.0))
-    step.open()
-    trained(step, case("dense").batches)
-    assert (step.plan.compiled_after is not None) is is_known
-    assert (TOO_SHORT in step.plan.notes) is not is_known
-    step.close()
+    plan = taken(Budget(None, seconds=1.0)).plan  # of which recording is more than a small share
+    assert (plan.compiled_after is not None) is is_known
+    assert (TOO_SHORT in plan.notes) is not is_known
+
+
+def test_a_program_that_was_said_to_be_at_hand_and_is_not_is_not_waited_for(
+    ready: Any, times: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Something that its words do not say is another. It is found once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ready(Faithful), times(2.0)
+    taken(Budget())
+    monkeypatch.setattr(planner, "RECORDING", 2 * planner.SHARE)
+    monkeypatch.setattr(Ready, "was_ready", False)
+    of = case("dense")
+    words = planned(of).in_words(of.batches[0])
+    assert compiler.is_remembered(words)
+    assert taken(Budget(None, seconds=1.0)).plan.notes == (TOO_SHORT,)
+    assert not compiler.is_remembered(words)
 
 
 def test_a_step_in_other_words_is_not_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     of, other = case("dense"), case("dropout")
     words = planned(of).in_words(of.batches[0])
-    compiler.remember(words)
+    library = compiler.cache_directory() / "made.so"
+    compiler.remember(words, library)
+    assert not compiler.is_remembered(words), "the library is not there"
+    library.touch()
     assert compiler.is_remembered(words)
     assert compiler.is_remembered(planned(case("dense")).in_words(of.batches[0])), "of another model of the kind"
     assert not compiler.is_remembered(planned(other).in_words(other.batches[0]))
-    half = tuple(t[:8] for t in of.batches[0])
-    assert not compiler.is_remembered(planned(of).in_words(half))
-    (tmp_path / "thalweg" / "programs").chmod(0o777)
-    compiler.remember(words)
+    assert not compiler.is_remembered(planned(of).in_words(tuple(t[:8] for t in of.batches[0])))
+    clipped = planned(of)
+    clipped.update.clip = Clip(norm=1.0)
+    assert not compiler.is_remembered(clipped.in_words(of.batches[0]))
+    compiler.forget(words)
+    assert not compiler.is_remembered(words)
+    compiler.remember(words, library)
+    compiler.cache_directory().chmod(0o777)
     assert not compiler.is_remembered(words), "others may have written it"
+
+
+class Named(nn.Linear):
+    """Says where one of its parts lies."""
+
+    def extra_repr(self) -> str:
+        return f"part={object()!r}"
+
+
+def test_where_a_part_of_a_model_lies_is_not_among_its_words() -> None:
+    of = case("dense")
+    first, second = (planned(Case(Named(12, 5), of.loss, of.batches)).in_words(of.batches[0]) for _ in range(2))
+    assert first == second
+
+
+def test_a_program_that_is_slower_than_the_step_as_it_was_is_left(ready: Any, times: Callable[[float], None]) -> None:
+    """What was leaned to in its hope counts."""
+    ready(Faithful), times(1.05)
+    step = planned(case("dropout"), budget=Budget())
+    step.open()
+    step.plan = replace(step.plan, gain=0.92)
+    step._planner.has_begun = True  # type: ignore[union-attr]
+    trained(step, case("dropout").batches)
+    assert step.plan.notes == ("The compiled step was not taken: in all a step takes 1.04 times as long as it did.",)
+    step.close()
 
 
 @pytest.mark.usefixtures("no_process")
@@ -367,6 +454,12 @@ class Ready:
     """A compilation that has been made before."""
 
     was_ready = True
+
+    @property
+    def path(self) -> Path:
+        library = compiler.cache_directory() / "made.so"
+        library.touch()
+        return library
 
     def is_done(self) -> bool:
         return True

@@ -50,6 +50,34 @@ def of_vectors(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     return one, v.sum(dtype=torch.float64) * 2
 
 
+def written_under_another_name(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    one, two = c.double() + 1, c.double() + 1
+    two.detach().mul_(2)
+    return v * one, v * two
+
+
+def raised_with_another_name(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    exact = c.double()
+    alias = exact.detach()
+    exact += 1
+    return v * exact, v * alias
+
+
+def a_place_of_a_vector(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    exact = v.double()
+    place = exact[1]
+    one = v * (place * 2)
+    exact.add_(1)
+    return one, v * (place * 2)
+
+
+def seen_as_a_vector(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    exact = c.double() * 1
+    one = v * (exact * 2)
+    exact.view(1).add_(1)
+    return one, v * (exact * 2)
+
+
 def drawn(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     return v * torch.rand_like(c, dtype=torch.float64), v * torch.rand_like(c, dtype=torch.float64)
 
@@ -69,7 +97,18 @@ def called(graph: GraphModule) -> list[Tensor]:
     return [*graph(count, values), count, values]
 
 
-FUNCTIONS = [raised, changed_between, changed_where_it_is_held, each_of_its_own, of_vectors, drawn]
+FUNCTIONS = [
+    raised,
+    changed_between,
+    changed_where_it_is_held,
+    each_of_its_own,
+    of_vectors,
+    written_under_another_name,
+    raised_with_another_name,
+    a_place_of_a_vector,
+    seen_as_a_vector,
+    drawn,
+]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)

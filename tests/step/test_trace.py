@@ -144,6 +144,18 @@ def test_the_record_of_a_rule_is_the_rule(name: str) -> None:
     assert traced.has_update
 
 
+def test_a_count_in_double_precision_is_raised_once() -> None:
+    """One count stands for all that are equal: it is copied, whatever its dtype."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        step, twin = (step_of(network(), RULES["adam"]) for _ in range(2))
+        assert_replays(step, twin, batches(4))
+        (count,) = {float(values["step"]) for values in twin.update.optimizer.state.values()}
+        assert count == 4 == float(next(iter(step.update.optimizer.state.values()))["step"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "nadam", "radam", "asgd"])
 def test_a_rate_that_moves_is_an_argument(name: str) -> None:
     data = batches()

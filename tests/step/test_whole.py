@@ -226,7 +226,7 @@ def test_several_updates_of_a_fast_step_and_what_they_refuse() -> None:
         fast_step(n, "cross_entropy", torch.optim.SGD(n.parameters(), lr=0.1), plan="eager") for n in (network, twin)
     )
     batches = [(x[i : i + 4], y[i : i + 4]) for i in range(0, 12, 4)]
-    found = step.several(batch for batch in batches)
+    found = step.several(list(batch) for batch in batches)  # as a loader gives them
     assert torch.equal(found, torch.stack([other(*batch) for batch in batches]))
     assert found.shape == (3,) and not found.requires_grad
     before = [p.clone() for p in network.parameters()]

@@ -40,7 +40,7 @@ FORMAT = 1
 _PROGRAM = "import sys; from thalweg.step.compiler import main; main(sys.argv[1])"
 #: A process that has not ended by then is given up [s].
 TIMEOUT = 900.0
-#: Programs after which torch's headers are compiled ahead: that takes as long as three programs are the sooner made.
+#: Programs after which torch's headers are compiled ahead: it takes 16 s, and saves 5 of each program that follows.
 HEADERS_AFTER = 3
 #: Politeness of the process towards the training that it serves.
 NICENESS = 5
@@ -204,23 +204,29 @@ def _hash(what: Any) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
 
 
-def remember(step: Any) -> None:
-    """Note that a compiled step was taken for what `step` says in words: the next training of it knows so before it
-    records its own.
+def remember(step: str, library: Path) -> None:
+    """Note which library was taken for what `step` says in words: the next training of it knows so before it records
+    its own.
     """
     with contextlib.suppress(CompileFailed, OSError):
-        _mark(step).touch(mode=0o600)
+        _put(_mark(step), library.name.encode())
 
 
-def is_remembered(step: Any) -> bool:
-    """Whether a compiled step was taken for such a one before, and so most likely is at hand."""
+def is_remembered(step: str) -> bool:
+    """Whether a compiled step was taken for such a one before and is still there: it most likely fits."""
     try:
-        return _mark(step).exists()
-    except (CompileFailed, OSError):
+        return (cache_directory() / _mark(step).read_text()).is_file()
+    except (CompileFailed, OSError, ValueError):
         return False
 
 
-def _mark(step: Any) -> Path:
+def forget(step: str) -> None:
+    """It did not fit."""
+    with contextlib.suppress(CompileFailed, OSError):
+        _mark(step).unlink(missing_ok=True)
+
+
+def _mark(step: str) -> Path:
     return cache_directory() / f"taken-{_hash((FORMAT, step, torch.__version__, _processor()))}"
 
 
@@ -271,14 +277,16 @@ def _of_torch(name: str) -> Any:
     return getattr(torch, name)
 
 
+def _as_word(value: Any) -> tuple[Any, ...]:
+    return _of_torch, (str(value).removeprefix("torch."),)
+
+
 class _Pickler(pickle.Pickler):
     """Writes words of torch's as such. Without it `torch.preserve_format` becomes the attribute `torch` of the first
     module in this process that has one, which the other process would import: a part of the user's program.
     """
 
-    dispatch_table = copyreg.dispatch_table.copy()
-    for kind in (torch.memory_format, torch.layout):
-        dispatch_table[kind] = lambda word: (_of_torch, (str(word).removeprefix("torch."),))
+    dispatch_table = copyreg.dispatch_table | dict.fromkeys((torch.memory_format, torch.layout), _as_word)
 
 
 @dataclass(frozen=True, slots=True)

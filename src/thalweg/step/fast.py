@@ -95,31 +95,26 @@ class FastStep:
 
     def __call__(self, x: Any, y: Any = None) -> Tensor:
         """Make one update; returns the loss on the batch before it, a detached scalar."""
-        if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-            _check_tensors(x, y)
+        _check_tensors(x, y)
         if not self._is_prepared:
             self.prepare(x, y)
         return self._step((x, y))
 
-    def several(self, batches: Iterable[tuple[Any, Any]]) -> Tensor:
+    def several(self, batches: Iterable[Any]) -> Tensor:
         """Make an update from each of the batches `(x, y)`, one right after the other; returns the loss on each before
         its update, of shape `[batches]`.
 
-        The same as as many calls, and faster where steps are small: whether model and rule are as they were is looked
-        at once, for nobody else is at work meanwhile. All batches are taken before the first update.
+        The same as calling for each, and faster where steps are small: whether model and rule are what the program was
+        made for is checked once a call instead of before each update. All batches are taken before the first update, so
+        there must be an end of them. Of a model that returns its loss a batch is `(x, None)`.
 
         Raises:
             ValueError: there is no batch.
-            TypeError: what is no pair of tensors.
+            TypeError: a batch is no pair, or holds arrays that are no tensors; no update was made.
         """
-        taken = list(batches)
+        taken = [_pair(batch) for batch in batches]
         if not taken:
             raise ValueError("several takes at least one batch (x, y), got none")
-        for batch in taken:
-            if type(batch) is not tuple or len(batch) != 2:
-                raise TypeError(f"several takes batches (x, y), got {_named(batch)} among them")
-            if not (isinstance(batch[0], Tensor) and isinstance(batch[1], Tensor)):
-                _check_tensors(*batch)
         if not self._is_prepared:
             self.prepare(*taken[0])
         return torch.stack(self._step.several(taken))
@@ -148,11 +143,18 @@ class FastStep:
         self.close()
 
 
-def _named(batch: Any) -> str:
-    return f"a tuple of {len(batch)}" if type(batch) is tuple else f"a {type(batch).__name__}"
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """A batch of several; loaders give lists."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        what = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+        raise TypeError(f"several takes batches (x, y), got {what} among them")
+    x, y = batch
+    _check_tensors(x, y)
+    return x, y
 
 
 def _check_tensors(x: Any, y: Any) -> None:
     """Refuse arrays: of what dtype and on which device their tensors are is for the loop to say."""
-    if any(True for _ in leaves((x, y), np.ndarray)):
+    is_usual = isinstance(x, Tensor) and isinstance(y, Tensor)
+    if not is_usual and any(True for _ in leaves((x, y), np.ndarray)):
         raise TypeError("step takes tensors of the model's dtype, got a NumPy array: give torch.from_numpy(x)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from thalweg.step import graphs
 from thalweg.step.backward import BatchLoss, Watcher
 from thalweg.step.batches import Parts
-from thalweg.step.compiler import Compilation, CompileFailed
+from thalweg.step.compiler import Compilation, CompileFailed, Shape
 from thalweg.step.data import Batch, shapes
 from thalweg.step.forward import Forward
 from thalweg.step.graphs import Graph, fused, live, placed
@@ -84,7 +85,7 @@ class PlannedStep(Step):
         """On a GPU the step as one graph of kernels, until it is compiled."""
         self.compilation: Compilation | None = None
         self._at_work: Program | None = None
-        """The program that has made the last update, all of it, where no other will follow it."""
+        """The program that made the last update; only where the plan is settled and the rule is part of the program."""
         self._traced: Traced | None = None
         self._changed = changed
         self._layout: layout.Layout | None = None
@@ -124,6 +125,7 @@ class PlannedStep(Step):
         if self.compilation is not None:
             self.compilation.stop()
         self.program = self.captured = self.compilation = self._traced = self._planner = self._postponed = None
+        self._at_work = None
         if self._layout is not None:
             self._layout.undo()
             self._layout = None
@@ -213,7 +215,7 @@ class PlannedStep(Step):
                 self.number += 1
                 losses.append(self.by_program(program, laid))
             else:
-                losses.append(self(batch))
+                losses.append(self(laid))
         return losses
 
     def _update_once(self, batch: Batch | Parts, probe: Probe | None, watcher: Watcher | None) -> Tensor:
@@ -406,14 +408,16 @@ class PlannedStep(Step):
             library.unlink(missing_ok=True)  # the next one makes it anew
             raise CompileFailed(f"what was made cannot be loaded ({str(error).strip().splitlines()[0]})") from error
 
-    def in_words(self, batch: Batch) -> tuple[Any, ...]:
+    def in_words(self, batch: Batch, threads: int | None = None) -> str:
         """What is known of a step without recording it: most steps of the same description have the same program."""
         rule, loss = self.update.optimizer, self.loss
         sizes = [(tuple(p.shape), p.dtype, p.requires_grad) for p in self.update.parameters]
-        return (
-            str(self.forward.model), sizes, type(rule).__qualname__, options_of(rule), getattr(loss, "name", None),
-            shapes(batch), torch.get_num_threads(), self.plan.layout, str(self.arithmetic), self.asked.outputs,
+        known = (
+            str(self.forward.model), sizes, type(rule).__qualname__, options_of(rule), self.update.clip,
+            getattr(loss, "name", None), list(map(Shape.of, leaves(batch))), threads or torch.get_num_threads(),
+            self.plan.layout, self.arithmetic, self.asked.outputs,
         )  # fmt: skip
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(known))  # in another process the same thing lies elsewhere
 
     @property
     def num_operations(self) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.step.batches import Parts
-from thalweg.step.compiler import CompileFailed, is_remembered, remember
+from thalweg.step.compiler import CompileFailed, forget, has_compiler, is_remembered, remember
 from thalweg.step.data import Batch, shapes
 from thalweg.step.kernels import layout
 from thalweg.step.plan import Plan
@@ -49,15 +49,13 @@ WAITING = 0.08
 WORTH = 0.97
 #: Steps below this many seconds are tried with one thread: they do not fill several.
 SMALL = 2e-3
-#: Channels last is taken also where the eager step is slower by this factor: the compiled step gains more by it.
+#: Channels last and one thread are taken also where the eager step is slower by this factor: by the first the compiled
+#: step gains more than an eager one, and the second leaves a core to compile on.
 LEANING = 1.1
-#: The same of one thread where compiling may follow: it leaves a core to compile on.
-LEANING_TO_ONE = 1.25
-#: Of a training that lasts this many times as long as its compiling, a compiled step that was worked out beside it
-#: serves half.
-TWICE = 0.5
-#: What recording a step and trying what was made of it takes [s]; and the share of a training that it may take where
-#: the program is most likely at hand: half of the rest is gained.
+#: Share of a training that compiling beside it may last: of one that is twice as long, the program serves half.
+BESIDE = 0.5
+#: Seconds that recording a step and trying its program take; and the share of a training that they may take where the
+#: program is most likely at hand already, so that nothing else is spent on it.
 RECORDING, AT_HAND = 0.3, 0.15
 #: What capturing a step on a GPU and trying it takes [s]; it is worth twice as much training (docs/plan.md).
 CAPTURING = 0.5
@@ -143,8 +141,8 @@ class Planner:
             if can_lie and self.budget.allows(10 * plain, 0, plain):
                 ways.append(("channels last", {"layout": "channels_last"}, 0.0, LEANING))
             if plain < SMALL and torch.get_num_threads() > 1 and self._is_cpu:
-                may_follow = self.budget.allows(compile_seconds(0), 0, plain, share=TWICE)
-                ways.append(("one thread", {"threads": 1}, 10 * plain, LEANING_TO_ONE if may_follow else WORTH))
+                worth = LEANING if self._may_compile(batch, plain) else WORTH
+                ways.append(("one thread", {"threads": 1}, 10 * plain, worth))
             for name, changed, seconds, worth in ways:
                 try:
                     plan = self._faster(plan, replace(plan, **changed), batch, seconds, worth)
@@ -155,6 +153,13 @@ class Planner:
         finally:
             snapshot.restore()
         step.tell(plan)
+
+    def _may_compile(self, batch: Batch, plain: float) -> bool:
+        """Whether a program on one thread may follow: there is time to make it, or it is at hand."""
+        if self.step.constrained or not has_compiler():
+            return False
+        is_long = self.budget.allows(compile_seconds(0), 0, plain, share=BESIDE)
+        return is_long or is_remembered(self.step.in_words(batch, threads=1))
 
     @property
     def _is_cpu(self) -> bool:
@@ -195,8 +200,9 @@ class Planner:
         if not self._is_cpu:
             self._capture_and_compile(batch, eager)
             return
-        share = AT_HAND if is_remembered(step.in_words(batch)) else SHARE
-        if not self.budget.allows(RECORDING, step.number, eager, least=0.0, share=share):
+        is_long = self.budget.allows(RECORDING, step.number, eager, least=0.0)
+        may_record = is_long or self.budget.allows(RECORDING, step.number, eager, least=0.0, share=AT_HAND)
+        if not may_record or not (is_long or is_remembered(step.in_words(batch))):
             step.settle(note=TOO_SHORT)
             return
         if not self._is_usual(batch):
@@ -209,6 +215,11 @@ class Planner:
             return
         assert step.compilation is not None
         spent, is_ready = time.perf_counter() - started, step.compilation.was_ready
+        if not (is_long or is_ready):
+            forget(step.in_words(batch))
+            step.compilation.stop()
+            step.settle(note=TOO_SHORT)
+            return
         cost = spent + (0.0 if is_ready else compile_seconds(step.num_operations))
         can_wait = self.budget.allows(cost, step.number, eager, share=WAITING)
         if can_wait and (is_ready or self.is_ahead or self._must_wait()):
@@ -368,8 +379,8 @@ class Planner:
             step.settle(note=f"The compiled step was not taken: {reason}.")
             return
         step.program, step.captured = program, None
-        if self._is_cpu:
-            remember(step.in_words(batch))
+        if step.compilation is not None:
+            remember(step.in_words(batch), step.compilation.path)
         now = replace(
             step.plan,
             compiled_after=step.number,
@@ -409,7 +420,11 @@ class Planner:
         finally:
             snapshot.restore()
         gain = ratio(times, "plain", "program")
-        return (None if gain * WORTH > 1 else f"it takes {1 / gain:.2f} times as long as the plain one"), gain
+        if gain * WORTH <= 1:
+            return f"it takes {1 / gain:.2f} times as long as the plain one", gain
+        if (total := gain * (step.plan.gain or 1.0)) * WORTH <= 1:  # in a layout or on a thread that was leaned to
+            return f"in all a step takes {1 / total:.2f} times as long as it did", gain
+        return None, gain
 
 
 def compile_seconds(operations: int) -> float:

@@ -91,10 +91,10 @@ def _is_scalar(node: Node) -> bool:
 def _share_scalars(graph: GraphModule) -> None:
     """What a rule computes of one count, once for each parameter, is computed once for all."""
     _count_in_new_places(graph)
-    changed = {node for user in graph.graph.nodes for node in _written_over(user)}
+    changed = {_origin(node) for user in graph.graph.nodes for node in _written_over(user)}
     known: dict[Any, Node] = {}
     for node in list(graph.graph.nodes):
-        if any(map(_is_number, _written_over(node))):
+        if any(_is_number(_origin(written)) for written in _written_over(node)):
             known.clear()  # what was computed of it before is another number
         elif _is_scalar(node) and node not in changed and _follows_from_numbers(node):
             first = known.setdefault((node.target, node.args, tuple(node.kwargs.items())), node)
@@ -114,11 +114,28 @@ def _written_over(node: Node) -> list[Node]:
     return found
 
 
+def _shares_memory(node: Node) -> bool:
+    """Whether an operation's result is its first argument under another name: a view, or what was changed in place."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.args or not isinstance(node.args[0], Node):
+        return False
+    return any(result.alias_info is not None for result in node.target._schema.returns)
+
+
+def _origin(node: Node) -> Node:
+    """Whose memory it is."""
+    while _shares_memory(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
 def _follows_from_numbers(node: Node) -> bool:
-    """Whether the same operation on the same numbers gives the same."""
+    """Whether the same operation on the same numbers gives the same, in memory of its own."""
     if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
         return False
-    return bool(node.all_input_nodes) and all(map(_is_number, node.all_input_nodes))
+    inputs = node.all_input_nodes
+    if _shares_memory(node) or not inputs or any(map(_shares_memory, inputs)):
+        return False
+    return all(map(_is_number, inputs))
 
 
 def _count_in_new_places(graph: GraphModule) -> None:
@@ -127,9 +144,13 @@ def _count_in_new_places(graph: GraphModule) -> None:
     apart = {aten.add_.Tensor: aten.add.Tensor, aten.mul_.Tensor: aten.mul.Tensor}
     places = {node: place for place, node in enumerate(graph.graph.nodes)}
     for node in places:
-        if node.target in apart and _is_scalar(node) and node.args[0].target is aten._to_copy.default:
+        if node.target not in apart or not _is_scalar(node):
+            continue
+        copied = node.args[0]
+        has_other_names = any(_shares_memory(user) and user is not node for user in copied.users)
+        if copied.target is aten._to_copy.default and not has_other_names:
             node.target = apart[node.target]
-            node.args[0].replace_all_uses_with(node, lambda user: places[user] > places[node])  # noqa: B023 (called here)
+            copied.replace_all_uses_with(node, lambda user: places[user] > places[node])  # noqa: B023 (called here)
 
 
 def _hold_scalars(graph: GraphModule) -> None:

@@ -238,7 +238,7 @@ class _Recorder:
                 count = (name, float(optimizer.state[p][name]))
                 first, owner = equals.setdefault(count, (value, p))
                 self.shared.append((name, owner, p))
-                scalars.append((value, first.double()))
+                scalars.append((value, first.to(torch.float64, copy=True)))
                 value = scalars[-1][1]
             twin.state[stands[id(p)]][name] = value
         plain = {"fused": None, "foreach": False, "capturable": True}

@@ -41,11 +41,12 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                _set(library, _LOWERED)
-                library.malloc_trim(0)
+        if _lock is not None:  # as at the end of a process that has not closed its step
+            with _lock:
+                _users -= 1
+                if not _users:
+                    _set(library, _LOWERED)
+                    library.malloc_trim(0)
 
 
 def _set(library: ctypes.CDLL, values: dict[int, int]) -> None:
