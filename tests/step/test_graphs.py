@@ -385,9 +385,9 @@ def test_a_race_is_run_by_graphs() -> None:
 
 
 def test_a_compiled_step_is_made_for_the_strides_that_it_is_captured_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows with gaps between them, as of `tokens[:, :-1]`, are copied without."""
-    of = case("transformer")
-    batch = of.batches[0]
+    """What has gaps, as `tokens[:, :-1]` has between its rows, is copied without."""
+    of = moved(case("transformer"))
+    batch = mapped(lambda t: torch.stack([t, t], -1)[..., 0], of.batches[0])
     assert not batch[0].is_contiguous()
     strides: dict[str, list[Any]] = {}
     step = PlannedStep(Forward(of.model), of.loss, Update(adamw(of.model.parameters())), Asked(plan=Plan()))
