@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +163,14 @@ def test_one_thread_is_taken_where_a_program_for_it_is_at_hand(
     times(0.95)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(planner, "has_compiler", lambda: True)
-    assert of_two_threads(monkeypatch, 20).threads is None
+    assert of_two_threads(monkeypatch, 5000).threads is None
     of = case("dense")
     trained(step := planned(of, by_clock=False), of.batches, 1)
     library = compiler.cache_directory() / "made.so"
     library.touch()
     compiler.remember(step.in_words(of.batches[0], threads=1), library)
-    assert of_two_threads(monkeypatch, 20).threads == 1
+    assert of_two_threads(monkeypatch, 5000).threads == 1
+    assert of_two_threads(monkeypatch, 20).threads is None, "too short to record it"
 
 
 def taken(budget: Budget) -> PlannedStep:
@@ -236,28 +236,26 @@ def test_a_step_in_other_words_is_not_remembered(monkeypatch: pytest.MonkeyPatch
 
 
 class Named(nn.Linear):
-    """Says where one of its parts lies."""
+    """Says where one of its parts lies; or cannot say anything."""
+
+    part: Any = None
 
     def extra_repr(self) -> str:
-        return f"part={object()!r}"
+        if self.part is None:
+            raise ArithmeticError("halfway")
+        return f"part={self.part!r}"
 
 
-def test_where_a_part_of_a_model_lies_is_not_among_its_words() -> None:
-    of = case("dense")
-    first, second = (planned(Case(Named(12, 5), of.loss, of.batches)).in_words(of.batches[0]) for _ in range(2))
-    assert first == second
-
-
-def test_a_program_that_is_slower_than_the_step_as_it_was_is_left(ready: Any, times: Callable[[float], None]) -> None:
-    """What was leaned to in its hope counts."""
-    ready(Faithful), times(1.05)
-    step = planned(case("dropout"), budget=Budget())
-    step.open()
-    step.plan = replace(step.plan, gain=0.92)
-    step._planner.has_begun = True  # type: ignore[union-attr]
-    trained(step, case("dropout").batches)
-    assert step.plan.notes == ("The compiled step was not taken: in all a step takes 1.04 times as long as it did.",)
-    step.close()
+def test_where_a_part_of_a_model_lies_is_not_among_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    of, models = case("dense"), [Named(12, 5) for _ in range(3)]
+    models[0].part, models[1].part = object(), object()
+    first, second, nothing = (planned(Case(model, of.loss, of.batches)).in_words(of.batches[0]) for model in models)
+    assert first == second != ""
+    assert nothing == ""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (library := compiler.cache_directory() / "made.so").touch()
+    compiler.remember(nothing, library)
+    assert not compiler.is_remembered(nothing)
 
 
 @pytest.mark.usefixtures("no_process")

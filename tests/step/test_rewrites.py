@@ -71,6 +71,14 @@ def a_place_of_a_vector(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     return one, v * (place * 2)
 
 
+def one_of_a_vector(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    exact = v.double()
+    place, *_ = exact.unbind()
+    one = v * (place * 2)
+    exact.add_(1)
+    return one, v * (place * 2)
+
+
 def seen_as_a_vector(c: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     exact = c.double() * 1
     one = v * (exact * 2)
@@ -106,6 +114,7 @@ FUNCTIONS = [
     written_under_another_name,
     raised_with_another_name,
     a_place_of_a_vector,
+    one_of_a_vector,
     seen_as_a_vector,
     drawn,
 ]

@@ -175,9 +175,9 @@ def cache_directory() -> Path:
     Raises:
         CompileFailed: it belongs to somebody else, or cannot be made.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(base) / "thalweg" / "programs"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        directory = Path(base) / "thalweg" / "programs"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.stat()
     except (OSError, RuntimeError) as error:
@@ -209,13 +209,14 @@ def remember(step: str, library: Path) -> None:
     its own.
     """
     with contextlib.suppress(CompileFailed, OSError):
-        _put(_mark(step), library.name.encode())
+        if step:
+            _put(_mark(step), library.name.encode())
 
 
 def is_remembered(step: str) -> bool:
     """Whether a compiled step was taken for such a one before and is still there: it most likely fits."""
     try:
-        return (cache_directory() / _mark(step).read_text()).is_file()
+        return bool(step) and (cache_directory() / _mark(step).read_text()).is_file()
     except (CompileFailed, OSError, ValueError):
         return False
 

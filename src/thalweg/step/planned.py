@@ -409,15 +409,21 @@ class PlannedStep(Step):
             raise CompileFailed(f"what was made cannot be loaded ({str(error).strip().splitlines()[0]})") from error
 
     def in_words(self, batch: Batch, threads: int | None = None) -> str:
-        """What is known of a step without recording it: most steps of the same description have the same program."""
+        """What is known of a step without recording it: most steps of the same description have the same program.
+
+        Empty where nothing can be said.
+        """
         rule, loss = self.update.optimizer, self.loss
         sizes = [(tuple(p.shape), p.dtype, p.requires_grad) for p in self.update.parameters]
-        known = (
-            str(self.forward.model), sizes, type(rule).__qualname__, options_of(rule), self.update.clip,
-            getattr(loss, "name", None), list(map(Shape.of, leaves(batch))), threads or torch.get_num_threads(),
-            self.plan.layout, self.arithmetic, self.asked.outputs,
-        )  # fmt: skip
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(known))  # in another process the same thing lies elsewhere
+        try:
+            known = (
+                str(self.forward.model), sizes, type(rule).__qualname__, options_of(rule), self.update.clip,
+                getattr(loss, "name", None), list(map(Shape.of, leaves(batch))), threads or torch.get_num_threads(),
+                self.plan.layout, self.arithmetic, self.asked.outputs,
+            )  # fmt: skip
+            return re.sub(r" at 0x[0-9a-f]+", "", repr(known))  # in another process the same thing lies elsewhere
+        except Exception:  # whatever a model of the user's says of itself
+            return ""
 
     @property
     def num_operations(self) -> int:

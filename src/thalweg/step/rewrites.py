@@ -116,6 +116,8 @@ def _written_over(node: Node) -> list[Node]:
 
 def _shares_memory(node: Node) -> bool:
     """Whether an operation's result is its first argument under another name: a view, or what was changed in place."""
+    if node.target is operator.getitem:
+        return True  # one of several results, which may be views
     if not isinstance(node.target, torch._ops.OpOverload) or not node.args or not isinstance(node.args[0], Node):
         return False
     return any(result.alias_info is not None for result in node.target._schema.returns)
