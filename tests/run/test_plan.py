@@ -148,6 +148,7 @@ class Ready:
     """A compilation that has been made before."""
 
     was_ready = True
+    path = Path("made.so")
 
     def stop(self) -> None: ...
 
