@@ -5,7 +5,6 @@ Images come channels last, as XLA's convolutions on CPUs want them; the LSTM pro
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax import numpy as jnp
-from worker import Contender, Stepping
+from worker import AtOnce, Contender, Stepping
 from workloads import BLOCKS, CHARACTERS, CLASSES, HEADS, LAYERS, LEARNING_RATE, STAGES, WIDTH, Workload
 
 Tree = Any
@@ -265,8 +264,10 @@ def jit(workload: Workload) -> Make:
     return make
 
 
-class Scanned:
+class Scanned(AtOnce):
     """Fifty steps in one program."""
+
+    number = SCANNED
 
     def __init__(self, workload: Workload) -> None:
         self.batches = tuple(jnp.asarray(part) for part in batches(workload, SCANNED))
@@ -274,23 +275,12 @@ class Scanned:
         step = partial(train, MODELS[workload.name])
         self.compiled = jax.jit(lambda carried, batches: lax.scan(step, carried, batches), donate_argnums=0)
 
-    def _fifty(self) -> jax.Array:
+    def call(self) -> jax.Array:
         self.carried, losses = self.compiled(self.carried, self.batches)
         return losses
 
-    def losses(self, steps: int) -> list[float]:
-        found: list[float] = []
-        while len(found) < steps:
-            found += self._fifty().tolist()
-        return found
-
-    def seconds(self, steps: int) -> float:
-        times = max(1, round(steps / SCANNED))
-        started = time.perf_counter()
-        for _ in range(times):
-            losses = self._fifty()
+    def wait(self, losses: jax.Array) -> None:
         jax.block_until_ready((self.carried, losses))
-        return (time.perf_counter() - started) / (times * SCANNED)
 
 
 def scan(workload: Workload) -> Make:

@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch_models
-from worker import Contender, Stepping
+from worker import AtOnce, Contender, Stepping
 from workloads import LEARNING_RATE, Workload
 
 STEPS_TO_COME = None
 """Of a long training: what compiling costs is not the question here, and stands beside the figures."""
 
 
-AT_ONCE = 50
-"""As many as JAX's scan takes."""
+class Several(AtOnce, Stepping):
+    """As many batches with each call as JAX's scan takes."""
 
+    number = 50
 
-class Several(Stepping):
-    """Fifty batches with each call."""
-
-    def _fifty(self) -> torch.Tensor:
-        losses: torch.Tensor = self.step.several(itertools.islice(self.batches, AT_ONCE))
+    def call(self) -> torch.Tensor:
+        losses: torch.Tensor = self.step.several(itertools.islice(self.batches, self.number))
         return losses
-
-    def losses(self, steps: int) -> list[float]:
-        found: list[float] = []
-        while len(found) < steps:
-            found += self._fifty().tolist()
-        return found
-
-    def seconds(self, steps: int) -> float:
-        times = max(1, round(steps / AT_ONCE))
-        started = time.perf_counter()
-        for _ in range(times):
-            losses = self._fifty()
-        self.wait(losses)
-        return (time.perf_counter() - started) / (times * AT_ONCE)
 
 
 def _stepping(workload: Workload, kind: type[Stepping] = Stepping, **options: Any) -> Callable[[], Contender]:

@@ -67,6 +67,33 @@ class Stepping:
         return (time.perf_counter() - started) / steps
 
 
+class AtOnce:
+    """A contender that trains many steps with each call."""
+
+    number: int
+
+    def call(self) -> Any:
+        """Train `number` steps; the losses, an array that has `tolist`."""
+        raise NotImplementedError
+
+    def wait(self, losses: Any) -> None:
+        """Until they are computed, where a framework returns before."""
+
+    def losses(self, steps: int) -> list[float]:
+        found: list[float] = []
+        while len(found) < steps:
+            found += self.call().tolist()
+        return found
+
+    def seconds(self, steps: int) -> float:
+        times = max(1, round(steps / self.number))
+        started = time.perf_counter()
+        for _ in range(times):
+            losses = self.call()
+        self.wait(losses)
+        return (time.perf_counter() - started) / (times * self.number)
+
+
 def first(contender: Callable[[], Contender], steps: int) -> tuple[Contender, dict[str, Any]]:
     started = time.perf_counter()
     made = contender()
