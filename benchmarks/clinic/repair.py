@@ -17,8 +17,8 @@ inputs standardised), `random` makes one change of ours, drawn at random, at the
     cost         updates, those of trials included, beside the reference's
 
 Seeds are others than those that truth and diagnosis are of. What each run came to stands in
-benchmarks/results/clinic-repair-runs.json and is made again where the configuration has changed, or `VERSION`: a run of
-this program that was cut off, or moved to another machine, goes on where it stopped. What the references came to stands
+benchmarks/results/clinic-repair-runs.json and is made again where the configuration has changed, or, of arms that make
+our repairs, `VERSION`: a run of this program that was cut off, or moved to another machine, goes on where it stopped. What the references came to stands
 in clinic-truths.json beside it, and is taken from there where they are not recorded here.
 """
 
@@ -54,26 +54,34 @@ from tables import machine, ours, save
 
 FILE, RUNS, TRUTHS = (RESULTS / f"clinic-{name}.json" for name in ("repair", "repair-runs", "truths"))
 VERSION = 20
+"""Of our repairs: a run of an arm that makes them is of the version it was made with."""
 APART = (
     "12-few-examples", "12-noise-learned", "16-labels-shuffled", "16-too-few-epochs", "16-detached",
 )  # fmt: skip
 """Faults that no repair of a training reaches: what is missing is in the data, the time or the code around it."""
 OTHERS = ("default", "random", "autotrainer")
 """Arms of sick runs alone."""
+OURS = ("safe", "full", "random")
+"""Arms that make our repairs."""
 SETTINGS = {"fit", "rate", "rate_factor", "options", "small_batches", "certified"}
 """Changes of the clinic that make a training sick by its settings alone: what `safe` may touch."""
 
 
 def runs_of_now(file: Path = RUNS) -> Table:
     """The runs that are known."""
-    return Table(file, ("configuration", "arm", "seed"), {"version": VERSION})
+    return Table(file, ("configuration", "arm", "seed"), {})
+
+
+def mark(c: Configuration, arm: str) -> str:
+    """What a run follows from: its configuration, and our repairs where the arm makes them."""
+    return c.fingerprint() + (f"/{VERSION}" if arm in OURS else "")
 
 
 def cell(c: Configuration, arm: str, seed: int, outcome: dict[str, Any]) -> Cell:
     """What is kept of a run: its final score, its updates and what was done to it."""
     scores = hashlib.sha256(json.dumps(outcome["scores"]).encode()).hexdigest()[:12]
     return {
-        "configuration": c.name, "arm": arm, "seed": seed, "fingerprint": c.fingerprint(),
+        "configuration": c.name, "arm": arm, "seed": seed, "fingerprint": mark(c, arm),
         "score": truth.final(outcome, outcome["chance"]), "scores": scores,
         "updates": outcome["updates"] + outcome.get("tried_steps", 0),
         "actions": [action[:3] for action in outcome.get("actions", ())], "findings": outcome.get("findings", []),
@@ -96,7 +104,7 @@ def made(name: str, arm: str, seed: int, data: Path) -> Cell:
 def known(runs: Table, c: Configuration, arm: str, seed: int) -> Cell | None:
     """A run that was made by the configuration as it is; one that was let go may have been recorded."""
     found = runs.cells.get((c.name, arm, seed))
-    if found is not None and found["fingerprint"] == c.fingerprint():
+    if found is not None and found["fingerprint"] == mark(c, arm):
         return found
     if arm == "off" and (recorded := recording.outcome(c.name, seed, c.fingerprint())) is not None:
         runs.add(cell(c, arm, seed, recorded))
