@@ -18,8 +18,9 @@ inputs standardised), `random` makes one change of ours, drawn at random, at the
 
 Seeds are others than those that truth and diagnosis are of. What each run came to stands in
 benchmarks/results/clinic-repair-runs.json and is made again where the configuration has changed, or, of arms that make
-our repairs, `VERSION`: a run of this program that was cut off, or moved to another machine, goes on where it stopped. What the references came to stands
-in clinic-truths.json beside it, and is taken from there where they are not recorded here.
+our repairs, `VERSION`: a run of this program that was cut off, or moved to another machine, goes on where it stopped.
+What the references came to stands in clinic-truths.json beside it, and is taken from there where they are not recorded
+here.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from cells import RESULTS, Cell, Table
 from tables import machine, ours, save
 
 FILE, RUNS, TRUTHS = (RESULTS / f"clinic-{name}.json" for name in ("repair", "repair-runs", "truths"))
-VERSION = 20
+VERSION = 21
 """Of our repairs: a run of an arm that makes them is of the version it was made with."""
 APART = (
     "12-few-examples", "12-noise-learned", "16-labels-shuffled", "16-too-few-epochs", "16-detached",
@@ -61,8 +62,8 @@ APART = (
 """Faults that no repair of a training reaches: what is missing is in the data, the time or the code around it."""
 OTHERS = ("default", "random", "autotrainer")
 """Arms of sick runs alone."""
-OURS = ("safe", "full", "random")
-"""Arms that make our repairs."""
+OURS = ("safe", "full", "default", "random")
+"""Arms that make changes of ours."""
 SETTINGS = {"fit", "rate", "rate_factor", "options", "small_batches", "certified"}
 """Changes of the clinic that make a training sick by its settings alone: what `safe` may touch."""
 

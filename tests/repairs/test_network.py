@@ -94,10 +94,21 @@ def test_he_glorot_and_orthogonal_weights() -> None:
             assert float(layer.weight.detach().std()) == pytest.approx(
                 deviation, rel=6 / math.sqrt(2 * layer.weight.numel())
             )
-            assert not layer.bias.any()
+            bound = 0.0 if layer is last else layer.in_features**-0.5
+            assert float(layer.bias.detach().abs().max()) <= bound
+            assert float(layer.bias.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.2)
     made(case, "initialise", method="orthogonal")
     torch.testing.assert_close(first.weight.T @ first.weight, 2 * torch.eye(400), atol=1e-4, rtol=0)
     torch.testing.assert_close(second.weight @ second.weight.T, torch.eye(400), atol=1e-4, rtol=0)
+
+
+def test_a_drawn_network_of_tanh_is_not_odd() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    x = torch.randn(64, 2)
+    made(body(model, x, torch.zeros(64, 1)), "initialise", method="glorot")
+    even = (model(x) + model(-x)).square().mean()
+    assert even > 0.05 * model(x).square().mean()
 
 
 def test_recurrent_weights() -> None:
@@ -408,6 +419,20 @@ def test_images_that_are_moved_can_still_be_standardised() -> None:
     made(case, "augment_images")
     after = CHANGES["standardise_inputs"].words(case)
     assert before is not None and after == {**before, "where": "0.layer"}
+
+
+def test_inputs_are_standardised_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    case = body(model, 5 + 9 * torch.randn(64, 4), torch.zeros(64, 3))
+    made(case, "standardise_inputs")
+    assert CHANGES["standardise_inputs"].words(case) is None
+
+
+def test_targets_are_scaled_once() -> None:
+    x = torch.randn(64, 4)
+    case = body(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)), x, 70 + 30 * x[:, :1], "mse")
+    made(case, "scale_targets")
+    assert CHANGES["scale_targets"].words(case) is None
 
 
 def test_images_that_two_take_or_that_are_targets_are_not_moved() -> None:

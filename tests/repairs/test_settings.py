@@ -31,7 +31,7 @@ def ready(kind: str = "mlp", **settings: Any) -> Body:
 
 def held(body: Body) -> tuple[Any, ...]:
     tensors = {name: t.clone() for name, t in body.model.state_dict().items()}
-    return (body.settings, body.rate, body.restarted_at, body.skips, body.forgets, body.loss), tensors
+    return (body.settings, body.rate, body.restarted_at, body.is_warm, body.skips, body.forgets, body.loss), tensors
 
 
 def is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -73,7 +73,7 @@ def test_what_is_set_is_what_the_words_say() -> None:
         CHANGES[code].apply(body, words_of(code, body))
     settings = body.settings
     assert (settings.learning_rate, body.rate, settings.batch_size, settings.clip_norm) == (0.02, 0.02, 32, 1.0)
-    assert (settings.schedule, body.restarted_at, body.skips) == ("cosine", 30, True)
+    assert (settings.schedule, body.restarted_at, body.skips) == ("warmup_stable_decay", 30, True)
     CHANGES["change_rule"].apply(body, CHANGES["change_rule"].words(body))
     assert (body.settings.optimizer, body.settings.optimizer_options) == ("adamw", None)
     CHANGES["decay_weights"].apply(body, CHANGES["decay_weights"].words(body))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 import thalweg
 from thalweg.repairs.prescriptions import Prescription
-from thalweg.run import mending
+from thalweg.repairs.trial import FEWEST, Measured
+from thalweg.run import mending, trials
 
 Data = tuple[Tensor, Tensor]
 
@@ -157,3 +159,71 @@ def test_what_answers_overfitting_goes_into_the_training(
     x = pictures(20, 2)[0]
     run.model.eval()
     assert torch.allclose(loaded(x), run.model(x), atol=1e-6)
+
+
+def odd(factor: float) -> Data:
+    """One feature in other units: a network learns it in the end."""
+    x, y = data()
+    x = x.clone()
+    x[:, 3] *= factor
+    return x, y
+
+
+def test_a_scale_that_has_done_no_harm_yet_is_tried_at_once(tmp_path: Path) -> None:
+    words = {"optimizer": "adam", "learning_rate": 3e-3}
+    run = fitted(dense(nn.ReLU, 2), odd(120.0), tmp_path, **words)
+    (action,) = run.actions  # and not again once it is done
+    assert action.kept and action.step == 20 and "standardise_inputs" in action.after
+    assert not run.findings  # nor told of any more
+    off = fitted(dense(nn.ReLU, 2), odd(120.0), tmp_path / "off", repair="off", **words)
+    assert run.metrics["validation_loss"] < 0.7 * off.metrics["validation_loss"]
+
+
+def test_a_scale_that_does_no_harm_is_tried_briefly_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def none_is_better(self: trials.Trials, tried: list[Prescription], updates: int) -> trials.Compared:
+        asked.append(updates)
+        still = Measured((1.0, 1.1, 0.9))
+        return trials.Compared(still, still, [still] * len(tried), [still] * len(tried), 1.0)
+
+    monkeypatch.setattr(trials.Trials, "_tried", none_is_better)
+    words = {"optimizer": "adam", "learning_rate": 3e-3}
+    run = fitted(dense(nn.ReLU, 2), data(12.0), tmp_path, **words)
+    assert asked == [FEWEST] and [action.kept for action in run.actions] == [False]
+    off = fitted(dense(nn.ReLU, 2), data(12.0), tmp_path / "off", repair="off", **words)
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), off.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stop", [10, 20, 30])
+def test_a_suspicion_is_tried_again_where_a_run_is_gone_on_with(stop: int, tmp_path: Path) -> None:
+    words = {"optimizer": "adam", "learning_rate": 3e-3}
+    whole = fitted(dense(nn.ReLU, 2), odd(120.0), tmp_path / "whole", **words)
+    cut = fitted(dense(nn.ReLU, 2), odd(120.0), tmp_path / "cut", callbacks=[Stops(stop)], **words)
+    assert cut.stopped_because == "interrupted"
+    assert same(gone_on_with(tmp_path / "cut" / "run"), whole)
+
+
+def test_a_repair_that_came_after_the_checkpoint_is_made_again(tmp_path: Path) -> None:
+    words = {"optimizer": "adam", "learning_rate": 3e-3}
+    whole = fitted(dense(nn.ReLU, 2), odd(120.0), tmp_path / "whole", **words)
+    fitted(dense(nn.ReLU, 2), odd(120.0), tmp_path / "cut", callbacks=[Stops(10)], **words)
+    run = tmp_path / "cut" / "run"
+    shutil.copytree(run / "checkpoints", tmp_path / "early")
+    gone_on_with(run, callbacks=[Stops(40)])
+    shutil.rmtree(run / "checkpoints")  # as if the later ones had never come to the disk, while the facts had
+    shutil.copytree(tmp_path / "early", run / "checkpoints")
+    assert same(gone_on_with(run), whole)
+
+
+def gone_on_with(run: Path, **words: Any) -> thalweg.Run:
+    words = {"callbacks": [], **words}
+    return thalweg.resume(run, model=dense(nn.ReLU, 2), data=odd(120.0), loss="cross_entropy", **words)
+
+
+def same(run: thalweg.Run, whole: thalweg.Run) -> bool:
+    a, b = run.model.state_dict(), whole.model.state_dict()
+    assert [action.code for action in run.actions] == [action.code for action in whole.actions]
+    return run.steps == whole.steps and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

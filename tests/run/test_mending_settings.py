@@ -247,6 +247,22 @@ def test_a_norm_that_came_in_meets_no_single_row(data: Data) -> None:
 # ── schedules ──
 
 
+@pytest.mark.parametrize("begin", [0, 500])
+def test_a_restart_is_full_at_once_and_ends_low(data: Data, begin: int) -> None:
+    body, chosen = made((data[0][:1000], data[1][:1000]))
+    body.step = begin
+    CHANGES["restart_schedule"].apply(body, CHANGES["restart_schedule"].words(body))
+    parts = parts_of(body, chosen, setup_of(chosen))
+    rates = []
+    for step in range(begin, parts.planned):
+        parts.schedule.apply(parts.optimizer, step)
+        rates.append(parts.optimizer.param_groups[0]["lr"])
+    stable = rates.count(0.1)
+    assert rates[:stable] == [0.1] * stable and stable == pytest.approx(0.8 * len(rates), rel=0.02)
+    assert all(later < rate for rate, later in zip(rates[stable:], rates[stable + 1 :], strict=False))
+    assert rates[-1] < 0.001
+
+
 def test_a_plateau_goes_on_in_a_trial(data: Data) -> None:
     body, chosen = made(data, schedule="plateau")
     for _ in range(12):

@@ -49,7 +49,8 @@ class Setup:
     anneals: bool = False
     watched: bool = False
     looks: bool = False
-    mends: bool = False
+    mends: str = ""
+    """The level of repair; nothing where nothing is mended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,8 @@ class Training:
             return reason
         if self.untreated():
             return ILL
-        if reason is None and not any(finding.severity != "note" for finding in self.watching.current):
+        found = [finding for finding in self.watching.current if finding.severity != "note"]
+        if reason is None and self.watching.is_suspicion(found):
             loss = self.setup.history.last("loss")
             if loss is not None and loss < self._nothing_new():
                 self.memory.keep_good(self.at, loss)
@@ -276,7 +277,8 @@ class Training:
         at = self.at
         is_soon = at.step < AGAIN_AFTER * max(at.treated_at, FIRST[0])
         tired = {code for code in at.treated if is_soon or at.treated.count(code) >= TIMES}
-        return [f for f in self.watching.current if f.severity != "note" and f.code not in tired]
+        found = [f for f in self.watching.current if f.severity != "note" and f.code not in tired]
+        return [f for f in found if f.code not in at.treated or not self.watching.is_suspicion([f])]
 
     def _limit_reached(self) -> str | None:
         at, limits = self.at, self.limits

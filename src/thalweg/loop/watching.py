@@ -7,6 +7,7 @@ long one is not asked more often than a few dozen times. Nothing of it reaches t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,6 +23,9 @@ GROWTH = 1.4
 EVALUATIONS = 4
 #: Share of a training after which what was not learned is suspected.
 EARLY = 0.1
+#: What is known of the data before the first step, and whether it does harm only later: a trial can tell early, in the
+#: first updates or share of the training.
+SCALES, SOON, SOON_SHARE = frozenset({"unscaled_inputs", "unscaled_targets"}), FIRST[1], 0.15
 
 
 class Told(Protocol):
@@ -39,8 +43,8 @@ class Watching:
         self._on = on
         self.since = 0
         """The update since which the training is another one: of what was before nothing is asked any more."""
-        self.suspects = False
-        """Whether it is also asked what may be wrong, early on, which a trial can tell."""
+        self.suspects = ""
+        """The level of repair at which it is also asked what may be wrong, early on, which a trial can tell."""
         self.current: list[Finding] = []
         """What the newest answer was, likeliest cause first; what may be wrong, where it is asked for."""
         self.asked_at = -1
@@ -87,7 +91,19 @@ class Watching:
             early = [_later(finding, self.since) for finding in engine.findings(view, EARLY)]
             if any(finding.code == "plateau" for finding in early):  # what only falls slowly may be well
                 self.current = early
+            elif self.suspects == "full" and FIRST[0] <= step <= self._soon():
+                self.current = [replace(f, severity="warning") if f.code in SCALES else f for f in found]
         return found
+
+    def _soon(self) -> float:
+        """The update up to which scales are suspected: a race leaves a training past the first question."""
+        planned = self._history.facts.get("planned_steps")
+        return max(SOON, SOON_SHARE * planned) if isinstance(planned, int | float) else SOON
+
+    def is_suspicion(self, findings: Sequence[Finding]) -> bool:
+        """Whether these are of scales that have done no harm so far."""
+        told = {finding.code for finding in self._history.findings if finding.severity != "note"}
+        return all(finding.code in SCALES - told for finding in findings)
 
     def _ask(self, step: int) -> list[Finding]:
         before = {finding.code: _grade(finding) for finding in self._history.findings}

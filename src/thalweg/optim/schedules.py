@@ -31,6 +31,9 @@ NAMES = (
 
 Factor = Callable[[int], float]
 
+#: One update in so many is of the warm-up of `warmup_stable_decay`.
+WARMUP = 20
+
 
 class Schedule(Protocol):
     """Sets the learning rates of an optimizer's groups."""
@@ -148,7 +151,7 @@ def one_cycle(t: int, total: int) -> float:
 
 def warmup_stable_decay(t: int, total: int) -> float:
     """Up over 0.05 T, then 1, then down along a line over the last 0.2 T (Hu et al. 2024; Hägele et al. 2024)."""
-    warmup, decay = total // 20, total // 5
+    warmup, decay = total // WARMUP, total // 5
     if t < warmup:
         return (t + 1) / (warmup + 1)
     return min(1.0, max(total - t, 1) / (decay + 1))

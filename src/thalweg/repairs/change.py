@@ -36,6 +36,8 @@ class Body:
     """Updates made so far."""
     restarted_at: int = 0
     """The update from which the schedule counts."""
+    is_warm: bool = False
+    """Whether the schedule begins after its warm-up."""
     recut_at: tuple[int, int] | None = None
     """Updates and passes that were made when batches came to be cut otherwise."""
     skips: bool = False

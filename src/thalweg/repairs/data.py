@@ -114,10 +114,11 @@ class StandardiseInputs:
 
 
 def _consumers(body: Body, passed: Pass) -> Iterator[tuple[Call, int, int]]:
-    """The innermost modules that take an input as it is, each with axis and number of features."""
+    """The innermost modules that take an input as it is and do not standardise it, each with axis and features."""
     for call, x in takers(body, passed):
-        assert call.input is not None
-        yield call, *_features(call.module, call.input, x)
+        if not isinstance(call.module, Standardise):
+            assert call.input is not None
+            yield call, *_features(call.module, call.input, x)
 
 
 def takers(body: Body, passed: Pass) -> list[tuple[Call, Tensor]]:
@@ -206,7 +207,7 @@ class ScaleTargets:
             return None
         passed = look(body)
         found = _last(body, passed)
-        if found is None or not isinstance(passed.output, Tensor):
+        if found is None or isinstance(found.module, Rescale) or not isinstance(passed.output, Tensor):
             return None
         shape = passed.output.shape
         # Of numbers and sequences each feature by itself; of images all alike.

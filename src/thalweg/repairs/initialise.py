@@ -54,10 +54,12 @@ class Initialise:
     In each: recurrent matrices orthogonal and those of inputs Glorot's, gate by gate, forget gates with bias 1
     (Jozefowicz et al. 2015), or over sequences of T ≥ 100 steps gates that keep with ln U(1, T − 1) and those that let
     in with its negative, so that units remember over all lengths up to T (Tallec & Ollivier 2018); attention's
-    projections Glorot's; embeddings N(0, 1 / width); norms 1 and 0 with fresh statistics; biases 0. The layer that
-    makes the output is N(0, 1 / inputs²), as in μP (Yang et al. 2022), so that a training begins from small outputs;
-    `lsuv` does not divide it, which is a departure. Drawn from torch's global generator. Parameters that are not
-    trained, those under a parametrization and those of modules that are not torch's stay as they are.
+    projections Glorot's; embeddings N(0, 1 / width); norms 1 and 0 with fresh statistics. Biases of dense and
+    convolutional layers are U(−1, 1) / √inputs as torch's are: without any, all kinks go through the origin and a
+    network of tanh is odd, which learns slowly where inputs are few. The layer that makes the output is
+    N(0, 1 / inputs²), as in μP (Yang et al. 2022), with biases 0, so that a training begins from small outputs; `lsuv`
+    does not divide it, which is a departure. Drawn from torch's global generator. Parameters that are not trained,
+    those under a parametrization and those of modules that are not torch's stay as they are.
     """
 
     code = "initialise"
@@ -112,7 +114,8 @@ class Initialise:
                 "    if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):",
                 f"        {draw}",
                 "        if layer.bias is not None:",
-                "            nn.init.zeros_(layer.bias)",
+                "            bound = layer.weight[0].numel() ** -0.5",
+                "            nn.init.uniform_(layer.bias, -bound, bound)",
             ]
         if words["method"] == "lsuv":
             lines.append("# then, layer by layer: layer.weight /= layer's output on a batch .std()")
@@ -219,7 +222,8 @@ def _draw_matrix(module: Any, method: str, follower: str, seen: set[int]) -> Non
         else:
             nn.init.orthogonal_(weight, gain if method == "orthogonal" else 1.0)
     if module.bias is not None:
-        module.bias.zero_()
+        bound = 0.0 if follower == "output" else fans(module)[0] ** -0.5
+        module.bias.uniform_(-bound, bound)
 
 
 def fans(module: Any) -> tuple[float, float]:

@@ -93,7 +93,7 @@ def _clip(finding: Finding, body: Body) -> Words | None:
 
 
 RATE: Step = ("set_learning_rate", _suggested)
-RULE, FAST = _rule(1e-3), _rule(1e-2)
+RULE, MIDDLE, FAST = _rule(1e-3), _rule(2e-3), _rule(1e-2)
 CLIP: Step = ("clip_gradients", _clip)
 AGAIN: Step = ("restart_schedule", None)
 
@@ -110,8 +110,8 @@ DOWN = _plain("follow_curvature")
 
 #: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
 RENEW: dict[str, tuple[Step, ...]] = {
-    f"-renew, {speed}": (MODE, STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
-    for speed, rule in (("slow", RULE), ("fast", FAST))
+    name: (MODE, STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
+    for name, rule in (("-renew", MIDDLE), ("-renew, fast", FAST))
 }
 
 #: Finding → prescriptions, in the order in which they are thought of; `-` before a name begins from the last good
@@ -120,7 +120,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     "learning_rate_too_high": {
         "rate": (RATE, AGAIN),
         "-rate": (RATE, MOMENTS, AGAIN),
-        "-rule": (RULE, AGAIN),
+        "-rule": (MIDDLE, AGAIN),
         "initialise, rate": (INITIALISE, RATE, MOMENTS, AGAIN),
     },
     "learning_rate_too_low": {
@@ -128,12 +128,13 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
         "rule": (RULE, AGAIN),
         "rule, fast": (FAST, AGAIN),
         "rate × 10": (_times(10.0), AGAIN),
+        "-rule": (MIDDLE, AGAIN),
     },
     "optimizer_misconfigured": {
-        "-rule": (RULE, AGAIN),
+        "-rule": (MIDDLE, AGAIN),
         "-rule, fast": (FAST, AGAIN),
         "rule": (RULE, AGAIN),
-        "initialise, rule": (INITIALISE, RULE, AGAIN),
+        "initialise, rule": (INITIALISE, MIDDLE, AGAIN),
     },
     "batch_too_small": {
         "batch": (_plain("change_batch"), AGAIN),
@@ -146,26 +147,27 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
         "-clip, rate": (CLIP, _times(0.1), MOMENTS),
     },
     "vanishing_gradient": {
-        "swap, initialise, rule": (SWAP, INITIALISE, RULE),
+        "swap, initialise, rule": (SWAP, INITIALISE, MIDDLE),
         "swap, initialise": (SWAP, INITIALISE, MOMENTS),
         "initialise, norm": (INITIALISE, NORM, MOMENTS),
+        "initialise, residual": (INITIALISE, RESIDUAL, MOMENTS),
         "rule": (RULE,),
     },
     "dead_units": {
         "initialise": (INITIALISE, MOMENTS),
         "swap, initialise": (SWAP, INITIALISE, MOMENTS),
-        "initialise, rule": (INITIALISE, RULE),
+        "initialise, rule": (INITIALISE, MIDDLE),
         "rule": (RULE,),
     },
     "saturated_units": {
         "initialise": (INITIALISE, MOMENTS),
         "head, initialise": (HEAD, INITIALISE, MOMENTS),
-        "initialise, rule": (INITIALISE, RULE),
+        "initialise, rule": (INITIALISE, MIDDLE),
         "rule": (RULE,),
     },
     "bad_initialization": {
         "initialise": (INITIALISE, MOMENTS),
-        "initialise, rule": (INITIALISE, RULE),
+        "initialise, rule": (INITIALISE, MIDDLE),
         "rule": (RULE,),
         "perturb": (PERTURB,),
     },
@@ -176,7 +178,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     "unscaled_inputs": {
         "standardise": (STANDARDISE, MOMENTS),
         "standardise, initialise": (STANDARDISE, INITIALISE, MOMENTS),
-        "standardise, initialise, rule": (STANDARDISE, INITIALISE, RULE),
+        "standardise, initialise, rule": (STANDARDISE, INITIALISE, MIDDLE),
         "rule": (RULE,),
     },
     "unscaled_targets": {
@@ -191,7 +193,7 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
         "mode, initialise, rule": (MODE, INITIALISE, FAST),
     },
     "class_imbalance": {"weigh": (_plain("weigh_classes"),)},
-    "stale_gradients": {"rule": (RULE, AGAIN), "-rule": (RULE, AGAIN), "initialise, rule": (INITIALISE, RULE)},
+    "stale_gradients": {"rule": (RULE, AGAIN), "-rule": (MIDDLE, AGAIN), "initialise, rule": (INITIALISE, MIDDLE)},
     "overfitting": {
         "decay": (_plain("decay_weights"),),
         "dropout": (_plain("add_dropout"),),
@@ -205,19 +207,19 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     },
     "local_minimum": {
         "perturb, rule": (PERTURB, RULE, AGAIN),
-        "initialise, rule": (INITIALISE, RULE, AGAIN),
+        "initialise, rule": (INITIALISE, MIDDLE, AGAIN),
         "swap, initialise": (SWAP, INITIALISE, MOMENTS, AGAIN),
     },
     "non_finite": {
         "-rows": (_plain("set_rows_aside"), MOMENTS),
         "-skip": (_plain("skip_batches"), MOMENTS),
         "-skip, rate": (_plain("skip_batches"), RATE, MOMENTS, CLIP),
-        "-rule": (_plain("skip_batches"), RULE, ("clip_gradients", None)),
-        "initialise, rule": (_plain("skip_batches"), INITIALISE, RULE, ("clip_gradients", None)),
+        "-rule": (_plain("skip_batches"), MIDDLE, ("clip_gradients", None)),
+        "initialise, rule": (_plain("skip_batches"), INITIALISE, MIDDLE, ("clip_gradients", None)),
     },
     "diverging_loss": {
         "-rate / 10": (_times(0.1), MOMENTS),
-        "-rule": (RULE, ("clip_gradients", None)),
+        "-rule": (MIDDLE, ("clip_gradients", None)),
     },
     "oscillating_loss": {"rate / 10": (_times(0.1), AGAIN), "batch": (_plain("change_batch"),)},
     "noise_floor": {"rate / 10": (_times(0.1), AGAIN), "batch": (_plain("change_batch"),)},
@@ -227,11 +229,17 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
         "rule, fast": (FAST,),
         "rate × 10": (_times(10.0),),
         "rate / 10": (_times(0.1),),
+        "-rule": (MIDDLE, AGAIN),
     },
-    "slow_convergence": {"rate × 10": (_times(10.0), AGAIN), "rule": (RULE, AGAIN)},
+    "slow_convergence": {
+        "rate × 10": (_times(10.0), AGAIN),
+        "rule": (RULE, AGAIN),
+        "-rule": (MIDDLE, AGAIN),
+    },
     "underfitting": {
         "rate × 10": (_times(10.0), AGAIN),
         "rule": (RULE, AGAIN),
+        "-rule": (MIDDLE, AGAIN),
         "initialise": (INITIALISE, MOMENTS),
     },
     "collapsed_output": {"initialise": (INITIALISE, MOMENTS), "rule": (RULE,)},
@@ -371,8 +379,11 @@ _OPTIONAL = frozenset(
     {"restart_schedule", "reset_moments", "clip_gradients", "swap_activation", "standardise_inputs", "train_mode"}
 )
 _BESIDE = frozenset({"restart_schedule", "reset_moments"})
-#: Changes after which the rate has another part to play.
-_PACE = frozenset({"set_learning_rate", "change_rule", "initialise", "change_batch"})
+#: Changes after which a training is another one, and its rate has another part to play.
+_PACE = frozenset({
+    "set_learning_rate", "change_rule", "initialise", "change_batch", "standardise_inputs", "scale_targets",
+    "drop_head", "unfreeze", "train_mode", "swap_activation", "perturb", "follow_curvature",
+})  # fmt: skip
 
 
 def _add(found: dict[tuple[Any, ...], Prescription], made: Prescription | None) -> None:

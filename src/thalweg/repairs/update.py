@@ -129,25 +129,29 @@ class DecayWeights:
 
 @dataclass(frozen=True, slots=True)
 class RestartSchedule:
-    """A schedule that begins now and ends low where the training does."""
+    """A schedule that begins now and ends low where the training does.
+
+    Full for four fifths of what is left: what was mended has little time, and its rate may be too low for a cosine,
+    which halves it on the mean. No warm-up: a trial would be over before it is.
+    """
 
     code: str = "restart_schedule"
     level: str = "safe"
 
     def words(self, body: Body) -> Words | None:
-        """A cosine, where the length is known. No warm-up: a trial would be over before it is."""
+        """Stable and then down, where the length is known."""
         limited = body.settings.steps is not None or body.settings.epochs is not None
         is_known = limited and not isinstance(body.data, Stream)
-        return {"schedule": "cosine", "from": float(body.step)} if is_known else None
+        return {"schedule": "warmup_stable_decay", "from": float(body.step)} if is_known else None
 
     def apply(self, body: Body, words: Words) -> Undo:
         """Name the schedule and where it begins."""
-        before = body.restarted_at
+        before = body.restarted_at, body.is_warm
         undo_settings = _settings(body, schedule=str(words["schedule"]))
-        body.restarted_at = int(float(words["from"]))
+        body.restarted_at, body.is_warm = int(float(words["from"])), True
 
         def undo() -> None:
-            body.restarted_at = before
+            body.restarted_at, body.is_warm = before
             undo_settings()
 
         return undo

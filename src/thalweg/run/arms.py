@@ -45,11 +45,11 @@ Done = list[tuple[str, dict[str, float | str]]]
 
 
 class Later(schedules.ByStep):
-    """A schedule that begins at an update."""
+    """A schedule that begins at an update, from one of its own on."""
 
-    def __init__(self, schedule: schedules.Schedule, begin: int) -> None:
+    def __init__(self, schedule: schedules.Schedule, begin: int, first: int = 0) -> None:
         assert isinstance(schedule, schedules.ByStep)
-        super().__init__(lambda t: schedule.factor(max(0, t - begin)))
+        super().__init__(lambda t: schedule.factor(max(0, t - begin) + first))
 
 
 def parts_of(body: Body, chosen: Chosen, old: Setup | None) -> Chosen:
@@ -62,11 +62,8 @@ def parts_of(body: Body, chosen: Chosen, old: Setup | None) -> Chosen:
     parts = again(chosen, body.forward, body.loss, body.settings)
     parts.batches = _batches(body, chosen, parts)
     parts.decided["total_steps"] = _total(body, parts)
-    if isinstance(schedule, str) and body.restarted_at and schedule != "plateau":
-        total = parts.decided["total_steps"]
-        left = max(1, total - body.restarted_at) if total is not None else None
-        begun = schedules.build(schedule, parts.optimizer, left, parts.batches.per_epoch)
-        parts.schedule = Later(begun, body.restarted_at)
+    if isinstance(schedule, str) and (body.restarted_at or body.is_warm) and schedule != "plateau":
+        parts.schedule = _restarted(schedule, body, parts)
     elif old is not None:
         _go_on(old.schedule, parts, before)
     if body.skips:
@@ -74,6 +71,16 @@ def parts_of(body: Body, chosen: Chosen, old: Setup | None) -> Chosen:
     if old is not None:
         _carry(old.optimizer, parts.optimizer, body.forgets)
     return parts
+
+
+def _restarted(schedule: str, body: Body, parts: Chosen) -> Later:
+    """A schedule over what is left of the training."""
+    total, first = parts.decided["total_steps"], 0
+    left = max(1, total - body.restarted_at) if total is not None else None
+    if left is not None and body.is_warm and schedule == "warmup_stable_decay":
+        first = left // (schedules.WARMUP - 1)
+        left += first
+    return Later(schedules.build(schedule, parts.optimizer, left, parts.batches.per_epoch), body.restarted_at, first)
 
 
 def _go_on(old: schedules.Schedule, parts: Chosen, before: list[tuple[float, float]]) -> None:

@@ -81,7 +81,7 @@ def assemble(
     signals: Signals | None = None,
     watched: bool = False,
     looks: bool = False,
-    mends: bool = False,
+    mends: str = "",
 ) -> Setup:
     """The parts of a training, put together."""
     return Setup(

@@ -59,6 +59,8 @@ class Course:
         self._record = record
         self._directory = directory
         self._telling = Telling(record, settings)
+        self._known: dict[str, Any] = {}
+        """Facts that held before repairs that are to be made again."""
         self._checkpoints = Checkpoints(directory, self._telling.warn)
 
     def run(self, resuming: bool) -> Run:
@@ -76,7 +78,8 @@ class Course:
             step, raced = chosen
         saver = Saver(self._checkpoints, before=history.flush)
         self._stack.callback(saver.finish)
-        watched, mends = self._settings.repair != "off", is_mended(self._settings, prepared.chosen)
+        watched = self._settings.repair != "off"
+        mends = self._settings.repair if is_mended(self._settings, prepared.chosen) else ""
 
         def assembled(step: PlannedStep, chosen: Chosen, signals: Any = None) -> Setup:
             return assemble(step, chosen, history, saver, self._telling, signals, watched, looks=True, mends=mends)
@@ -125,7 +128,7 @@ class Course:
         if not record.decided.get("repairs"):
             return None
         settings = settled(self._settings, record)
-        body, prepared.chosen = mended_before(
+        body, prepared.chosen, self._known = mended_before(
             prepared.forward, prepared.loss, prepared.chosen, settings, record, checkpoint
         )
         prepared.loss = body.loss
@@ -147,7 +150,7 @@ class Course:
             plain_step = Step(prepared.forward, prepared.loss, prepared.chosen.update)
             history.note(facts(plain_step, prepared.chosen, settings))
         else:
-            history.note(of_settings(prepared.chosen, settings))
+            history.note({**self._known, **of_settings(prepared.chosen, settings)})
 
     # ── what a race decides ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -23,7 +23,6 @@ from thalweg.loop.setup import Setup, Standing
 from thalweg.loop.train import ILL, Training
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
-from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
 from thalweg.repairs import network, trial
@@ -44,6 +43,16 @@ from thalweg.step.whole import Step
 
 #: Examples from which changes take their statistics.
 SAMPLE = 512
+#: Updates of a trial on a suspicion, at most: it may be none.
+BRIEF = 100
+#: Of inputs and targets that the network brings to a scale itself.
+STANDARD = {
+    "standardise_inputs": {
+        "input_mean": 0.0, "input_std": 1.0, "largest_offset": 0.0,
+        "largest_feature_std": 1.0, "median_feature_std": 1.0,
+    },
+    "scale_targets": {"target_mean": 0.0, "target_std": 1.0},
+}  # fmt: skip
 LEVELS = ("safe", "full")
 
 
@@ -62,10 +71,11 @@ def _take_sample(body: Body, batches: Batches) -> None:
 
 def mended_before(
     forward: Forward, loss: Loss | None, chosen: Chosen, settings: Settings, record: RunRecord, checkpoint: Checkpoint
-) -> tuple[Body, Chosen]:
-    """The body and the parts of a run that is gone on with, changed as it was when the checkpoint was taken.
+) -> tuple[Body, Chosen, dict[str, Any]]:
+    """The body and the parts of a run that is gone on with, changed as it was when the checkpoint was taken, and facts
+    that held then and later did not.
 
-    Repairs that came later are struck from the record: they are made again where they were.
+    Repairs that came later are struck from the record: they are made again where they were, from what was known then.
     """
     body = body_of(forward, loss, chosen, settings)
     repairs = record.decided.get("repairs") or []
@@ -73,17 +83,19 @@ def mended_before(
     count = standing.get("mended", 0) if isinstance(standing, Mapping) else None
     if not isinstance(count, int):
         raise ValueError(f"the checkpoint of step {checkpoint.step} does not fit this training: no standing in it")
-    if count < len(repairs):
-        record.decided["plan"] = repairs[count]["plan"]
+    known: dict[str, Any] = {}
+    for repair in reversed(repairs[count:]):
+        known |= repair.get("facts", {})
+        record.decided["plan"] = repair["plan"]
     record.decided["repairs"] = repairs[:count]
     if not repairs[:count]:
-        return body, chosen
+        return body, chosen, known
     _take_sample(body, chosen.batches)
     again_made(body, repairs[:count])
     parts = parts_of(body, chosen, None)
     asked = {word: record.decided[word] for word in ("plan", "num_examples")}
     record.decided |= {**parts.decided, **asked}
-    return body, parts
+    return body, parts, known
 
 
 def rebuilt(model: nn.Module, record: RunRecord, count: int) -> None:
@@ -172,7 +184,7 @@ class Mending:
             self._treat(self.training.untreated())
             self.training.at.seconds = seconds + time.perf_counter() - begun  # trials are part of the time
             if self.training.interrupt:
-                self.training.setup.mends = False  # it stops here, and is asked again when it is gone on with
+                self.training.setup.mends = ""  # it stops here, and is asked again when it is gone on with
         return reason
 
     def go_back_to_best(self) -> None:
@@ -190,16 +202,17 @@ class Mending:
         _take_sample(body, self.chosen.batches)
         level = body.settings.repair
         planned = self._planned()
-        updates = trial.length(planned)
+        is_early = training.watching.is_suspicion(findings)
+        updates = min(trial.length(planned), BRIEF) if is_early else trial.length(planned)
         tried = prescribe(findings, body, level, goes_back=training.memory.good is not None)
         if at.mended >= trial.MOST_KEPT:
             tried = []
-        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), planned):
+        while tried and not trial.is_affordable(at.tried_steps, 1 + len(tried), planned, updates):
             tried.remove(next((made for made in reversed(tried) if not made.is_asked), tried[-1]))
         spent = at.tried_steps
-        sure = right(findings, tried) if not at.mended else ()
+        sure = right(findings, tried) if not (at.mended or is_early) else ()
         trials = Trials(training, self.chosen, body, self._telling, planned)
-        taken = trials.best_of(tried, updates, sure) if tried else None
+        taken = trials.best_of(tried, updates, sure, not is_early) if tried else None
         if training.must_stop:  # interrupted, it is tried again from the beginning
             at.tried_steps = spent
             return
@@ -239,7 +252,11 @@ class Mending:
             at.epoch, at.position = at.epoch + (at.position > 0), 0
         at.mended, at.mended_at, at.treated = at.mended + 1, at.step, []
         at.epoch_sum, at.epoch_count = 0.0, 0
-        repairs = [*(self._record.decided.get("repairs") or []), _written(prescription, done, at.step, plan, given)]
+        history = old.setup.history
+        told = self._facts(parts, prescription, done)
+        before_it = {name: history.facts[name] for name in told if history.facts.get(name, told[name]) != told[name]}
+        written = _written(prescription, done, at.step, plan, given) | {"facts": before_it}
+        repairs = [*(self._record.decided.get("repairs") or []), written]
         kept = {word: self._record.decided.get(word) for word in ("search", "tried_steps", "num_examples")}
         self._record.decided = {**parts.decided, **kept, "repairs": repairs, "plan": None}
         planned = self._step_for(body, parts)
@@ -250,7 +267,7 @@ class Mending:
         training.memory.follow(old.memory)
         assert self._telling.run is not None
         self._telling.run.optimizer = parts.optimizer
-        self._note(setup.history, parts, prescription)
+        history.note(told)
         begun = at.good_loss if prescription.is_from_the_start else setup.history.last("loss")
         training.memory.keep_good(at, training._start() if prescription.begins_anew else begun)
         training.watching.since, training.watching.asked_at = at.step, at.step
@@ -266,12 +283,15 @@ class Mending:
         before = {word: value for word, value in before.items() if word in after}
         self._tell(Action(prescription.name, at.step, before, after, True, _why(findings), lines(done)))
 
-    def _note(self, history: History, parts: Chosen, prescription: Prescription) -> None:
-        """What holds from now on."""
-        if prescription.touches_network:
-            history.note(facts(Step(self.body.forward, self.body.loss, parts.update), parts, self.body.settings))
-        else:
-            history.note(of_settings(parts, self.body.settings))
+    def _facts(self, parts: Chosen, prescription: Prescription, done: Done) -> dict[str, Any]:
+        """The facts that hold from now on."""
+        if not prescription.touches_network:
+            return of_settings(parts, self.body.settings)
+        told = facts(Step(self.body.forward, self.body.loss, parts.update), parts, self.body.settings)
+        before = [change for repair in self._record.decided.get("repairs") or [] for change in repair["changes"]]
+        for code, _ in [*before, *done]:
+            told |= {name: value for name, value in STANDARD.get(code, {}).items() if name in told}
+        return told
 
     def _tell(self, action: Action) -> None:
         self.training.setup.history.acted(action)

@@ -55,14 +55,18 @@ class Trials:
         self.body = body
         self._telling = telling
 
-    def best_of(self, tried: list[Prescription], updates: int, right: Collection[str] = ()) -> int | None:
+    def best_of(
+        self, tried: list[Prescription], updates: int, right: Collection[str] = (), longer: bool = True
+    ) -> int | None:
         """The number of the prescription that did best, of those that did better than none; else None.
 
-        Those named in `right` are kept, too, where nothing is learned and they do no harm.
+        Those named in `right` are kept, too, where nothing is learned and they do no harm. Where none did better, the
+        likeliest are tried for `longer`.
         """
         self._telling.search(f"trying {len(tried)} repairs over {updates} updates each")
         arms, seen = list(range(len(tried))), self._tried(tried, updates)
-        if seen is not None and seen.best() is None and self.training.at.step and not self.training.must_stop:
+        longer = longer and self.training.at.step > 0 and not self.training.must_stop
+        if longer and seen is not None and seen.best() is None:
             likely, longest = self._likely(tried, seen, updates)
             if longest > updates:
                 arms, seen = likely, self._tried([tried[i] for i in likely], longest)
