@@ -118,7 +118,7 @@ def test_several_causes_are_answered_together_and_what_they_explain_is_not() -> 
     assert "change_rule" in [code for code, _ in two[0].changes]  # of the first alone
 
 
-@pytest.mark.parametrize(("rule", "rates"), [("adam", {1e-3, 4e-3}), ("momentum", {1e-3, 1e-2})])
+@pytest.mark.parametrize(("rule", "rates"), [("adam", {2e-3, 4e-3}), ("momentum", {2e-3, 1e-2})])
 def test_a_new_rule_is_no_faster_than_what_is_said_to_be_too_fast_for_one_like_it(rule: str, rates: set[float]) -> None:
     high = Finding("learning_rate_too_high", "warning", 10, "", evidence={"suggested_learning_rate": 4e-3})
     found = candidates([high], body_of("mlp", optimizer=rule, batch_size=4, epochs=10), "full")
