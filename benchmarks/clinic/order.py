@@ -112,7 +112,7 @@ def main() -> None:
     chosen = [c for c in every() if part_of[c.name] == "tuning" and any(text in c.name for text in options.only)]
     runs = [
         run for run in repair.judged(chosen, options.truth_seeds)
-        if run.kind == "sick" and not any(title in run.of.title for title in repair.APART)
+        if run.kind == "sick" and not run.is_apart
     ]  # fmt: skip
     missing = [(run.of.name, seed) for seed in options.seeds for run in runs if known(run.of.name, seed) is None]
     print(f"{len(runs)} configurations, {len(missing)} trainings to make, each with every prescription", flush=True)

@@ -48,13 +48,14 @@ from configurations import Configuration, by_name, every
 from data import DATA
 from families import chance
 from record import prepare
+from scipy import stats
 
 sys.path += [str(Path(__file__).parents[1] / room) for room in ("search", "step")]  # for what the benchmarks share
 from cells import RESULTS, Cell, Table
 from tables import machine, ours, save
 
 FILE, RUNS, TRUTHS = (RESULTS / f"clinic-{name}.json" for name in ("repair", "repair-runs", "truths"))
-VERSION = 21
+VERSION = 22
 """Of our repairs: a run of an arm that makes them is of the version it was made with."""
 APART = (
     "12-few-examples", "12-noise-learned", "16-labels-shuffled", "16-too-few-epochs", "16-detached",
@@ -126,6 +127,20 @@ class Judged:
     own: tuple[float, ...]
     """The reference's own scores, a seed each."""
 
+    @property
+    def bar(self) -> float:
+        """The score from which on a run is repaired."""
+        return self.goal - self.spread
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the fault is one that no repair reaches."""
+        return any(title in self.of.title for title in APART)
+
+    def is_sick(self, score: float) -> bool:
+        """Whether a run of this score, let go, is to be repaired."""
+        return self.kind == "sick" and score < self.goal - (2 * self.spread if self.of.reach is None else 0)
+
 
 def judged(configurations: list[Configuration], truth_seeds: int) -> list[Judged]:
     """Configurations with their truth, the reference's score, and its updates."""
@@ -183,11 +198,11 @@ def summary(runs: list[Judged], table: Table, arm: str, seeds: list[int]) -> dic
             off, here = known(table, run.of, "off", seed), known(table, run.of, arm, seed)
             if off is None or here is None or "wrong" in off | here:
                 continue
-            bar, before, after = run.goal - run.spread, off["score"], here["score"]
+            bar, before, after = run.bar, off["score"], here["score"]
             cost = here["updates"] / max(1, run.steps)
             if run.kind == "sick":
-                if before < run.goal - (2 * run.spread if run.of.reach is None else 0):
-                    group = apart if any(t in run.of.title for t in APART) else sick
+                if run.is_sick(before):
+                    group = apart if run.is_apart else sick
                     part = min(max((after - before) / (bar - before), 0.0), 1.0) if before < bar else 1.0
                     group.append((run, seed, after >= bar, cost, part))
                     if group is sick and after < bar:
@@ -215,6 +230,23 @@ def summary(runs: list[Judged], table: Table, arm: str, seeds: list[int]) -> dic
     }  # fmt: skip
 
 
+def beside(runs: list[Judged], table: Table, arm: str, seeds: list[int]) -> dict[str, Any]:
+    """`full` beside another arm on the same sick runs: repaired by it alone, by the other alone, and the chance.
+
+    The chance of so uneven a count, were both as good, is of the sign test, both ways.
+    """
+    alone = [0, 0]
+    for run, seed in ((run, seed) for run in runs if not run.is_apart for seed in seeds):
+        ours, other, off = (known(table, run.of, word, seed) for word in ("full", arm, "off"))
+        if ours is None or other is None or off is None or "wrong" in ours | other | off:
+            continue
+        if run.is_sick(off["score"]):
+            good = [ours["score"] >= run.bar, other["score"] >= run.bar]
+            alone = [alone[0] + (good == [True, False]), alone[1] + (good == [False, True])]
+    chance = float(stats.binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else 1.0
+    return {"full_alone": alone[0], "other_alone": alone[1], "chance": chance}
+
+
 def by_itself(runs: list[Judged]) -> float:
     """The share of the references' own runs that reach the bar: what a training that was never sick comes to."""
     bars = {(run.of.family, run.of.rule): run for run in runs if run.of.reach is None and run.kind == "sick"}
@@ -230,7 +262,7 @@ COLUMNS = {
 BEGIN, END = "<!-- made by benchmarks/clinic/repair.py -->", "<!-- until here, of repairs -->"
 
 
-def write(found: dict[str, Any], references: float) -> None:
+def write(found: dict[str, Any], references: float, margins: dict[str, Any]) -> None:
     """The table into docs/clinic.md, between its marks."""
     page = Path(__file__).parents[2] / "docs" / "clinic.md"
     shown = lambda value: "–" if value is None else f"{value:.2f}"  # noqa: E731
@@ -243,6 +275,9 @@ def write(found: dict[str, Any], references: float) -> None:
         "|---" * (len(COLUMNS) + 1) + "|",
         "| *to reach* | full ≥ 0.95 | | safe ≥ 0.75 | | ≤ 0.005 | | ≤ 1.3 | 1.00 |",
         *(f"| {arm} | " + " | ".join(shown(of[word]) for word in COLUMNS) + " |" for arm, of in found.items()),
+        "\n| of the same sick runs | repaired by `full` alone | by the other alone | chance |",
+        "|---" * 4 + "|",
+        *(f"| {arm} | {of['full_alone']} | {of['other_alone']} | {of['chance']:.2g} |" for arm, of in margins.items()),
         "\n| sickness | " + " | ".join(found) + " |",
         "|---" * (len(found) + 1) + "|",
         *(
@@ -324,9 +359,10 @@ def main() -> None:
         command = " ".join(sys.argv).replace(str(options.data), "FOLDER")
         about = {"machine": machine(), "thalweg": ours(), "command": command, "seeds": options.seeds}
         references = by_itself(runs)
-        numbers = {"configurations": len(runs), "of": len(every()), "references": references, "arms": found}
-        save(FILE, about | numbers)
-        write(found, references)
+        margins = {arm: beside(runs, table, arm, options.seeds) for arm in found if arm not in ("off", "full")}
+        numbers = {"configurations": len(runs), "of": len(every()), "references": references, "margins": margins}
+        save(FILE, about | numbers | {"arms": found})
+        write(found, references, margins)
 
 
 if __name__ == "__main__":

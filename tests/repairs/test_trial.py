@@ -105,7 +105,9 @@ def test_what_has_mended_most_is_tried_first(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_has_mended_nearly_all_is_tried_beside_what_was_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
     keys = [made.key for made in candidates([finding("vanishing_gradient")], body, "full")]
-    monkeypatch.setattr(prescriptions, "successes", lambda: {"vanishing_gradient": {keys[-1]: [18, 20]}})
+    monkeypatch.setattr(
+        prescriptions, "successes", lambda: {"vanishing_gradient": {keys[-2]: [15, 20], keys[-1]: [18, 20]}}
+    )
     tried = prescribe([finding("vanishing_gradient")], body, "full")
     assert [made.key for made in tried] == [keys[-1], keys[0]] and tried[1].is_asked
 

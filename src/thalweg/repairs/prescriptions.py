@@ -249,15 +249,15 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
 def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bool = True) -> list[Prescription]:
     """What to try against findings, ranked as `ranked` ranks them: the most promising first, `MOST` at most.
 
-    What the findings themselves ask for, the first candidate, is always among them; what has mended nearly all is tried
-    beside that alone. Without a good state to go back to (`goes_back`), nothing that begins there.
+    What the findings themselves ask for, the first candidate, is always among them; of what has mended nearly all, the
+    best is tried beside that alone. Without a good state to go back to (`goes_back`), nothing that begins there.
     """
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
     found[:1] = [replace(made, is_asked=True) for made in found[:1]]
     # By thirds: counts are small, and of what is about as promising the first that is thought of changes least.
     promising = sorted(found, key=lambda made: -int(3 * promise(findings, made.key)))
-    if promising and has_mended(findings, promising[0].key):
-        promising = promising[:1]
+    sure = [made for made in promising if has_mended(findings, made.key)]
+    promising = [max(sure, key=lambda made: promise(findings, made.key))] if sure else promising
     asked = [made for made in found[:1] if made not in promising[:MOST]]  # counts are of small networks
     return [*promising[: MOST - len(asked)], *asked]
 
