@@ -255,17 +255,23 @@ def by_itself(runs: list[Judged]) -> float:
 
 
 COLUMNS = {
-    "repaired": "sick, repaired", "regained": "sick, regained", "repaired_settings": "sick by settings, repaired",
-    "repaired_apart": "apart, repaired", "harmed": "well, harmed",
+    "sick": "sick runs", "repaired": "sick, repaired", "regained": "sick, regained",
+    "repaired_settings": "sick by settings, repaired", "repaired_apart": "apart, repaired", "harmed": "well, harmed",
     "same": "well, the same to the last bit", "cost_sick": "cost, sick", "cost_well": "cost, well",
 }  # fmt: skip
 BEGIN, END = "<!-- made by benchmarks/clinic/repair.py -->", "<!-- until here, of repairs -->"
 
 
+def shown(value: float | None, word: str = "") -> str:
+    """As it stands in the table."""
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if word == "harmed" else f"{value:.2f}"
+
+
 def write(found: dict[str, Any], references: float, margins: dict[str, Any]) -> None:
     """The table into docs/clinic.md, between its marks."""
     page = Path(__file__).parents[2] / "docs" / "clinic.md"
-    shown = lambda value: "–" if value is None else f"{value:.2f}"  # noqa: E731
     full = found.get("full") or next(iter(found.values()))
     lines = [
         f"{full['sick']} sick runs, {full['of_settings']} of them by settings alone, "
@@ -273,8 +279,8 @@ def write(found: dict[str, Any], references: float, margins: dict[str, Any]) -> 
         f"Of the references' own runs {references:.2f} reach the bar.\n",
         "| | " + " | ".join(COLUMNS.values()) + " |",
         "|---" * (len(COLUMNS) + 1) + "|",
-        "| *to reach* | full ≥ 0.95 | | safe ≥ 0.75 | | ≤ 0.005 | | ≤ 1.3 | 1.00 |",
-        *(f"| {arm} | " + " | ".join(shown(of[word]) for word in COLUMNS) + " |" for arm, of in found.items()),
+        "| *to reach* | | full ≥ 0.95 | | safe ≥ 0.75 | | ≤ 0.005 | | ≤ 1.3 | 1.00 |",
+        *(f"| {arm} | " + " | ".join(shown(of[word], word) for word in COLUMNS) + " |" for arm, of in found.items()),
         "\n| of the same sick runs | repaired by `full` alone | by the other alone | chance |",
         "|---" * 4 + "|",
         *(f"| {arm} | {of['full_alone']} | {of['other_alone']} | {of['chance']:.2g} |" for arm, of in margins.items()),
@@ -319,6 +325,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="of so many configurations one")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--sick", action="store_true", help="sick configurations alone")
+    parser.add_argument("--known", action="store_true", help="make no run: the table of what is known")
     parser.add_argument("--failed", action="store_true", help="list what was not repaired, and what was harmed")
     options = parser.parse_args()
     part_of = split.parts(every())
@@ -338,7 +345,7 @@ def main() -> None:
         and ((kept := known(table, run.of, arm, seed)) is None or "wrong" in kept)
     ]  # fmt: skip
     print(f"{len(runs)} configurations, {len(missing)} runs to make", flush=True)
-    if missing:
+    if missing and not options.known:
         record(missing, table, options.jobs, options.data.resolve())
     found = {arm: summary(runs, table, arm, options.seeds) for arm in arms}
     table.save()

@@ -40,7 +40,8 @@ def network() -> nn.Module:
 
 def trained(run_dir: str, **settings: Any) -> tuple[thalweg.Run, dict[str, Tensor]]:
     model = network()
-    asked = {"batch_size": 32, "steps": 24, "patience": None, "checkpoint_every": 4, "verbose": False, **settings}
+    asked = {"batch_size": 32, "steps": 24, "patience": None, "repair": "off"}  # a mended training is planned anew
+    asked |= {"checkpoint_every": 4, "verbose": False, **settings}
     run = thalweg.fit(model, (X, Y), "cross_entropy", run_dir=run_dir, metrics=["accuracy"], **asked)
     return run, dict(model.state_dict())
 

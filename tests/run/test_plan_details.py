@@ -44,6 +44,7 @@ def asked(**changes: Any) -> dict[str, Any]:
         "batch_size": 10,
         "epochs": 3,
         "patience": None,
+        "repair": "off",  # a mended training is planned anew
         "metrics": ["accuracy"],
         "verbose": False,
         **changes,
