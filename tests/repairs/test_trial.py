@@ -145,6 +145,29 @@ def test_without_a_good_state_nothing_begins_there() -> None:
     assert not any(made.is_from_the_start for made in found)
 
 
+def test_a_bad_batch_is_left_out_by_fresh_weights_too() -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    anew = [made for made in candidates([finding("non_finite")], body, "full") if made.begins_anew]
+    assert {"-renew", "-renew, fast"} < {made.key for made in anew}
+    assert all([code for code, _ in made.changes].count("skip_batches") == 1 for made in anew)
+    others = candidates([finding("vanishing_gradient")], body, "full")
+    assert not any(code == "skip_batches" for made in others for code, _ in made.changes)
+
+
+def test_batches_that_are_left_out_already_leave_the_rest_of_an_answer() -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    body.skips = True
+    found = {made.key: [code for code, _ in made.changes] for made in candidates([finding("non_finite")], body, "safe")}
+    assert "-skip" not in found
+    assert "change_rule" in found["-rule"] and "skip_batches" not in found["-rule"]
+
+
+@pytest.mark.parametrize("code", ["dead_units", "saturated_units"])
+def test_safe_goes_back_to_where_units_were_alive(code: str) -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    assert any(made.is_from_the_start for made in prescribe([finding(code)], body, "safe"))
+
+
 def test_what_was_counted_names_what_there_is() -> None:
     names = {name for of in (*TABLE.values(), prescriptions.RENEW) for name in of} | {"together"}
     for code, of in successes().items():

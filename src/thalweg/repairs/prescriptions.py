@@ -92,10 +92,16 @@ def _clip(finding: Finding, body: Body) -> Words | None:
     return {"clip_norm": float(f"{norm:.2g}")} if norm else {"clip_norm": 1.0}
 
 
+def _not_finite(finding: Finding, body: Body) -> Words | None:
+    """A bad batch comes again in each epoch, whatever else is changed."""
+    return {"skipped": "not finite"} if finding.code == "non_finite" and not body.skips else None
+
+
 RATE: Step = ("set_learning_rate", _suggested)
 RULE, MIDDLE, FAST = _rule(1e-3), _rule(2e-3), _rule(1e-2)
 CLIP: Step = ("clip_gradients", _clip)
 AGAIN: Step = ("restart_schedule", None)
+SKIP: Step = ("skip_batches", _not_finite)
 
 
 def _plain(code: str) -> Step:
@@ -110,7 +116,7 @@ DOWN = _plain("follow_curvature")
 
 #: What every stuck training may be given at `full`: all that commonly helps, at once. It is also what people do.
 RENEW: dict[str, tuple[Step, ...]] = {
-    name: (MODE, STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
+    name: (MODE, SKIP, STANDARDISE, SWAP, INITIALISE, rule, ("clip_gradients", None), AGAIN)
     for name, rule in (("-renew", MIDDLE), ("-renew, fast", FAST))
 }
 
@@ -158,12 +164,14 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
         "swap, initialise": (SWAP, INITIALISE, MOMENTS),
         "initialise, rule": (INITIALISE, MIDDLE),
         "rule": (RULE,),
+        "-rule": (MIDDLE, AGAIN),
     },
     "saturated_units": {
         "initialise": (INITIALISE, MOMENTS),
         "head, initialise": (HEAD, INITIALISE, MOMENTS),
         "initialise, rule": (INITIALISE, MIDDLE),
         "rule": (RULE,),
+        "-rule": (MIDDLE, AGAIN),
     },
     "bad_initialization": {
         "initialise": (INITIALISE, MOMENTS),
@@ -212,10 +220,10 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     },
     "non_finite": {
         "-rows": (_plain("set_rows_aside"), MOMENTS),
-        "-skip": (_plain("skip_batches"), MOMENTS),
-        "-skip, rate": (_plain("skip_batches"), RATE, MOMENTS, CLIP),
-        "-rule": (_plain("skip_batches"), MIDDLE, ("clip_gradients", None)),
-        "initialise, rule": (_plain("skip_batches"), INITIALISE, MIDDLE, ("clip_gradients", None)),
+        "-skip": (SKIP, MOMENTS),
+        "-skip, rate": (SKIP, RATE, MOMENTS, CLIP),
+        "-rule": (SKIP, MIDDLE, ("clip_gradients", None)),
+        "initialise, rule": (SKIP, INITIALISE, MIDDLE, ("clip_gradients", None)),
     },
     "diverging_loss": {
         "-rate / 10": (_times(0.1), MOMENTS),
@@ -354,9 +362,7 @@ def _made(name: str, steps: Iterable[tuple[Finding, Step]], body: Body, level: s
                 continue
             return None
         given = words(finding, body) if words is not None else None
-        if words is not None and given is None:
-            return None
-        if words is None and not _has_to_do(change, body):
+        if given is None and (words is not None or not _has_to_do(change, body)):
             if code in _OPTIONAL:
                 continue
             return None
@@ -375,9 +381,10 @@ def _has_to_do(change: Any, body: Body) -> bool:
 
 
 #: Changes that a prescription can do without, and those that are nothing by themselves.
-_OPTIONAL = frozenset(
-    {"restart_schedule", "reset_moments", "clip_gradients", "swap_activation", "standardise_inputs", "train_mode"}
-)
+_OPTIONAL = frozenset({
+    "restart_schedule", "reset_moments", "clip_gradients", "skip_batches", "swap_activation", "standardise_inputs",
+    "train_mode",
+})  # fmt: skip
 _BESIDE = frozenset({"restart_schedule", "reset_moments"})
 #: Changes after which a training is another one, and its rate has another part to play.
 _PACE = frozenset({

@@ -21,10 +21,10 @@ CHANCE = 0.0062
 MARGIN, MARGIN_OF_MOVING = 0.005, 0.05
 #: Share of the trivial loss below it that is nothing learned, and of the control's loss by which an arm may end worse.
 TOLERATED = 0.05
-#: Updates of a trial: a share of the training that is planned, and bounds; of a training of unknown length the least.
-SHARE, FEWEST, LONGEST = 1 / 32, 20, 1000
-#: Share of the planned training that trials may cost in all.
-BUDGET = 0.65
+#: Updates of a trial: a share of the training that is planned, and bounds; of a training of unknown length.
+SHARE, FEWEST, LONGEST, UNKNOWN = 1 / 48, 12, 1000, 20
+#: Share of the planned training that trials may cost in all, updates that they may in any; of one of unknown length.
+BUDGET, BUDGET_OF_SHORT, BUDGET_OF_UNKNOWN = 0.65, 650, 960
 #: Repairs that are kept in one training: each may give it its length back, and it is to end.
 MOST_KEPT = 4
 #: Share of the updates that are added to cool down.
@@ -47,14 +47,14 @@ def length(planned: int | None) -> int:
     """Updates of each arm.
 
     >>> length(None), length(500), length(100_000)
-    (20, 20, 1000)
+    (20, 12, 1000)
     """
-    return FEWEST if planned is None else max(FEWEST, min(LONGEST, round(SHARE * planned)))
+    return UNKNOWN if planned is None else max(FEWEST, min(LONGEST, round(SHARE * planned)))
 
 
 def is_affordable(spent: int, arms: int, planned: int | None, updates: int | None = None) -> bool:
     """Whether a trial of so many arms is within what trials may cost; in a training of unknown length a few are."""
-    of_all = max(BUDGET * planned if planned is not None else 48 * FEWEST, 26 * price(FEWEST))
+    of_all = max(BUDGET * planned, BUDGET_OF_SHORT) if planned is not None else BUDGET_OF_UNKNOWN
     return spent + cost(arms, updates or length(planned)) <= of_all
 
 

@@ -21,10 +21,10 @@ from torch.optim import Optimizer
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
 from thalweg.records.history import History
-from thalweg.repairs.trial import FEWEST
+from thalweg.repairs.trial import UNKNOWN
 
 #: Updates after which a repair is judged.
-UPDATES = 2 * FEWEST
+UPDATES = 2 * UNKNOWN
 #: Standard errors that the loss must have come down by.
 SURE = 2.0
 #: Repairs that are tried against findings of one code.
