@@ -239,7 +239,7 @@ def summary(runs: list[Judged], table: Table, arm: str, seeds: list[int]) -> dic
                     if group is sick and after < bar:
                         failed.append((run.of.name, seed, round(before, 3), round(after, 3), round(bar, 3),
                                        here["actions"], here["findings"]))  # fmt: skip
-            elif run.kind != "excluded" and off.get("bits") == here.get("bits"):
+            elif run.kind != "excluded" and off.get("bits") == here.get("bits") is not None:
                 same = here["scores"] == off["scores"]
                 well.append((run, seed, after < before - max(run.spread, 1e-9), cost, same, bool(here["actions"])))
     by_sickness = defaultdict(list)
@@ -380,6 +380,8 @@ def main() -> None:
         record(missing, table, options.jobs, options.data.resolve())
     found = {arm: summary(runs, table, arm, options.seeds) for arm in arms}
     table.save()
+    if len({of["well"] for arm, of in found.items() if arm not in OTHERS}) > 1:
+        print("arms have been compared on other machines: their well runs are not the same ones", flush=True)
     for arm, of in found.items():
         told = {
             k: round(v, 3) if isinstance(v, float) else v

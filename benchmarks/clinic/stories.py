@@ -246,7 +246,7 @@ def told(story: Story, repair: str, seed: int) -> Any:
 
 
 def final(run: Any) -> float:
-    """The loss of the network that is handed over, of validation data where it has some."""
+    """The training loss of the last epoch; with validation data the loss there of the network that is handed over."""
     return float(run.metrics.get("validation_loss", run.metrics["loss"]))
 
 

@@ -93,7 +93,7 @@ def _clip(finding: Finding, body: Body) -> Words | None:
 
 
 def _not_finite(finding: Finding, body: Body) -> Words | None:
-    """A bad batch comes again in each epoch, whatever else is changed."""
+    """A bad batch comes again in each epoch: what answers it leaves it out, whatever else is changed."""
     return {"skipped": "not finite"} if finding.code == "non_finite" and not body.skips else None
 
 
