@@ -11,6 +11,7 @@ benchmarks/results/clinic-stories.json.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -250,6 +251,13 @@ def final(run: Any) -> float:
     return float(run.metrics.get("validation_loss", run.metrics["loss"]))
 
 
+def means(steps: Any, values: Any) -> tuple[list[float], list[float]]:
+    """A curve in at most `POINTS` points: the means of so many reports in a row, at the first of them."""
+    every = -(-len(steps) // POINTS)
+    firsts = range(0, len(steps), every)
+    return [float(steps[i]) for i in firsts], [float(values[i : i + every].mean()) for i in firsts]
+
+
 def picture(runs: dict[str, tuple[Any, Any]], path: Path) -> None:
     """The training losses of all stories, without repair and with it, as one figure."""
     width, height, columns = 330, 200, 4
@@ -262,19 +270,18 @@ def picture(runs: dict[str, tuple[Any, Any]], path: Path) -> None:
     for number, (title, pair) in enumerate(runs.items()):
         x0, y0 = width * (number % columns) + 52, height * (number // columns) + 30
         w, h = width - 76, height - 62
-        series = [run.history.series("loss") for run in pair]
-        values = [float(v) for _, vs in series for v in vs if v == v and v > 0 and v < 1e6]
+        series = [means(*run.history.series("loss")) for run in pair]
+        values = [v for _, vs in series for v in vs if 0 < v < 1e6]
         low, high = max(min(values), 1e-4), min(max(values), 1e3)
         last = max(int(s[-1]) for s, _ in series)
         scale = (torch.tensor([high]).log() - torch.tensor([low]).log()).item() or 1.0
         parts.append(f'<text x="{x0}" y="{y0 - 10}" font-weight="bold">{title}</text>')
         parts.append(f'<rect x="{x0}" y="{y0}" width="{w}" height="{h}" fill="none" stroke="#bbb"/>')
         for (steps, vs), colour in zip(series, ("#b4442f", "#1f6f78"), strict=True):
-            points, every = [], -(-len(steps) // POINTS)
-            for i in range(0, len(steps), every):  # means, of one report each where there are few
-                s, v = steps[i], vs[i : i + every].mean()
-                if v == v and v < float("inf"):
-                    clipped = min(max(float(v), low), high)
+            points = []
+            for s, v in zip(steps, vs, strict=True):
+                if math.isfinite(v):
+                    clipped = min(max(v, low), high)
                     up = (torch.tensor(clipped).log() - torch.tensor(low).log()).item() / scale
                     points.append(f"{x0 + w * s / last:.1f},{y0 + h * (1 - up):.1f}")
             parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="1.3"/>')
