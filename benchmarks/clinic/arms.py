@@ -71,7 +71,7 @@ def at_random(seed: int) -> AbstractContextManager[None]:
         every = [(code, steps) for table in prescriptions.TABLE.values() for code, steps in table.items()]
         drawn.shuffle(every)
         for name, steps in every:
-            made = prescriptions._made(name, [(findings[0], step) for step in steps], body, level)
+            made = prescriptions._made(name, prescriptions.bound(steps, findings), body, level)
             if made is not None:
                 return [made]
         return []

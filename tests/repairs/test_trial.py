@@ -69,10 +69,11 @@ def test_what_a_control_gains_counts_only_in_its_own_terms() -> None:
     assert best([moving, own], [GOOD, GOOD], start, control=moving) == 1
 
 
-def test_what_is_right_by_itself_answers_a_sure_cause() -> None:
+def test_what_is_right_by_itself_answers_a_sure_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     def named(*names: str) -> list[Prescription]:
         return [Prescription(name, ()) for name in names]
 
+    monkeypatch.setattr(prescriptions, "successes", dict)
     sure = Finding("bad_initialization", "warning", 0, "", confidence=0.95)
     symptom = Finding("plateau", "warning", 10, "", confidence=0.95)
     elsewhere = Finding("bad_labels", "warning", 10, "", confidence=0.95)  # nothing here answers it
@@ -82,6 +83,9 @@ def test_what_is_right_by_itself_answers_a_sure_cause() -> None:
     assert right([sure], [from_before]) == set() and right([sure], named("rule")) == {"rule"}
     assert right([symptom], tried) == right([elsewhere, symptom], tried) == set()
     assert right([replace(sure, confidence=0.5)], tried) == set()
+    hardly = {"bad_initialization": {"initialise": [1, 10], "rule": [2, 10], "perturb": [0, 7]}}
+    monkeypatch.setattr(prescriptions, "successes", lambda: hardly)
+    assert right([sure], named("initialise", "rule", "perturb", "together")) == {"rule", "perturb", "together"}
 
 
 def finding(code: str) -> Finding:
@@ -150,6 +154,11 @@ def test_a_bad_batch_is_left_out_by_fresh_weights_too() -> None:
     anew = [made for made in candidates([finding("non_finite")], body, "full") if made.begins_anew]
     assert {"-renew", "-renew, fast"} < {made.key for made in anew}
     assert all([code for code, _ in made.changes].count("skip_batches") == 1 for made in anew)
+    caused = candidates(
+        [finding("vanishing_gradient"), finding("non_finite")], body, "full"
+    )  # by a cause that is first
+    fresh = [made for made in caused if made.key in ("-renew", "-renew, fast")]
+    assert len(fresh) == 2 and all("skip_batches" in [code for code, _ in made.changes] for made in fresh)
     others = candidates([finding("vanishing_gradient")], body, "full")
     assert not any(code == "skip_batches" for made in others for code, _ in made.changes)
 

@@ -31,6 +31,8 @@ LEVELS = ("safe", "full")
 MOST = 4
 #: What has mended such a share, of so many trainings, needs no more proof than that it does no harm.
 NEARLY_ALL, SEVERAL = 0.7, 8
+#: What has mended no more than such a share of several is not right by itself.
+NEARLY_NONE = 0.1
 
 #: Rules whose rates are of AdamW's kind.
 ALIKE = ("auto", "adam", "adamw", "nadam", "radam")
@@ -221,7 +223,6 @@ TABLE: dict[str, dict[str, tuple[Step, ...]]] = {
     "non_finite": {
         "-rows": (_plain("set_rows_aside"), MOMENTS),
         "-skip": (SKIP, MOMENTS),
-        "-skip, rate": (SKIP, RATE, MOMENTS, CLIP),
         "-rule": (SKIP, MIDDLE, ("clip_gradients", None)),
         "initialise, rule": (SKIP, INITIALISE, MIDDLE, ("clip_gradients", None)),
     },
@@ -290,6 +291,12 @@ def has_mended(findings: Sequence[Finding], key: str) -> bool:
     return code not in SYMPTOMS and tried >= SEVERAL and promise(findings, key) >= NEARLY_ALL
 
 
+def hardly_mends(code: str, key: str) -> bool:
+    """Whether a prescription has mended next to none of several trainings whose first finding was this one."""
+    mended, tried = successes().get(code, {}).get(key, (0, 0))
+    return tried >= SEVERAL and mended <= NEARLY_NONE * tried
+
+
 def _first(findings: Sequence[Finding]) -> str:
     """The code of the first finding that is answered here."""
     return next((finding.code for finding in findings if finding.code in TABLE), "")
@@ -315,8 +322,16 @@ def candidates(findings: Sequence[Finding], body: Body, level: str) -> list[Pres
             _add(found, _made(name, [(finding, step) for step in steps], body, level))
     if level == "full" and any(finding.code not in ("overfitting", "class_imbalance") for finding in answered):
         for name, steps in RENEW.items():
-            _add(found, _made(name, [(answered[0], step) for step in steps], body, level))
+            _add(found, _made(name, bound(steps, answered), body, level))
     return list(found.values())
+
+
+def bound(steps: Iterable[Step], findings: Sequence[Finding]) -> list[tuple[Finding, Step]]:
+    """What is tried against any of the findings: its steps take their words from the first, but what leaves bad batches
+    out from the one that is of them.
+    """
+    bad = next((finding for finding in findings if finding.code == "non_finite"), findings[0])
+    return [(bad if step is SKIP else findings[0], step) for step in steps]
 
 
 def _together(findings: Iterable[Finding], body: Body, level: str) -> Prescription | None:

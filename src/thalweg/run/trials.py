@@ -11,7 +11,7 @@ from thalweg.loop.train import Training
 from thalweg.records.finding import SYMPTOMS, Finding
 from thalweg.repairs import trial
 from thalweg.repairs.change import Body
-from thalweg.repairs.prescriptions import TABLE, Prescription, has_mended
+from thalweg.repairs.prescriptions import TABLE, Prescription, hardly_mends, has_mended
 from thalweg.run.arms import Arms
 from thalweg.run.choices import Chosen
 from thalweg.run.telling import Telling
@@ -130,8 +130,11 @@ class Trials:
 
 
 def right(findings: list[Finding], tried: list[Prescription]) -> set[str]:
-    """Keys of prescriptions that are right by themselves: for a cause that is surely there, or by what was counted."""
+    """Keys of prescriptions that are right by themselves: by what was counted, or for a cause that is surely there,
+    unless they were counted to mend next to nothing with it.
+    """
     sure = [f.code for f in findings if f.confidence >= SURE and f.severity != "note" and f.code in TABLE]
-    answers = {key for code in sure if code not in SYMPTOMS for key in TABLE[code]}
-    answers |= {"together"} if answers else set()
+    causes = [code for code in sure if code not in SYMPTOMS]
+    answers = {key for code in causes for key in TABLE[code] if not hardly_mends(code, key)}
+    answers |= {"together"} if causes else set()
     return {made.key for made in tried if made.key in answers or has_mended(findings, made.key)}
