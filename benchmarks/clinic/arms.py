@@ -62,13 +62,13 @@ def untried(prescribe: Callable[..., list[Any]]) -> Iterator[None]:
 
 def at_random(seed: int) -> AbstractContextManager[None]:
     """In place of what answers a finding: one prescription of all there are, drawn at random, and kept."""
-    from thalweg.repairs import prescriptions
+    from thalweg.repairs import answers, prescriptions
     from thalweg.repairs.prescriptions import Prescription
 
     drawn = random.Random(seed)
 
     def prescribe(findings: Any, body: Any, level: str, goes_back: bool = True) -> list[Prescription]:
-        every = [(code, steps) for table in prescriptions.TABLE.values() for code, steps in table.items()]
+        every = [(code, steps) for table in answers.TABLE.values() for code, steps in table.items()]
         drawn.shuffle(every)
         for name, steps in every:
             made = prescriptions._made(name, prescriptions.bound(steps, findings), body, level)

@@ -39,13 +39,13 @@ MANY = 16
 
 def forced(number: int, told: dict[str, Any]) -> AbstractContextManager[None]:
     """Of all prescriptions for the first finding that has any, the one of this number is kept, and no other later."""
-    from thalweg.repairs import prescriptions
+    from thalweg.repairs import answers, prescriptions
 
     def prescribe(findings: Any, body: Any, level: str, goes_back: bool = True) -> list[Any]:
         found = [] if told else prescriptions.candidates(findings, body, level)
         found = [made for made in found if goes_back or not made.is_from_the_start]
         if found:
-            code = next(finding.code for finding in findings if finding.code in prescriptions.TABLE)
+            code = next(finding.code for finding in findings if finding.code in answers.TABLE)
             told.update(finding=code, names=[made.key for made in found])
         return found[number : number + 1]
 

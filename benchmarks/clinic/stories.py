@@ -46,7 +46,8 @@ class Story:
     words: dict[str, Any] = field(default_factory=dict)
     reached: float = 0.5
     """A loss that only a training that works comes below: the training loss; of the demo cases the validation loss, a
-    little above those of the clinic's healthy references on the same points (0.34 to 0.38, and 0.36 to 0.39).
+    little above those of the clinic's healthy references on the same points (0.34 to 0.38, and 0.36 to 0.39, measured
+    by hand).
     """
     held_out: Callable[[], Any] | None = None
     """Validation data, where the case comes with some."""

@@ -9,7 +9,8 @@ from bodies import body_of
 
 from thalweg.records.finding import Finding
 from thalweg.repairs import prescriptions
-from thalweg.repairs.prescriptions import MOST, TABLE, Prescription, candidates, prescribe, promise, successes
+from thalweg.repairs.answers import RENEW, TABLE
+from thalweg.repairs.prescriptions import MOST, Prescription, candidates, prescribe, promise, successes
 from thalweg.repairs.trial import Measured, as_good, best, harmless, is_better
 from thalweg.run.trials import right
 
@@ -178,7 +179,7 @@ def test_safe_goes_back_to_where_units_were_alive(code: str) -> None:
 
 
 def test_what_was_counted_names_what_there_is() -> None:
-    names = {name for of in (*TABLE.values(), prescriptions.RENEW) for name in of} | {"together"}
+    names = {name for of in (*TABLE.values(), RENEW) for name in of} | {"together"}
     for code, of in successes().items():
         assert code in TABLE
         assert set(of) <= names

@@ -10,8 +10,9 @@ from thalweg.loop.failures import first_line
 from thalweg.loop.train import Training
 from thalweg.records.finding import SYMPTOMS, Finding
 from thalweg.repairs import trial
+from thalweg.repairs.answers import TABLE
 from thalweg.repairs.change import Body
-from thalweg.repairs.prescriptions import TABLE, Prescription, hardly_mends, has_mended
+from thalweg.repairs.prescriptions import Prescription, hardly_mends, has_mended
 from thalweg.run.arms import Arms
 from thalweg.run.choices import Chosen
 from thalweg.run.telling import Telling
