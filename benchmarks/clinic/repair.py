@@ -59,7 +59,7 @@ from cells import RESULTS, Cell, Table
 from tables import machine, ours, save
 
 FILE, RUNS, TRUTHS = (RESULTS / f"clinic-{name}.json" for name in ("repair", "repair-runs", "truths"))
-VERSION = 24
+VERSION = 25
 """Of our repairs: a run of an arm that makes them is of the version it was made with."""
 APART = (
     "12-few-examples", "12-noise-learned", "16-labels-shuffled", "16-too-few-epochs", "16-detached",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from histories import HEALTHY_FACTS, falling, training
 
+from thalweg.diagnosis import backward
 from thalweg.diagnosis.case import Case
 from thalweg.diagnosis.engine import findings
 from thalweg.diagnosis.loss import is_weak
@@ -35,6 +36,15 @@ def flat(level: float = 2.3) -> Callable[[float], float]:
 
 def broken(step: float) -> float:
     return math.nan if step > 500 else falling()(step)
+
+
+def test_bursts_tell_the_usual_norm_of_the_gradient() -> None:
+    history = History()
+    for step in range(1, 41):
+        values = {"loss": 2.3, "gradient_norm": 1e5 if step in (20, 30) else 2.0 + 0.01 * step}
+        history.append(StepRecord(step, step / 50, step / 100, values))
+    found = backward._exploding(Case(history))
+    assert found is not None and 2.0 < found.evidence["typical_norm"] < 2.1
 
 
 #: Code → a history that has it, and one that looks like it in the signal but whose outcome is good.

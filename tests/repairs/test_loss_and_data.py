@@ -81,7 +81,7 @@ def test_loss_and_output_are_brought_together(head: Any, loss: Any, target: Tens
     assert words == wanted
     if words is None:
         return
-    before, module = case.loss, case.model
+    before, module, parts = case.loss, case.model, list(case.model.modules())
     undo = CHANGES["drop_head"].apply(case, words)
     output = case.model(X)
     assert case.loss is not None
@@ -91,7 +91,7 @@ def test_loss_and_output_are_brought_together(head: Any, loss: Any, target: Tens
     if "head" in words:
         assert isinstance(case.model[3], nn.Identity)
     undo()
-    assert case.loss is before and case.model is module
+    assert case.loss is before and case.model is module and list(case.model.modules()) == parts
 
 
 def test_a_head_that_is_shut_goes() -> None:

@@ -31,7 +31,8 @@ def ready(kind: str = "mlp", **settings: Any) -> Body:
 
 def held(body: Body) -> tuple[Any, ...]:
     tensors = {name: t.clone() for name, t in body.model.state_dict().items()}
-    return (body.settings, body.rate, body.restarted_at, body.is_warm, body.skips, body.forgets, body.loss), tensors
+    standing = (body.restarted_at, body.is_warm, body.recut_at, body.skips, body.forgets, body.kept)
+    return (body.settings, body.rate, standing, body.loss), tensors
 
 
 def is_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -88,6 +89,36 @@ def test_an_optimizer_of_the_users_own_keeps_its_groups_and_gets_their_rates_sca
     assert [group["lr"] for group in own.param_groups] == pytest.approx([0.01, 0.04])
     undo()
     assert [group["lr"] for group in own.param_groups] == [0.1, 0.4]
+
+
+def test_rows_are_set_aside_and_taken_back() -> None:
+    made = ready()
+    made.data.x[[3, 17]] = torch.nan
+    words = CHANGES["set_rows_aside"].words(made)
+    assert words == {"count": 2.0, "rows": "3 17"}
+    undo = CHANGES["set_rows_aside"].apply(made, words)
+    assert made.kept == [i for i in range(64) if i not in (3, 17)]
+    undo()
+    assert made.kept is None
+
+
+def test_a_batch_is_cut_from_the_rows_that_are_left() -> None:
+    made = ready()
+    made.kept = list(range(40))
+    CHANGES["change_batch"].apply(made, {"batch_size": 32.0})
+    assert made.recut_at == (30, 3)  # ten updates an epoch
+
+
+def test_a_bound_is_the_gradients_own_and_none_is_loosened() -> None:
+    def clipped(evidence: dict[str, float], **settings: Any) -> list[float]:
+        burst = Finding("exploding_gradient", "warning", 10, "", evidence=evidence)
+        body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10, **settings)
+        found = next(made for made in prescribe([burst], body, "safe") if made.key == "-clip, rate")
+        return [words["clip_norm"] for code, words in found.changes if code == "clip_gradients"]
+
+    assert clipped({"typical_norm": 0.257}) == [0.26] and clipped({}) == [1.0]
+    assert clipped({"typical_norm": 0.257}, clip_norm=0.05) == [] == clipped({}, clip_value=3.0)
+    assert clipped({"typical_norm": 0.257}, clip_norm=5.0) == [0.26]
 
 
 def test_nothing_to_do_says_so() -> None:

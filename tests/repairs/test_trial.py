@@ -117,6 +117,23 @@ def test_what_has_mended_nearly_all_is_tried_beside_what_was_asked_for_alone(mon
     assert [made.key for made in tried] == [keys[-1], keys[0]] and tried[1].is_asked
 
 
+def test_what_has_mended_next_to_nothing_is_tried_only_where_there_is_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    dead = [finding("dead_units")]
+    monkeypatch.setattr(prescriptions, "successes", lambda: {"dead_units": {"rule": [0, 14], "-rule": [1, 14]}})
+    assert [made.key for made in prescribe(dead, body, "safe")] == ["rule", "-rule"]
+    assert not {"rule", "-rule"} & {made.key for made in prescribe(dead, body, "full")}
+
+
+def test_a_name_stands_for_one_prescription() -> None:
+    body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
+    two = [finding("learning_rate_too_high"), finding("diverging_loss"), finding("non_finite")]
+    keys = [made.key for made in candidates(two, body, "full")]
+    assert keys.count("-rule") == 1 and len(keys) == len(set(keys))
+
+
 def test_several_causes_are_answered_together_and_what_they_explain_is_not() -> None:
     body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
     two = candidates([finding("vanishing_gradient"), finding("saturated_units"), finding("plateau")], body, "full")

@@ -28,6 +28,8 @@ FIRST = 10
 STEEP = 100.0
 #: Times its usual size from which on a gradient has burst.
 BURST = 1e3
+#: Quantile of a gradient's norms that bounds it from then on (Seetharaman et al. 2020, AutoClip, section 3).
+TYPICAL = 0.1
 
 
 def findings(case: Case) -> list[Finding]:
@@ -144,7 +146,8 @@ def _exploding(case: Case) -> Finding | None:
     if bursts.sum() < 2:
         return None
     first = int(at[int(np.argmax(bursts))])
-    return _grown("", first, {"largest": float(norms.max()), "usual": usual}, 0.7)
+    typical = float(np.quantile(norms, TYPICAL))
+    return _grown("", first, {"largest": float(norms.max()), "usual": usual, "typical_norm": typical}, 0.7)
 
 
 def _grown(layer: str, step: int, evidence: dict[str, float], confidence: float) -> Finding:

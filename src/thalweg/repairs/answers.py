@@ -6,6 +6,7 @@ its code, with what takes its words from the finding where the change does not f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from thalweg.records.finding import Finding
@@ -40,8 +41,10 @@ def _rule(rate: float) -> Step:
 
 
 def _clip(finding: Finding, body: Body) -> Words | None:
-    norm = finding.evidence.get("typical_norm")
-    return {"clip_norm": float(f"{norm:.2g}")} if norm else {"clip_norm": 1.0}
+    """At the gradients' own usual norm, where it is known; no bound of the user's is loosened."""
+    norm, settings = float(f"{finding.evidence.get('typical_norm') or 1.0:.2g}"), body.settings
+    is_bounded = settings.clip_value is not None or (settings.clip_norm or math.inf) <= norm
+    return None if is_bounded else {"clip_norm": norm}
 
 
 def _not_finite(finding: Finding, body: Body) -> Words | None:

@@ -10,7 +10,9 @@ from thalweg.repairs.change import Body, Undo, Words
 
 @dataclass(frozen=True, slots=True)
 class ClipGradients:
-    """g ← g · min(1, c/‖g‖), with c from the gradients' own history (Seetharaman et al. 2020, AutoClip)."""
+    """g ← g · min(1, c/‖g‖), with c from the gradients' own history where a finding gives it (Seetharaman et al. 2020,
+    AutoClip).
+    """
 
     code: str = "clip_gradients"
     level: str = "safe"

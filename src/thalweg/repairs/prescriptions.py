@@ -67,10 +67,14 @@ def prescribe(findings: Sequence[Finding], body: Body, level: str, goes_back: bo
     """What to try against findings: the most promising first, `MOST` at most.
 
     What the findings themselves ask for, the first candidate, is always among them; of what has mended nearly all, the
-    best is tried beside that alone. Without a good state to go back to (`goes_back`), nothing that begins there.
+    best is tried beside that alone; what has mended next to nothing is left out where there is anything else. Without a
+    good state to go back to (`goes_back`), nothing that begins there.
     """
     found = [made for made in candidates(findings, body, level) if goes_back or not made.is_from_the_start]
     found[:1] = [replace(made, is_asked=True) for made in found[:1]]
+    useless = [made for made in found if hardly_mends(_first(findings), made.key)]
+    if len(useless) < len(found):
+        found = [made for made in found if made.is_asked or made not in useless]
     # By thirds: counts are small, and of what is about as promising the first that is thought of changes least.
     promising = sorted(found, key=lambda made: -int(3 * promise(findings, made.key)))
     sure = [made for made in promising if has_mended(findings, made.key)]
@@ -217,8 +221,8 @@ _PACE = frozenset({
 
 
 def _add(found: dict[tuple[Any, ...], Prescription], made: Prescription | None) -> None:
-    """Each only once, whatever it is called."""
-    if made is not None:
+    """Each only once, whatever it is called; of one name the first counts, for it is counted and kept by its name."""
+    if made is not None and made.key not in {other.key for other in found.values()}:
         key = (
             made.is_from_the_start,
             tuple((code, repr(sorted((words or {}).items()))) for code, words in made.changes),

@@ -178,7 +178,8 @@ class ChangeBatch:
         """Set the size of a batch; the epoch that was begun counts as passed."""
         before = body.recut_at
         if body.data is not None and not isinstance(body.data, Stream) and isinstance(body.settings.batch_size, int):
-            per_epoch = math.ceil(len(body.data) / body.settings.batch_size)
+            count = len(body.data) if body.kept is None else len(body.kept)
+            per_epoch = math.ceil(count / body.settings.batch_size)
             body.recut_at = body.step, math.ceil(body.step / per_epoch)
         undo_settings = _settings(body, batch_size=int(float(words["batch_size"])))
 
@@ -244,7 +245,8 @@ class Perturb:
     def lines(self, words: Words) -> list[str]:
         """In a loop of the user's own."""
         share = float(words["share"])
-        return [f"p.add_(torch.randn_like(p), alpha={share:g} * p.square().mean().sqrt())  # for each parameter p"]
+        noise = f"{share:g} * p.square().mean().sqrt() * torch.randn_like(p)"  # of zeros: by 1/√fan-in
+        return [f"with torch.no_grad(): [p.add_({noise}) for p in model.parameters()]"]
 
 
 CHANGES: dict[str, Any] = {

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from thalweg.loop.evaluate import evaluating
 from thalweg.loop.memory import untouched
-from thalweg.loop.setup import Setup
+from thalweg.loop.setup import Setup, Standing
 from thalweg.loop.train import Training
 from thalweg.optim import schedules
 from thalweg.repairs.change import Body, Undo
@@ -184,6 +184,30 @@ def administer(
     return done
 
 
+def given_back(body: Body, prescription: Prescription, at: Standing, per_epoch: int | None) -> dict[str, int]:
+    """What a training is given more that goes back: with fresh weights its full length, with earlier ones what they had
+    before them, to the nearest epoch.
+    """
+    if prescription.begins_anew:
+        given = {"epochs": at.epoch + (at.position > 0), "steps": at.step, "from": at.step}
+    elif prescription.is_from_the_start:
+        lost = at.step - at.good_step
+        given = {"epochs": round(lost / per_epoch) if per_epoch else 0, "steps": lost}
+    else:
+        return {}
+    extend(body, given)
+    return given
+
+
+def extend(body: Body, given: Mapping[str, int]) -> None:
+    """Give a training more epochs or updates, and its schedule another beginning."""
+    settings = body.settings
+    limits = {word: getattr(settings, word) for word in ("epochs", "steps")}
+    longer = {word: limit + given.get(word, 0) for word, limit in limits.items() if limit is not None}
+    body.settings = replace(settings, **longer)
+    body.restarted_at = given.get("from", body.restarted_at)
+
+
 class Arms:
     """Trains and measures arms from where a training stands."""
 
@@ -227,10 +251,20 @@ class Arms:
     def treated(self, prescription: Prescription) -> Measured:
         """An arm with a prescription."""
         good = self._training.memory.good
-        with self._from_here(), applied(self._body, prescription, good):
+        with self._from_here(), applied(self._body, prescription, good), self._lengthened(prescription):
             parts = parts_of(self._body, self._chosen, self._training.setup)
             self._train(parts, self._updates)
             return self._measured()
+
+    @contextlib.contextmanager
+    def _lengthened(self, prescription: Prescription) -> Iterator[None]:
+        """As long as the training will be with a prescription: the arm's schedule is that of what would be kept."""
+        body, before = self._body, (self._body.settings, self._body.restarted_at)
+        given_back(body, prescription, self._training.at, self._training.setup.batches.per_epoch)
+        try:
+            yield
+        finally:
+            body.settings, body.restarted_at = before
 
     @contextlib.contextmanager
     def _from_here(self) -> Iterator[None]:

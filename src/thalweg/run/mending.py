@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 from thalweg.loop.checkpoint import Checkpoint
 from thalweg.loop.evaluate import evaluating, model_device
 from thalweg.loop.memory import untouched
-from thalweg.loop.setup import Setup, Standing
+from thalweg.loop.setup import Setup
 from thalweg.loop.train import ILL, Training
 from thalweg.records.action import Action
 from thalweg.records.finding import Finding
@@ -28,7 +27,7 @@ from thalweg.records.settings import Settings
 from thalweg.repairs import network, trial
 from thalweg.repairs.change import Body, Undo
 from thalweg.repairs.prescriptions import CHANGES, Prescription, prescribe
-from thalweg.run.arms import OF_MEASURE, Done, administer, parts_of
+from thalweg.run.arms import OF_MEASURE, Done, administer, extend, given_back, parts_of
 from thalweg.run.choices import Chosen
 from thalweg.run.facts import facts, of_settings
 from thalweg.run.telling import Telling
@@ -141,7 +140,7 @@ def again_made(body: Body, repairs: list[Mapping[str, Any]]) -> None:
         administer(body, Prescription(repair["name"], tuple((c, w) for c, w in repair["changes"])), None, undos)
         body.undos += [(body.step, undo) for undo in undos]
         body.forgets = False
-        _extend(body, repair["given_back"])
+        extend(body, repair["given_back"])
 
 
 class Mending:
@@ -245,7 +244,7 @@ class Mending:
         undos: list[Undo] = []
         done = administer(body, prescription, old.memory.good, undos)
         body.undos += [(at.step, undo) for undo in undos]
-        given = _given_back(body, prescription, at, old.setup.batches.per_epoch)
+        given = given_back(body, prescription, at, old.setup.batches.per_epoch)
         parts = parts_of(body, self.chosen, old.setup)
         body.forgets = False
         if parts.batches is not old.setup.batches:
@@ -325,29 +324,6 @@ def _told(done: Done) -> dict[str, float | str]:
         else:
             told |= {word: value for word, value in words.items() if word != "from"}
     return told
-
-
-def _given_back(body: Body, prescription: Prescription, at: Standing, per_epoch: int | None) -> dict[str, int]:
-    """What a training is given more that goes back: with fresh weights its full length, with earlier ones what they had
-    before them, to the nearest epoch.
-    """
-    if prescription.begins_anew:
-        given = {"epochs": at.epoch + (at.position > 0), "steps": at.step, "from": at.step}
-    elif prescription.is_from_the_start:
-        lost = at.step - at.good_step
-        given = {"epochs": round(lost / per_epoch) if per_epoch else 0, "steps": lost}
-    else:
-        return {}
-    _extend(body, given)
-    return given
-
-
-def _extend(body: Body, given: Mapping[str, int]) -> None:
-    settings = body.settings
-    limits = {word: getattr(settings, word) for word in ("epochs", "steps")}
-    longer = {word: limit + given.get(word, 0) for word, limit in limits.items() if limit is not None}
-    body.settings = replace(settings, **longer)
-    body.restarted_at = given.get("from", body.restarted_at)
 
 
 def _written(prescription: Prescription, done: Done, step: int, plan: Any, given: dict[str, int]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ SURE = 0.8
 #: Prescriptions that are tried for longer, at most.
 LONGER = 2
 #: What models and data raise where something does not fit them.
-UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
