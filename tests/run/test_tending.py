@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import thalweg
+from thalweg.records.finding import Finding
+from thalweg.records.history import History
 from thalweg.run import tending
+from thalweg.run.tending import Tending
 
 MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 
@@ -73,6 +77,92 @@ def test_what_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tending, "is_lower", lambda before, after: False)
     _, w, _ = loop("safe", 3.0, MOMENTUM)
     assert w.history.actions and not any(action.kept for action in w.history.actions)
+
+
+class Tended:
+    """One model in a loop of three losses: what a report finds is said by the test."""
+
+    def __init__(self, rule: Any = MOMENTUM) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(3, 1)
+        self.optimizer = rule(self.model.parameters(), lr=0.1)
+        self.told: list[Any] = []
+        self.tending = Tending(self.model, [self.optimizer], History(), self.told.append)
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+    def update(self, gradient: float = 1.0) -> None:
+        for p in self.model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        self.tending.before_update(self.optimizer)
+        self.optimizer.step()
+        self.tending.after_update(self.optimizer)
+
+    def found(self, step: int, code: str) -> None:
+        finding = Finding(code, "critical", step, "It is wrong.", evidence={})
+        self.tending.reported(step, 9.0, [finding], is_asked=True)
+
+
+def test_weights_are_put_back_where_a_repair_does_not_help() -> None:
+    loop = Tended()
+    first = loop.weights()
+    loop.update()
+    second = loop.weights()
+    loop.found(10, "diverging_loss")
+    assert torch.equal(loop.weights(), first)
+    loop.update()
+    loop.tending.reported(10 + tending.UPDATES, math.inf, [], is_asked=False)
+    assert torch.equal(loop.weights(), second) and not loop.told[0].kept
+    assert loop.tending.treatment == tending.Treatment()
+
+
+def test_a_loop_that_ends_before_its_repair_is_judged_keeps_it() -> None:
+    loop = Tended()
+    first = loop.weights()
+    loop.update(math.nan)
+    loop.found(10, "non_finite")
+    loop.tending.ended(12)
+    assert torch.equal(loop.weights(), first) and loop.told[0].kept
+
+
+@pytest.mark.parametrize("rule", [MOMENTUM, partial(torch.optim.AdamW, weight_decay=0.1)])
+def test_an_update_that_is_left_out_moves_nothing(rule: Any) -> None:
+    loop = Tended(rule)
+    loop.update()
+    loop.tending.treatment.skips = True
+    before = loop.weights()
+    loop.update(math.inf)
+    assert torch.equal(loop.weights(), before)
+    loop.update()
+    assert not torch.equal(loop.weights(), before)
+
+
+def test_it_goes_back_to_weights_that_were_loaded_before_the_first_update() -> None:
+    loop = Tended()
+    nn.init.constant_(loop.model.weight, 7.0)
+    loaded = loop.weights()
+    loop.update()
+    loop.found(10, "diverging_loss")
+    assert torch.equal(loop.weights(), loaded)
+
+
+def test_what_a_module_adds_to_its_state_may_be_no_tensor() -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": 3}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    model = Counting(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with thalweg.watch(model, optimizer, repair="safe") as w:
+        loss = model(torch.ones(4, 2)).square().mean()
+        loss.backward()
+        optimizer.step()
+        w.step(loss)
+    assert w.history.series("loss")[1].size == 1
 
 
 def test_safe_needs_an_optimizer() -> None:

@@ -2,8 +2,9 @@
 
 There is no control arm here: the loop's batches are its own, and come once. A repair is held against the losses of
 before it: after as many updates as these were measured over it is kept where the loss is lower by more than their
-noise, and else undone, weights and all. What is done is a factor on the rate, a bound on the gradient's norm, updates
-left out whose gradient is not finite, and the weights of the last state with which nothing was wrong.
+noise, and else undone, weights and all; where the loop ends before a loss is reported, nothing speaks against it. What
+is done is a factor on the rate, a bound on the gradient's norm, updates left out whose gradient is not finite, and the
+weights of the last state with which nothing was wrong.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Tending:
         self._history = history
         self._tell = tell
         self.treatment = Treatment()
-        self._good: State | None = self._state()
+        self._good: State | None = None
+        """The last state with which nothing was wrong: first that of before the first update."""
         self._tried: Tried | None = None
         self._count: dict[str, int] = {}
         self._rates: list[list[float]] = []
@@ -85,6 +87,8 @@ class Tending:
 
     def before_update(self, optimizer: Optimizer) -> None:
         """The rule is about to step: bound its gradients, and have it take the rate that was found."""
+        if self._good is None:
+            self._good = self._state()
         treatment = self.treatment
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if treatment.norm is not None and grads:
@@ -94,8 +98,9 @@ class Tending:
                 nn.utils.get_total_norm(grads),
             )
         if treatment.skips and grads and not math.isfinite(float(nn.utils.get_total_norm(grads))):
-            for grad in grads:
-                grad.zero_()
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.grad = None  # a gradient of zero would still move weights by momentum and decay
         self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * treatment.rate
@@ -167,7 +172,7 @@ class Tending:
     def _judge(self, step: int) -> None:
         tried = self._tried
         assert tried is not None
-        kept = is_lower(tried.losses, tried.after)
+        kept = not tried.after or is_lower(tried.losses, tried.after)
         after = self.treatment
         if not kept:
             self.treatment = tried.before
@@ -183,13 +188,15 @@ class Tending:
         self._tell(action)
 
     def _state(self) -> State:
-        tensors = {name: t.detach().clone() for name, t in self._model.state_dict().items()}
+        named = self._model.state_dict().items()  # what modules add of their own may be no tensors
+        tensors = {name: t.detach().clone() for name, t in named if isinstance(t, Tensor)}
         return State(tensors, [copy.deepcopy(o.state_dict()["state"]) for o in self._optimizers])
 
     def _put(self, state: State) -> None:
         with torch.no_grad():
-            for name, t in self._model.state_dict().items():
-                t.copy_(state.tensors[name])
+            live = self._model.state_dict()
+            for name, t in state.tensors.items():
+                live[name].copy_(t)
         for optimizer, kept in zip(self._optimizers, state.rules, strict=True):
             optimizer.load_state_dict(
                 {"state": copy.deepcopy(kept), "param_groups": optimizer.state_dict()["param_groups"]}
