@@ -67,7 +67,7 @@ class Limits:
 
 _COUNTS = (
     "step", "epoch", "position", "epoch_count", "evaluated_at", "best_step", "treated_at", "mended", "mended_at",
-    "tried_steps", "good_step",
+    "tried_steps", "good_step", "num_skipped", "skipped_told",
 )  # fmt: skip
 
 
@@ -98,6 +98,10 @@ class Standing:
     """The update after which the state lies that would be gone back to."""
     good_loss: float | None = None
     """The loss that it had, where that is known."""
+    num_skipped: int = 0
+    """Updates that were left out because their gradient was not finite."""
+    skipped_told: int = 0
+    """How many of them have been told of."""
 
     def passes(self, per_epoch: int | None) -> float:
         """Passes over the data so far, of so many batches each; fractional inside one."""

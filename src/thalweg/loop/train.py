@@ -87,8 +87,6 @@ class Training:
         self._pause: int | None = None
         self._pending: list[Tensor] = []
         loss = setup.step.loss
-        self._skipped = 0
-        """Updates left out that were told of."""
         self._is_summed = loss is not None and loss.reduction == "sum"
         """Its losses are told per example, as those that are held out are."""
         self._started = self._saved = 0.0
@@ -312,14 +310,19 @@ class Training:
 
     def _tell_skipped(self) -> None:
         """Updates that were left out are told of when there are twice as many as before."""
-        count = self.setup.step.update.num_skipped
-        if count < 2 * self._skipped or not count:
+        self._count_skipped()
+        at = self.at
+        if at.num_skipped < 2 * at.skipped_told or not at.num_skipped:
             return
-        self._skipped = count
-        why = f"The gradient of a batch was not finite: such updates are left out, {count:,} so far."
-        action = Action("skip_batches", self.at.step, {}, {"skipped": count}, True, why)
+        at.skipped_told = at.num_skipped
+        why = f"The gradient of a batch was not finite: such updates are left out, {at.num_skipped:,} so far."
+        action = Action("skip_batches", at.step, {}, {"skipped": at.num_skipped}, True, why)
         self.setup.history.acted(action)
         self.setup.events.event(action)
+
+    def _count_skipped(self) -> None:
+        update = self.setup.step.update
+        self.at.num_skipped, update.num_skipped = self.at.num_skipped + update.num_skipped, 0
 
     def _evaluate(self, of_epoch: bool = False) -> str | None:
         """Measure on held-out data and judge; why to stop, or None."""
@@ -431,6 +434,7 @@ class Training:
         self._read_losses()
         self._saved = time.perf_counter()
         self.at.seconds = self._saved - self._started
+        self._count_skipped()
         return self.setup.saver.save(self.memory.checkpoint(self.at, self.best, measure=last), best)
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -75,7 +75,9 @@ def resume(
         if "plan" in changed and settings.plan != "auto":
             plan = replace(Plan.of(settings.plan), is_settled=True).to_dict()
         repairs = _overruled(record.decided.get("repairs"), changed)
-        kept = {"search": record.decided.get("search"), "repairs": repairs}
+        kept: dict[str, Any] = {"search": record.decided.get("search"), "repairs": repairs}
+        if "tried_steps" in record.decided:
+            kept["tried_steps"] = record.decided["tried_steps"]
         record.decided = {**prepared.chosen.decided, "plan": plan, **kept}
         record.asked |= {word: plain(value) for word, value in changes.items()}  # to be gone on with, once more
         return Course(stack, prepared, settings, record, directory).run(resuming=True)

@@ -43,7 +43,7 @@ class Update:
         self.clip = clip or Clip()
         self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
         self.num_skipped = 0
-        """Updates that were left out."""
+        """Updates that were left out since these were counted last."""
         self._in_a_row = 0
 
     def __call__(self, probe: Probe | None = None) -> None:
