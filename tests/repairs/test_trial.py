@@ -121,10 +121,16 @@ def test_what_has_mended_next_to_nothing_is_tried_only_where_there_is_nothing_el
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = body_of("mlp", optimizer="adam", batch_size=4, epochs=10)
-    dead = [finding("dead_units")]
-    monkeypatch.setattr(prescriptions, "successes", lambda: {"dead_units": {"rule": [0, 14], "-rule": [1, 14]}})
-    assert [made.key for made in prescribe(dead, body, "safe")] == ["rule", "-rule"]
-    assert not {"rule", "-rule"} & {made.key for made in prescribe(dead, body, "full")}
+
+    def tried(**counts: list[int]) -> list[str]:
+        by_name = {name.replace("_", " / "): of for name, of in counts.items()}
+        monkeypatch.setattr(prescriptions, "successes", lambda: {"oscillating_loss": by_name})
+        return [made.key for made in prescribe([finding("oscillating_loss")], body, "safe")]
+
+    assert set(tried(batch=[2, 14], rate_10=[2, 14])) == {"rate / 10", "batch"}
+    assert tried(batch=[1, 14], rate_10=[2, 14]) == ["rate / 10"]
+    assert set(tried(batch=[2, 14], rate_10=[0, 14])) == {"rate / 10", "batch"}  # it is what the finding asks for
+    assert set(tried(batch=[1, 14], rate_10=[0, 14])) == {"rate / 10", "batch"}
 
 
 def test_a_name_stands_for_one_prescription() -> None:

@@ -16,8 +16,10 @@ from thalweg.loop.checkpoint import Checkpoint
 from thalweg.records.history import History
 from thalweg.records.run import RunRecord
 from thalweg.records.settings import Settings
-from thalweg.run import mending
-from thalweg.run.arms import Arms
+from thalweg.repairs import trial
+from thalweg.repairs.prescriptions import Prescription
+from thalweg.run import arms, mending
+from thalweg.run.choices import Chosen
 from thalweg.step.forward import Forward
 
 
@@ -69,6 +71,33 @@ def test_what_goes_back_is_given_back_the_updates_it_loses(data: Data, tmp_path:
     planned, per_epoch = 8 * 29, 29
     assert back["given_back"]["steps"] == back["step"]  # to the weights that it began with
     assert run.steps == planned + per_epoch * round(back["step"] / per_epoch)
+
+
+@pytest.mark.parametrize(("level", "wanted"), [("safe", "back"), ("full", "anew")])
+def test_an_arm_is_as_long_as_the_training_would_be(
+    level: str, wanted: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+    treated, parts_of = arms.Arms.treated, arms.parts_of
+
+    def told(self: arms.Arms, prescription: Prescription) -> trial.Measured:
+        monkeypatch.setattr(arms, "parts_of", lambda *of: planned(prescription, parts_of(*of)))
+        before = self._body.settings, self._body.restarted_at
+        measured = treated(self, prescription)
+        assert (self._body.settings, self._body.restarted_at) == before
+        return measured
+
+    def planned(prescription: Prescription, parts: Chosen) -> Chosen:
+        kind = "anew" if prescription.begins_anew else "back" if prescription.is_from_the_start else "here"
+        seen.append((kind, parts.decided["total_steps"]))
+        return parts
+
+    monkeypatch.setattr(arms.Arms, "treated", told)
+    run = fitted(data, tmp_path, learning_rate=3.0, repair=level)
+    first, per_epoch = 8 * 29, 29
+    assert run.actions[0].step == 20  # in its first epoch, of which it has lost most
+    assert wanted in [kind for kind, _ in seen[:4]]
+    assert all(total == first + per_epoch * (kind != "here") for kind, total in seen[:4])
 
 
 @pytest.mark.parametrize(
@@ -124,15 +153,15 @@ def test_a_trial_in_which_nothing_helps_leaves_no_trace(
 
 def test_an_arm_that_breaks_off_leaves_no_trace(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     off = fitted(data, tmp_path / "off", learning_rate=3.0, repair="off", epochs=2)
-    train, broken = Arms._train, []
+    train, broken = arms.Arms._train, []
 
-    def breaks(self: Arms, parts: Any, updates: int) -> None:
+    def breaks(self: arms.Arms, parts: Any, updates: int) -> None:
         train(self, parts, updates)
         if self._end is not None:  # the control has been trained
             broken.append(parts)
             raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Arms, "_train", breaks)
+    monkeypatch.setattr(arms.Arms, "_train", breaks)
     tried = fitted(data, tmp_path / "safe", learning_rate=3.0, repair="safe", epochs=2)
     assert broken and not any(action.kept for action in tried.actions)
     assert same(weights(off), weights(tried))

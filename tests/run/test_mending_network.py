@@ -107,6 +107,7 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert cut.stopped_because == "interrupted" and any(action.kept for action in cut.actions)
     resumed = thalweg.resume(tmp_path / "cut" / "run", model=make(), data=of, loss="cross_entropy", callbacks=[])
     assert resumed.steps == whole.steps
+    assert resumed.record.decided["tried_steps"] == whole.record.decided["tried_steps"] > 0
     a, b = whole.model.state_dict(), resumed.model.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 

@@ -88,6 +88,7 @@ class Tended:
         self.optimizer = rule(self.model.parameters(), lr=0.1)
         self.told: list[Any] = []
         self.tending = Tending(self.model, [self.optimizer], History(), self.told.append)
+        self.tending.began()
 
     def weights(self) -> Tensor:
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
@@ -126,6 +127,15 @@ def test_a_loop_that_ends_before_its_repair_is_judged_keeps_it() -> None:
     assert torch.equal(loop.weights(), first) and loop.told[0].kept
 
 
+def test_a_repair_that_no_loss_was_reported_of_is_taken_back_while_the_loop_goes_on() -> None:
+    loop = Tended()
+    loop.update()
+    second = loop.weights()
+    loop.found(10, "diverging_loss")
+    loop.tending.reported(10 + tending.UPDATES, None, [], is_asked=False)
+    assert torch.equal(loop.weights(), second) and not loop.told[0].kept
+
+
 @pytest.mark.parametrize("rule", [MOMENTUM, partial(torch.optim.AdamW, weight_decay=0.1)])
 def test_an_update_that_is_left_out_moves_nothing(rule: Any) -> None:
     loop = Tended(rule)
@@ -138,9 +148,10 @@ def test_an_update_that_is_left_out_moves_nothing(rule: Any) -> None:
     assert not torch.equal(loop.weights(), before)
 
 
-def test_it_goes_back_to_weights_that_were_loaded_before_the_first_update() -> None:
+def test_it_goes_back_to_weights_that_were_loaded_before_the_loop() -> None:
     loop = Tended()
     nn.init.constant_(loop.model.weight, 7.0)
+    loop.tending.began()
     loaded = loop.weights()
     loop.update()
     loop.found(10, "diverging_loss")

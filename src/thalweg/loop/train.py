@@ -310,7 +310,7 @@ class Training:
 
     def _tell_skipped(self) -> None:
         """Updates that were left out are told of when there are twice as many as before."""
-        self._count_skipped()
+        self.count_skipped()
         at = self.at
         if at.num_skipped < 2 * at.skipped_told or not at.num_skipped:
             return
@@ -320,7 +320,8 @@ class Training:
         self.setup.history.acted(action)
         self.setup.events.event(action)
 
-    def _count_skipped(self) -> None:
+    def count_skipped(self) -> None:
+        """Take over how many updates were left out since the last count."""
         update = self.setup.step.update
         self.at.num_skipped, update.num_skipped = self.at.num_skipped + update.num_skipped, 0
 
@@ -434,7 +435,7 @@ class Training:
         self._read_losses()
         self._saved = time.perf_counter()
         self.at.seconds = self._saved - self._started
-        self._count_skipped()
+        self.count_skipped()
         return self.setup.saver.save(self.memory.checkpoint(self.at, self.best, measure=last), best)
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -17,6 +17,9 @@ from thalweg.step.data import Data
 from thalweg.step.forward import Forward
 from thalweg.step.losses import Loss
 
+#: What models and data raise where something does not fit them.
+UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+
 Words = Mapping[str, float | str]
 Undo = Callable[[], None]
 

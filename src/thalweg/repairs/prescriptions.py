@@ -15,7 +15,7 @@ from typing import Any
 from thalweg.records.finding import SYMPTOMS, Finding
 from thalweg.repairs import backward, network, update
 from thalweg.repairs.answers import AGAIN, RENEW, SKIP, TABLE, Step
-from thalweg.repairs.change import Body, Words
+from thalweg.repairs.change import UNFIT, Body, Words
 from thalweg.repairs.curvature import FollowCurvature
 from thalweg.repairs.rows import SetRowsAside
 
@@ -32,7 +32,7 @@ LEVELS = ("safe", "full")
 MOST = 4
 #: What has mended such a share, of so many trainings, needs no more proof than that it does no harm.
 NEARLY_ALL, SEVERAL = 0.7, 8
-#: What has mended no more than such a share of several is not right by itself.
+#: What has mended no more than such a share of several is neither right by itself nor tried beside anything else.
 NEARLY_NONE = 0.1
 
 
@@ -203,7 +203,7 @@ def _has_to_do(change: Any, body: Body) -> bool:
     """Whether there is anything for a change to do here; what cannot be looked at is not changed."""
     try:
         return change.words(body) is not None
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+    except UNFIT:
         return False
 
 

@@ -245,7 +245,7 @@ class Perturb:
     def lines(self, words: Words) -> list[str]:
         """In a loop of the user's own."""
         share = float(words["share"])
-        noise = f"{share:g} * p.square().mean().sqrt() * torch.randn_like(p)"  # of zeros: by 1/√fan-in
+        noise = f"{share:g} * p.square().mean().sqrt() * torch.randn_like(p)"
         return [f"with torch.no_grad(): [p.add_({noise}) for p in model.parameters()]"]
 
 

@@ -238,6 +238,7 @@ class Mending:
         """Go on as a training that was mended."""
         old, at, body = self.training, self.training.at, self.body
         before, plan = _words(body), self._record.decided["plan"]
+        old.count_skipped()
         step = old.setup.step
         assert isinstance(step, PlannedStep)
         step.close()

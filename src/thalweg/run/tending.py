@@ -78,17 +78,20 @@ class Tending:
         self._tell = tell
         self.treatment = Treatment()
         self._good: State | None = None
-        """The last state with which nothing was wrong: first that of before the first update."""
+        """The last state with which nothing was wrong: first that of where the loop begins."""
+        self._left_out: State | None = None
         self._tried: Tried | None = None
         self._count: dict[str, int] = {}
         self._rates: list[list[float]] = []
+
+    def began(self) -> None:
+        """The loop begins from here."""
+        self._good = self._state()
 
     # ── around an update ─────────────────────────────────────────────────────────────────────────────────────────
 
     def before_update(self, optimizer: Optimizer) -> None:
         """The rule is about to step: bound its gradients, and have it take the rate that was found."""
-        if self._good is None:
-            self._good = self._state()
         treatment = self.treatment
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if treatment.norm is not None and grads:
@@ -98,15 +101,18 @@ class Tending:
                 nn.utils.get_total_norm(grads),
             )
         if treatment.skips and grads and not math.isfinite(float(nn.utils.get_total_norm(grads))):
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    p.grad = None  # a gradient of zero would still move weights by momentum and decay
+            for grad in grads:
+                grad.zero_()
+            self._left_out = self._state()  # zero still moves weights, by momentum and by decay
         self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * treatment.rate
 
     def after_update(self, optimizer: Optimizer) -> None:
-        """The rule has stepped: the rate is the loop's own again."""
+        """The rule has stepped: the rate is the loop's own again, and an update that is left out is taken back."""
+        if self._left_out is not None:
+            self._put(self._left_out)
+            self._left_out = None
         for o, rates in zip(self._optimizers, self._rates, strict=True):
             if o is optimizer:
                 for group, rate in zip(o.param_groups, rates, strict=True):
@@ -140,7 +146,7 @@ class Tending:
     def ended(self, step: int) -> None:
         """The loop is over: what waits to be judged is judged by what there is."""
         if self._tried is not None:
-            self._judge(step)
+            self._judge(step, is_over=True)
 
     def _prescribed(self, finding: Finding) -> tuple[Treatment, bool] | None:
         """How it would be treated, and whether from the last good state; None where nothing here answers it."""
@@ -169,10 +175,10 @@ class Tending:
         if goes_back and self._good is not None:
             self._put(self._good)
 
-    def _judge(self, step: int) -> None:
+    def _judge(self, step: int, is_over: bool = False) -> None:
         tried = self._tried
         assert tried is not None
-        kept = not tried.after or is_lower(tried.losses, tried.after)
+        kept = is_lower(tried.losses, tried.after) or (is_over and not tried.after)
         after = self.treatment
         if not kept:
             self.treatment = tried.before

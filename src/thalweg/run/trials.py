@@ -11,7 +11,7 @@ from thalweg.loop.train import Training
 from thalweg.records.finding import SYMPTOMS, Finding
 from thalweg.repairs import trial
 from thalweg.repairs.answers import TABLE
-from thalweg.repairs.change import Body
+from thalweg.repairs.change import UNFIT, Body
 from thalweg.repairs.prescriptions import Prescription, hardly_mends, has_mended
 from thalweg.run.arms import Arms
 from thalweg.run.choices import Chosen
@@ -21,8 +21,6 @@ from thalweg.run.telling import Telling
 SURE = 0.8
 #: Prescriptions that are tried for longer, at most.
 LONGER = 2
-#: What models and data raise where something does not fit them.
-UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ class Trials:
 
 def right(findings: list[Finding], tried: list[Prescription]) -> set[str]:
     """Keys of prescriptions that are right by themselves: by what was counted, or for a cause that is surely there,
-    unless they were counted to mend next to nothing with it.
+    unless they were counted to mend next to nothing with it; and what answers all causes together.
     """
     sure = [f.code for f in findings if f.confidence >= SURE and f.severity != "note" and f.code in TABLE]
     causes = [code for code in sure if code not in SYMPTOMS]

@@ -128,6 +128,8 @@ class Watch:
             self._hooks.append(optimizer.register_step_pre_hook(self._about_to_step))
             self._hooks.append(optimizer.register_step_post_hook(self._stepped))
         self._watching.began()
+        if self._tending is not None:
+            self._tending.began()
         self._prepare()
         return self
 
