@@ -401,7 +401,8 @@ def main() -> None:
         references = by_itself(runs)
         margins = {arm: beside(runs, table, arm, options.seeds) for arm in found if arm not in ("off", "full")}
         numbers = {"configurations": len(runs), "of": len(every()), "references": references, "margins": margins}
-        save(FILE, about | numbers | {"arms": found})
+        kept = {arm: {word: of[word] for word in of if word != "failed"} for arm, of in found.items()}  # RUNS has them
+        save(FILE, about | numbers | {"arms": kept})
         write(found, references, margins)
 
 

@@ -28,7 +28,7 @@ FIRST = 10
 STEEP = 100.0
 #: Times its usual size from which on a gradient has burst.
 BURST = 1e3
-#: Quantile of a gradient's norms that bounds it from then on (Seetharaman et al. 2020, AutoClip, section 3).
+#: Quantile of a gradient's norms that bounds it from then on (Seetharaman et al. 2020, AutoClip).
 TYPICAL = 0.1
 
 
